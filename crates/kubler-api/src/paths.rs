@@ -1,0 +1,52 @@
+//! Every path of the server, in one place for both sides.
+
+/// Create and list.
+pub const ENVIRONMENTS: &str = "/v1/environments";
+/// Token exchange.
+pub const TOKEN: &str = "/v1/token";
+/// Health.
+pub const HEALTHZ: &str = "/healthz";
+/// Readiness.
+pub const READYZ: &str = "/readyz";
+/// Metrics.
+pub const METRICS: &str = "/metrics";
+/// The OpenAPI document.
+pub const OPENAPI: &str = "/openapi.json";
+/// Buildkite's webhooks.
+pub const BUILDKITE_WEBHOOK: &str = "/v1/hooks/buildkite";
+/// The latest signed checkpoint.
+pub const CHECKPOINT: &str = "/v1/ledger/checkpoint";
+/// Records.
+pub const LEDGER_RECORDS: &str = "/v1/ledger/records";
+/// In front of every environment's Kubernetes API.
+pub const GATEWAY: &str = "/k8s/";
+
+/// One environment.
+pub fn environment(id: &str) -> String {
+    format!("{ENVIRONMENTS}/{id}")
+}
+
+/// Proof of life.
+pub fn renew(id: &str) -> String {
+    format!("{ENVIRONMENTS}/{id}/renew")
+}
+
+/// The end.
+pub fn release(id: &str) -> String {
+    format!("{ENVIRONMENTS}/{id}/release")
+}
+
+/// What is known of a dead environment.
+pub fn tombstone(id: &str) -> String {
+    format!("/v1/tombstones/{id}")
+}
+
+/// Search by environment, pipeline, build, job or commit.
+pub fn trace(anything: &str) -> String {
+    format!("/v1/trace/{anything}")
+}
+
+/// An environment's Kubernetes API.
+pub fn gateway(id: &str) -> String {
+    format!("{GATEWAY}{id}")
+}

@@ -1,0 +1,2 @@
+//! kubler
+fn main() {}

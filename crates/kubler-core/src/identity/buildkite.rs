@@ -1,0 +1,1 @@
+//! Buildkite's claims as an identity.

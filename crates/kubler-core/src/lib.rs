@@ -1,0 +1,18 @@
+//! The pure core of Kubler: it decides, and never touches the world.
+//!
+//! No runtime, no files, no network, no clock, no randomness: what a decision needs comes in as
+//! an argument, and what should happen comes out as a value. The shell (`kubler-server`) carries it out.
+
+pub mod configuration;
+pub mod environment;
+pub mod identity;
+pub mod ids;
+pub mod invariants;
+pub mod lease;
+pub mod ledger;
+pub mod plan;
+pub mod policy;
+pub mod profile;
+pub mod request;
+pub mod session;
+pub mod text;

@@ -1,0 +1,147 @@
+//! What an operator offers: a profile says what an environment is made of and how long it lives.
+//! Which identity may use which profile is policy.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// Longest lease a profile may ask for, in seconds.
+pub const LEASE_SECONDS_MAX: u64 = 3600;
+/// Lease when a profile does not say, in seconds.
+pub const LEASE_SECONDS_DEFAULT: u64 = 300;
+/// Longest deadline a profile may ask for, in seconds: a day.
+pub const DEADLINE_SECONDS_MAX: u64 = 86_400;
+/// Deadline when a profile does not say, in seconds.
+pub const DEADLINE_SECONDS_DEFAULT: u64 = 7200;
+/// Longest session, in seconds.
+pub const SESSION_SECONDS_MAX: u64 = 600;
+/// Session when a profile does not say, in seconds.
+pub const SESSION_SECONDS_DEFAULT: u64 = 600;
+
+/// What makes and destroys an environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// A control plane of its own, as processes of this server.
+    Local,
+}
+
+impl EngineKind {
+    /// The word in configuration, API and ledger.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+        }
+    }
+}
+
+/// When a stream that is open must end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamEnd {
+    /// With the environment's lease, deadline or release.
+    #[default]
+    Environment,
+    /// Already with the session that opened it.
+    Session,
+}
+
+/// A profile as it stands in the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// What policies and callers call it.
+    pub name: String,
+    /// One line for people who choose.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// What makes it.
+    #[serde(default = "Profile::default_engine")]
+    pub engine: EngineKind,
+    /// Kubernetes version, a key of the configuration's `kubernetes`.
+    pub kubernetes: String,
+    /// For callers nobody vouches for: no secrets, tight limits. Policies look at it.
+    #[serde(default)]
+    pub restricted: bool,
+    /// How long an environment lives after its job last proved to be alive, in seconds.
+    #[serde(default = "Profile::default_lease_seconds")]
+    pub lease_seconds: u64,
+    /// How long it lives at most, in seconds. Nothing extends it.
+    #[serde(default = "Profile::default_deadline_seconds")]
+    pub deadline_seconds: u64,
+    /// How long one session lives at most, in seconds.
+    #[serde(default = "Profile::default_session_seconds")]
+    pub session_seconds: u64,
+    /// When open streams end.
+    #[serde(default)]
+    pub streams_end_with: StreamEnd,
+    /// How many environments of this profile may live at once; absent: only the server's limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environments_max: Option<u32>,
+    /// Bound on the bytes of one request body sent through the gateway.
+    #[serde(default = "Profile::default_request_bytes_max")]
+    pub request_bytes_max: u64,
+    /// Manifest files (YAML, one or more documents each) applied before the environment is Ready,
+    /// relative to the configuration's folder.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub manifests: Vec<String>,
+    /// Hosts (`name:port`) that the environment's API server may reach, for webhooks and aggregated APIs.
+    /// Loopback, link-local and the server's own addresses are never reachable.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<String>,
+}
+
+impl Profile {
+    const fn default_engine() -> EngineKind {
+        EngineKind::Local
+    }
+    const fn default_lease_seconds() -> u64 {
+        LEASE_SECONDS_DEFAULT
+    }
+    const fn default_deadline_seconds() -> u64 {
+        DEADLINE_SECONDS_DEFAULT
+    }
+    const fn default_session_seconds() -> u64 {
+        SESSION_SECONDS_DEFAULT
+    }
+    const fn default_request_bytes_max() -> u64 {
+        3 * 1024 * 1024
+    }
+
+    /// The lease.
+    pub const fn lease(&self) -> Duration {
+        Duration::from_secs(self.lease_seconds)
+    }
+
+    /// The deadline, counted from the environment's creation.
+    pub const fn deadline(&self) -> Duration {
+        Duration::from_secs(self.deadline_seconds)
+    }
+
+    /// The life of one session.
+    pub const fn session(&self) -> Duration {
+        Duration::from_secs(self.session_seconds)
+    }
+}
+
+/// A profile with everything that its names stand for: what an environment is really made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedProfile {
+    /// The profile.
+    pub profile: Profile,
+    /// The exact version, such as `v1.34.4`.
+    pub kubernetes_version: String,
+    /// The text of each manifest file, by the name the profile gives it.
+    pub manifests: BTreeMap<String, String>,
+}
+
+impl ResolvedProfile {
+    /// SHA-256 over the canonical JSON of all of it, in hex. Same digest, same environment.
+    pub fn digest(&self) -> String {
+        let canonical = serde_json::to_vec(self).unwrap_or_default();
+        hex::encode(Sha256::digest(canonical))
+    }
+}

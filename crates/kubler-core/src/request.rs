@@ -1,0 +1,1 @@
+//! What a request to a Kubernetes API asks for, read from its path, query and headers. Pure.

@@ -1,0 +1,2 @@
+//! kubler-server
+fn main() {}
