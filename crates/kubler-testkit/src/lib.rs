@@ -11,4 +11,6 @@
     reason = "a fixture that breaks must stop its test, and a stand-in of the world reads the real clock"
 )]
 
+pub mod agent;
 pub mod buildkite;
+pub mod leaks;

@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod agent;
 mod forge;
 mod issuer;
 mod strictness;

@@ -18,6 +18,7 @@ mod oidc;
 mod record;
 mod refusal;
 mod shared;
+mod webhook;
 mod world;
 
 use std::net::TcpListener;
@@ -36,6 +37,7 @@ pub use record::{
     Timeline,
 };
 pub use refusal::Refusal;
+pub use webhook::{Delivery, Webhook, WebhookEvent};
 
 use issuer::IssuerTls;
 use keys::{KeyRing, SigningKey};
@@ -187,6 +189,17 @@ impl Buildkite {
                 .unwrap_or_else(|| panic!("no organization `{slug}`"))
                 .clone()
         })
+    }
+
+    /// The organization that was declared first.
+    pub fn first_organization(&self) -> Organization {
+        self.shared.look(|world| world.organizations[0].clone())
+    }
+
+    /// The webhook that the service would send now for this job, or for its agent or build; to be signed and sent.
+    pub fn webhook(&self, event: WebhookEvent, job: &Job) -> Webhook {
+        self.shared
+            .look(|world| Webhook::new(world, event, job.id()))
     }
 
     /// A pipeline by `PIPELINE` (of the first organization) or `ORGANIZATION/PIPELINE`.
