@@ -312,13 +312,20 @@ impl RealAgent {
 
     /// SIGKILL to the agent and to everything that came from it; none of them has time for anything.
     pub fn kill_with_children(&mut self) {
+        let left = self.end_everything();
+        assert!(left.is_empty(), "processes outlive SIGKILL: {left:#?}");
+    }
+
+    /// Gives back what could not be ended.
+    fn end_everything(&mut self) -> Vec<Process> {
         // The agent is stopped first, so that it reports nothing; it dies last, because stopped
         // processes of an orphaned group would be woken by SIGHUP and SIGCONT.
         self.process.signal(Signal::STOP);
+        let agent = self.process.pid;
         let children = || {
             self.processes()
                 .into_iter()
-                .filter(|process| process.pid != self.process.pid)
+                .filter(move |process| process.pid != agent)
         };
         for child in children() {
             child.signal(Signal::STOP);
@@ -328,8 +335,7 @@ impl RealAgent {
         }
         self.process.signal(Signal::KILL);
         let _ = self.child.wait();
-        let left = self.mark.kill_processes(KILL_BOUND);
-        assert!(left.is_empty(), "processes outlive SIGKILL: {left:#?}");
+        self.mark.kill_processes(KILL_BOUND)
     }
 }
 
@@ -343,9 +349,7 @@ pub struct StillRunning {
 
 impl Drop for RealAgent {
     fn drop(&mut self) {
-        self.process.signal(Signal::KILL);
-        let _ = self.child.wait();
-        let left = self.mark.kill_processes(KILL_BOUND);
+        let left = self.end_everything();
         if !std::thread::panicking() {
             assert!(left.is_empty(), "processes outlive their agent: {left:#?}");
         }

@@ -21,6 +21,7 @@ mod shared;
 mod webhook;
 mod world;
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ use shared::Shared;
 use world::{Settings, World};
 
 /// The real service: three minutes without a heartbeat, then marked within the next sixty seconds.
-pub const HEARTBEAT_TIMEOUT_REAL: Duration = Duration::from_secs(240);
+pub const HEARTBEAT_TIMEOUT_REAL: Duration = Duration::from_mins(4);
 
 /// What to start; see [`Buildkite::builder`].
 #[must_use]
@@ -134,11 +135,11 @@ impl Buildkite {
         let shared = Shared::new(World {
             settings: builder.settings,
             organizations: builder.organizations,
-            builds: Default::default(),
-            jobs: Default::default(),
-            agents: Default::default(),
+            builds: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            agents: BTreeMap::new(),
             keys: KeyRing::new(),
-            faults: Default::default(),
+            faults: faults::Faults::default(),
             issuer_url: issuer_url.clone(),
             agent_endpoint: agent_endpoint.clone(),
             jwks_requests: 0,

@@ -191,7 +191,8 @@ pub fn listening_sockets(processes: &[Process]) -> Vec<String> {
         .iter()
         .filter_map(|process| fs::read_dir(format!("/proc/{}/fd", process.pid)).ok());
     let links = folders
-        .flat_map(|folder| folder.flatten())
+        .flatten()
+        .flatten()
         .filter_map(|entry| fs::read_link(entry.path()).ok());
     let sockets = links.filter_map(|link| {
         let inode = link
@@ -246,11 +247,11 @@ fn all_listening_sockets() -> BTreeMap<u64, String> {
 
 /// Something that should be gone is not.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{what} left after {bound:?}: {left:#?}")]
+#[error("{what} left after {bound:?}: {found:#?}")]
 pub struct Left {
     what: String,
     bound: Duration,
-    left: Vec<String>,
+    found: Vec<String>,
 }
 
 /// Waits until `look` finds nothing.
@@ -269,11 +270,11 @@ pub async fn wait_until_none<T: Debug>(
             return Ok(());
         }
         if Instant::now() > deadline {
-            let left = left.iter().map(|one| format!("{one:?}")).collect();
+            let found = left.iter().map(|one| format!("{one:?}")).collect();
             return Err(Left {
                 what: what.into(),
                 bound,
-                left,
+                found,
             });
         }
         tokio::time::sleep(LOOK_INTERVAL).await;

@@ -8,6 +8,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::disallowed_methods,
+    clippy::missing_panics_doc,
     reason = "a fixture that breaks must stop its test, and a stand-in of the world reads the real clock"
 )]
 

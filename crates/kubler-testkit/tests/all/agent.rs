@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::issuer::part;
 
-const BOUND: Duration = Duration::from_secs(60);
+const BOUND: Duration = Duration::from_mins(1);
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(4);
 const AUDIENCE: &str = "https://kubler.test";
 

@@ -10,4 +10,7 @@
 mod agent;
 mod forge;
 mod issuer;
+mod leaks;
+mod routes;
 mod strictness;
+mod webhooks;
