@@ -1,0 +1,12 @@
+//! The stand-in is as strict as the service, and the real agent takes it for one.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "tests"
+)]
+
+mod forge;
+mod issuer;
+mod strictness;
