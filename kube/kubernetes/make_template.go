@@ -24,6 +24,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc/grpclog"
 )
 
 const (
@@ -48,6 +49,8 @@ func makeTemplate(arguments []string) error {
 	if *binary == "" || *out == "" {
 		return errors.New("flags --etcd-binary and --out are required")
 	}
+	// What etcd's client says while etcd is still starting is of no interest.
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 	ctx, cancel := context.WithTimeout(context.Background(), templateTimeout)
 	defer cancel()
 	ctx, stop := signalContext(ctx)

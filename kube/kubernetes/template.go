@@ -104,16 +104,33 @@ func newEntry(key string, value []byte) (entry, error) {
 		return entry{}, fmt.Errorf("`%s`: UID `%s` is not there exactly once", key, uid)
 	}
 	made.uid = bytes.Index(value, uid)
+	if !made.sound() {
+		return entry{}, fmt.Errorf("`%s`: metadata in an unexpected place", key)
+	}
 	return made, nil
+}
+
+// timeLength is how many bytes of the value hold the creation time.
+func (e entry) timeLength() int {
+	if bytes.HasPrefix(e.value, protobufPrefix) {
+		return secondsBytes
+	}
+	return timeBytes
+}
+
+// sound says whether both offsets lie inside the value.
+func (e entry) sound() bool {
+	return strings.HasPrefix(e.key, "/") && e.uid > 0 && e.uid <= len(e.value)-uidBytes &&
+		e.created > 0 && e.created <= len(e.value)-e.timeLength()
 }
 
 // renewed is the value for a new environment.
 func (e entry) renewed(uid string, now time.Time) ([]byte, error) {
-	created, length := []byte(now.UTC().Format(time.RFC3339)), timeBytes
-	if bytes.HasPrefix(e.value, protobufPrefix) {
-		created, length = binary.AppendUvarint(nil, uint64(now.Unix())), secondsBytes
+	created := []byte(now.UTC().Format(time.RFC3339))
+	if e.timeLength() == secondsBytes {
+		created = binary.AppendUvarint(nil, uint64(now.Unix()))
 	}
-	if len(uid) != uidBytes || len(created) != length {
+	if len(uid) != uidBytes || len(created) != e.timeLength() {
 		return nil, errors.New("a UID or a time of unexpected length")
 	}
 	value := bytes.Clone(e.value)
@@ -161,11 +178,14 @@ func decodeTemplate(text []byte) ([]entry, error) {
 		if err != nil {
 			return nil, err
 		}
-		size := uint64(len(value))
-		if !bytes.HasPrefix(key, []byte("/")) || uid >= size || uid+uidBytes > size || created >= size || created+uint64(timeBytes) > size {
+		if uid > uint64(len(value)) || created > uint64(len(value)) {
 			return nil, errors.New("damaged template")
 		}
-		entries = append(entries, entry{key: string(key), value: value, uid: int(uid), created: int(created)})
+		read := entry{key: string(key), value: value, uid: int(uid), created: int(created)}
+		if !read.sound() {
+			return nil, errors.New("damaged template")
+		}
+		entries = append(entries, read)
 	}
 	return entries, nil
 }
