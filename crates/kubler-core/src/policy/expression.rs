@@ -176,7 +176,7 @@ pub(super) fn sentence(clause: &Clause) -> String {
         Clause::When(expression) => expression.to_string(),
         Clause::Unless(expression) => match expression.as_ref() {
             Expr::UnaryOp { op: UnaryOp::Not, expr } => expr.to_string(),
-            other => format!("not {other}"),
+            other => format!("not ({other})"),
         },
     }
 }

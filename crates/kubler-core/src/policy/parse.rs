@@ -256,6 +256,10 @@ impl Reading {
             self.fault(file, line, format!("there are more than {POLICIES_MAX} policies"), "join those that differ only in ids: `[…].contains(…)`");
             return;
         }
+        if let Some(excess) = statements::excess(text) {
+            self.fault(file, line, excess, "split it into several policies; a set of ids may be as long as it must");
+            return;
+        }
         let parsed = cedar::Policy::parse(None, text)
             .map_err(|errors| self.syntax(file, statement, &errors))
             .and_then(|policy| {
@@ -322,11 +326,19 @@ impl Reading {
             Err(error) => return self.faults.push(broken(&error.to_string())),
         };
         let result = cedar::Validator::new(schema).validate(&set, cedar::ValidationMode::Strict);
+        let mut faulty = BTreeSet::new();
         for error in result.validation_errors() {
-            self.invalid(error.policy_id(), error);
+            // Follows from an unknown action or type, which is told by itself.
+            let follows = matches!(error, cedar::ValidationError::InvalidActionApplication(_));
+            if !(follows && faulty.contains(error.policy_id())) {
+                self.invalid(error.policy_id(), error);
+            }
+            faulty.insert(error.policy_id());
         }
         for warning in result.validation_warnings() {
-            self.invalid(warning.policy_id(), warning);
+            if !faulty.contains(warning.policy_id()) {
+                self.invalid(warning.policy_id(), warning);
+            }
         }
     }
 
