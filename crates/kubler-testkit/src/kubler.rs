@@ -395,6 +395,19 @@ impl Server {
         answer(self.operator.request(method, format!("{}{path}", self.url))).await
     }
 
+    /// The same with a JSON body.
+    ///
+    /// # Panics
+    /// When no answer comes.
+    pub async fn operator_with(&self, method: Method, path: &str, body: &Value) -> Answer {
+        answer(
+            self.operator
+                .request(method, format!("{}{path}", self.url))
+                .json(body),
+        )
+        .await
+    }
+
     /// A client that trusts the server's CA, for requests of another kind.
     pub const fn client(&self) -> &reqwest::Client {
         &self.client
