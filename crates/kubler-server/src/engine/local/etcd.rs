@@ -2,7 +2,9 @@
 //! dies. Speaks TLS on a loopback port, to holders of our certificates only, and each of them reaches its own
 //! prefix only.
 
+mod client;
 pub(super) mod keyspace;
+mod wire;
 
 use std::io;
 use std::net::TcpListener;
@@ -11,7 +13,6 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions, UserAddOptions};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -21,6 +22,8 @@ use zeroize::Zeroizing;
 use super::certificates::{Authority, Pair, Validity};
 use super::folder::{make_private, replace_private, write_private};
 use super::process::{Mark, Process, ProcessRecord};
+use self::client::Client;
+pub(super) use self::client::EtcdError;
 use crate::engine::{EngineError, ErrorClass};
 
 /// How long a start may take, in seconds.
@@ -33,8 +36,6 @@ const PORT_TRIES_MAX: u32 = 5;
 const RESTART_MILLISECONDS_MIN: u64 = 100;
 /// Longest such wait, in milliseconds.
 const RESTART_MILLISECONDS_MAX: u64 = 5000;
-/// How long one request may take, in seconds.
-const REQUEST_SECONDS_MAX: u64 = 5;
 /// How long the certificates of etcd itself are valid, in days. They live in the data folder, where everything
 /// that could renew them lives as well.
 const CERTIFICATE_DAYS: u64 = 3650;
@@ -95,7 +96,7 @@ impl Etcd {
         let adopted = known.and_then(|record| Some((record.port, Process::find(record.process, &mark)?)));
         let (port, process, client) = match adopted {
             Some((port, process)) => {
-                let client = connect(&folder, port).await?;
+                let client = root(&folder, port)?;
                 wait_until_served(&client, &process, &folder).await?;
                 (port, process, client)
             }
@@ -179,7 +180,7 @@ async fn start_anew(
         // The environments that still live have the port of before written into them.
         let port = choose_port(known.filter(|_| tries == 1)).map_err(wrong)?;
         let process = launch(program, folder, mark, port).map_err(wrong)?;
-        let client = connect(folder, port).await?;
+        let client = root(folder, port)?;
         match wait_until_served(&client, &process, folder).await {
             Ok(()) => return Ok((port, process, client)),
             // Somebody else may have taken the port in between.
@@ -245,24 +246,20 @@ fn launch(program: &Path, folder: &Path, mark: &Mark, port: u16) -> io::Result<P
     Ok(process)
 }
 
-async fn connect(folder: &Path, port: u16) -> Result<Client, EngineError> {
-    let read = |name: &str| std::fs::read_to_string(folder.join(name)).map_err(|error| failed(&error.to_string(), folder));
-    let tls = TlsOptions::new()
-        .ca_certificate(Certificate::from_pem(read("ca.crt")?))
-        .identity(Identity::from_pem(read("root.crt")?, Zeroizing::new(read("root.key")?).as_bytes()));
-    let options = ConnectOptions::new()
-        .with_tls(tls)
-        .with_connect_timeout(Duration::from_secs(1))
-        .with_timeout(Duration::from_secs(REQUEST_SECONDS_MAX));
-    Client::connect([format!("https://127.0.0.1:{port}")], Some(options))
-        .await
-        .map_err(|error| failed(&error.to_string(), folder))
+/// The client of the user that may do everything.
+fn root(folder: &Path, port: u16) -> Result<Client, EngineError> {
+    let read = || {
+        let text = |name: &str| std::fs::read_to_string(folder.join(name));
+        let user = Pair { certificate: text("root.crt")?, key: Zeroizing::new(text("root.key")?) };
+        Client::new(port, &text("ca.crt")?, &user)
+    };
+    read().map_err(|error: io::Error| failed(&error.to_string(), folder))
 }
 
 async fn wait_until_served(client: &Client, process: &Process, folder: &Path) -> Result<(), EngineError> {
     let served = async {
         // A revision is known as soon as the only member leads itself.
-        while client.kv_client().get("kubler", None).await.is_err() {
+        while keyspace::ask(client).await.is_err() {
             tokio::time::sleep(Duration::from_millis(START_POLL_MILLISECONDS)).await;
         }
     };
@@ -276,11 +273,11 @@ async fn wait_until_served(client: &Client, process: &Process, folder: &Path) ->
 }
 
 /// From here on a certificate reaches what its user's role names, and nothing else.
-async fn enable_users(client: &Client) -> Result<(), etcd_client::Error> {
-    let mut users = client.auth_client();
-    keyspace::unless(users.user_add(ROOT, "", Some(UserAddOptions::new().with_no_pwd())).await, keyspace::USER_EXISTS)?;
-    users.user_grant_role(ROOT, ROOT).await?;
-    users.auth_enable().await?;
+async fn enable_users(client: &Client) -> Result<(), EtcdError> {
+    keyspace::add_user(client, ROOT).await?;
+    let root = ROOT.to_owned();
+    client.call(&wire::UserGrantRole { user: root.clone(), role: root }).await?;
+    client.call(&wire::AuthEnable {}).await?;
     Ok(())
 }
 
