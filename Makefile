@@ -29,6 +29,7 @@ test: programs ## Run all tests (about 5 minutes once built).
 
 .PHONY: programs
 programs: kube
+	@scripts/need protoc:protobuf-compiler
 	@echo "build: kubler-server, kubler and the demo (first time about 10 minutes on 2 cores, then seconds)"
 	@$(CARGO) build $(WORKSPACE) --bins --tests
 

@@ -51,11 +51,20 @@ impl Programs {
                 let folders = test.ancestors().skip(1).take(2);
                 let found = folders.filter(|folder| folder.join("kubler-server").is_file());
                 let nearest = found.last().map(Path::to_owned);
-                nearest.unwrap_or_else(|| panic!("kubler-server is not beside `{}`: run `cargo build --workspace --bins`", test.display()))
+                nearest.unwrap_or_else(|| {
+                    panic!(
+                        "kubler-server is not beside `{}`: run `cargo build --workspace --bins`",
+                        test.display()
+                    )
+                })
             },
             PathBuf::from,
         );
-        assert!(folder.join("kubler").is_file(), "`kubler` is not in `{}`: run `cargo build --workspace --bins`", folder.display());
+        assert!(
+            folder.join("kubler").is_file(),
+            "`kubler` is not in `{}`: run `cargo build --workspace --bins`",
+            folder.display()
+        );
         Self { folder }
     }
 
@@ -86,24 +95,50 @@ pub struct ServerDraft {
 
 impl ServerDraft {
     fn new(buildkite: &Buildkite) -> Self {
-        let folder = tempfile::Builder::new().prefix("ks").rand_bytes(8).tempdir_in("/tmp").expect("a folder");
+        let folder = tempfile::Builder::new()
+            .prefix("ks")
+            .rand_bytes(8)
+            .tempdir_in("/tmp")
+            .expect("a folder");
         let programs = Programs::find();
         // Free at this moment, and chosen by the kernel from a range where the next choice is another one.
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .expect("a free port")
+            .port();
         let issuer_ca = folder.path().join("issuer-ca.pem");
         fs::write(&issuer_ca, buildkite.ca_pem()).expect("the issuer's CA");
         let organization = buildkite.first_organization();
         let output = Command::new(programs.server())
             .arg("init")
             .arg(folder.path().join("k"))
-            .args(["--organization-id", &organization.id.to_string(), "--organization", &organization.slug])
-            .args(["--url", &format!("https://127.0.0.1:{port}"), "--listen", &format!("127.0.0.1:{port}")])
+            .args([
+                "--organization-id",
+                &organization.id.to_string(),
+                "--organization",
+                &organization.slug,
+            ])
+            .args([
+                "--url",
+                &format!("https://127.0.0.1:{port}"),
+                "--listen",
+                &format!("127.0.0.1:{port}"),
+            ])
             .args(["--issuer", &buildkite.issuer_url(), "--issuer-ca"])
             .arg(issuer_ca)
             .output()
             .expect("kubler-server init");
-        assert!(output.status.success(), "init: {}", String::from_utf8_lossy(&output.stderr));
-        Self { folder, programs, port, edits: Vec::new() }
+        assert!(
+            output.status.success(),
+            "init: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Self {
+            folder,
+            programs,
+            port,
+            edits: Vec::new(),
+        }
     }
 
     /// Changes a text of the configuration that `init` wrote.
@@ -125,7 +160,10 @@ impl ServerDraft {
 
     /// Adds a top-level section, such as `limits: {...}`.
     pub fn section(self, yaml: &str) -> Self {
-        self.edit("policies: policies\n", &format!("policies: policies\n{yaml}\n"))
+        self.edit(
+            "policies: policies\n",
+            &format!("policies: policies\n{yaml}\n"),
+        )
     }
 
     /// Writes another file into the configuration's folder.
@@ -152,7 +190,11 @@ impl ServerDraft {
                 .use_rustls_tls()
                 .tls_certs_only([reqwest::Certificate::from_pem(&ca).expect("a CA")])
                 .pool_max_idle_per_host(0);
-            identity.into_iter().fold(builder, reqwest::ClientBuilder::identity).build().expect("a client")
+            identity
+                .into_iter()
+                .fold(builder, reqwest::ClientBuilder::identity)
+                .build()
+                .expect("a client")
         };
         let tls = self.folder.path().join("k/tls");
         let mut operator = fs::read(tls.join("operator.pem")).expect("the operator");
@@ -160,7 +202,9 @@ impl ServerDraft {
         let mut server = Server {
             url: format!("https://127.0.0.1:{}", self.port),
             client: client(None),
-            operator: client(Some(reqwest::Identity::from_pem(&operator).expect("an identity"))),
+            operator: client(Some(
+                reqwest::Identity::from_pem(&operator).expect("an identity"),
+            )),
             programs: self.programs,
             folder: self.folder,
             child: None,
@@ -230,7 +274,14 @@ impl Server {
     }
 
     fn mark(&self) -> Mark {
-        Mark::of(&self.folder.path().file_name().expect("a name").to_string_lossy())
+        Mark::of(
+            &self
+                .folder
+                .path()
+                .file_name()
+                .expect("a name")
+                .to_string_lossy(),
+        )
     }
 
     /// What it logged.
@@ -244,7 +295,11 @@ impl Server {
     /// With its log, when it does not answer.
     pub async fn restart(&mut self) {
         self.stop().await;
-        let log = File::options().create(true).append(true).open(self.folder.path().join("server.log")).expect("a log");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("server.log"))
+            .expect("a log");
         let child = Command::new(self.programs.server())
             .args(["serve", "--config"])
             .arg(self.folder().join("kubler.yaml"))
@@ -257,14 +312,25 @@ impl Server {
         self.child = Some(child);
         let deadline = Instant::now() + START_BOUND;
         while !self.answers().await {
-            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
-            assert!(ended.is_none() && Instant::now() < deadline, "the server does not answer: {}", self.log());
+            let ended = self
+                .child
+                .as_mut()
+                .and_then(|child| child.try_wait().ok().flatten());
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "the server does not answer: {}",
+                self.log()
+            );
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
     }
 
     async fn answers(&self) -> bool {
-        self.client.get(format!("{}/healthz", self.url)).send().await.is_ok_and(|answer| answer.status().is_success())
+        self.client
+            .get(format!("{}/healthz", self.url))
+            .send()
+            .await
+            .is_ok_and(|answer| answer.status().is_success())
     }
 
     /// SIGTERM, and waits for its end. Environments stay alive.
@@ -278,13 +344,19 @@ impl Server {
     }
 
     async fn end(&mut self, signal: Signal) {
-        let Some(mut child) = self.child.take() else { return };
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
         if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, signal);
         }
         let deadline = Instant::now() + STOP_BOUND;
         while child.try_wait().expect("our child").is_none() {
-            assert!(Instant::now() < deadline, "the server does not stop: {}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "the server does not stop: {}",
+                self.log()
+            );
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
     }
@@ -298,7 +370,13 @@ impl Server {
     ///
     /// # Panics
     /// When no answer comes.
-    pub async fn request(&self, method: Method, path: &str, token: Option<&str>, body: Option<&Value>) -> Answer {
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&str>,
+        body: Option<&Value>,
+    ) -> Answer {
         let mut request = self.client.request(method, format!("{}{path}", self.url));
         if let Some(token) = token {
             request = request.bearer_auth(token);
@@ -327,7 +405,8 @@ impl Server {
     /// # Panics
     /// When the stand-in refuses, for example since the job has ended.
     pub fn token(&self, job: &Job) -> String {
-        job.oidc_token(&OidcRequest::for_kubler(&self.url)).unwrap_or_else(|refusal| panic!("no token: {refusal:?}"))
+        job.oidc_token(&OidcRequest::for_kubler(&self.url))
+            .unwrap_or_else(|refusal| panic!("no token: {refusal:?}"))
     }
 
     /// Asks for an environment of profile `ci-small` and waits until it is usable.
@@ -336,8 +415,19 @@ impl Server {
     /// When it is refused or does not become usable.
     pub async fn create(&self, job: &Job, name: &str) -> Value {
         let body = json!({ "profile": "ci-small", "name": name, "wait_seconds": 60 });
-        let made = self.request(Method::POST, "/v1/environments", Some(&self.token(job)), Some(&body)).await;
-        assert!(made.status == 200 && made.body["phase"] == "ready", "no environment: {made:?}\n{}", self.log());
+        let made = self
+            .request(
+                Method::POST,
+                "/v1/environments",
+                Some(&self.token(job)),
+                Some(&body),
+            )
+            .await;
+        assert!(
+            made.status == 200 && made.body["phase"] == "ready",
+            "no environment: {made:?}\n{}",
+            self.log()
+        );
         made.body
     }
 
@@ -348,7 +438,10 @@ impl Server {
     pub async fn session(&self, job: &Job, id: &str) -> String {
         let issued = self.exchange(&self.token(job), id).await;
         assert_eq!(issued.status, 200, "no session: {issued:?}");
-        issued.body["access_token"].as_str().expect("a token").to_owned()
+        issued.body["access_token"]
+            .as_str()
+            .expect("a token")
+            .to_owned()
     }
 
     /// `POST /v1/token` with this identity token.
@@ -357,12 +450,20 @@ impl Server {
     /// When no answer comes.
     pub async fn exchange(&self, token: &str, id: &str) -> Answer {
         let form = [
-            ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+            (
+                "grant_type",
+                "urn:ietf:params:oauth:grant-type:token-exchange",
+            ),
             ("subject_token", token),
             ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
             ("resource", id),
         ];
-        answer(self.client.post(format!("{}/v1/token", self.url)).form(&form)).await
+        answer(
+            self.client
+                .post(format!("{}/v1/token", self.url))
+                .form(&form),
+        )
+        .await
     }
 
     /// The environment as an operator sees it.
@@ -370,7 +471,9 @@ impl Server {
     /// # Panics
     /// When there is none.
     pub async fn environment(&self, id: &str) -> Value {
-        let read = self.operator(Method::GET, &format!("/v1/environments/{id}")).await;
+        let read = self
+            .operator(Method::GET, &format!("/v1/environments/{id}"))
+            .await;
         assert_eq!(read.status, 200, "{read:?}");
         read.body
     }
@@ -379,14 +482,23 @@ impl Server {
     ///
     /// # Panics
     /// With the environment and the log, when it does not within `bound`.
-    pub async fn wait_for(&self, id: &str, bound: Duration, condition: impl Fn(&Value) -> bool) -> Value {
+    pub async fn wait_for(
+        &self,
+        id: &str,
+        bound: Duration,
+        condition: impl Fn(&Value) -> bool,
+    ) -> Value {
         let deadline = Instant::now() + bound;
         loop {
             let environment = self.environment(id).await;
             if condition(&environment) {
                 return environment;
             }
-            assert!(Instant::now() < deadline, "still {environment:#}\n{}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "still {environment:#}\n{}",
+                self.log()
+            );
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
     }
@@ -414,7 +526,10 @@ impl Server {
 
     /// Processes of environments, control planes only.
     pub fn control_planes(&self) -> Vec<Process> {
-        self.processes().into_iter().filter(|process| process.command.contains("kubler-control-plane")).collect()
+        self.processes()
+            .into_iter()
+            .filter(|process| process.command.contains("kubler-control-plane"))
+            .collect()
     }
 
     /// Waits until no environment's process is left.
@@ -443,12 +558,19 @@ async fn answer(request: reqwest::RequestBuilder) -> Answer {
     let response = request.send().await.expect("an answer");
     let status = response.status();
     let text = response.text().await.expect("a body");
-    Answer { status, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
+    Answer {
+        status,
+        body: serde_json::from_str(&text).unwrap_or(Value::String(text)),
+    }
 }
 
 /// A kubectl of the pinned version, with a home of its own.
 pub fn kubectl(kubeconfig: &Path, home: &Path) -> Command {
     let mut command = Command::new(kube_folder().join("kubectl"));
-    command.arg("--kubeconfig").arg(kubeconfig).env("HOME", home).env_remove("KUBECONFIG");
+    command
+        .arg("--kubeconfig")
+        .arg(kubeconfig)
+        .env("HOME", home)
+        .env_remove("KUBECONFIG");
     command
 }
