@@ -3,7 +3,7 @@
 
 mod call;
 mod error;
-mod webhook;
+pub mod webhook;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

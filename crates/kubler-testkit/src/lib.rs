@@ -8,7 +8,11 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::disallowed_methods,
+    clippy::missing_panics_doc,
     reason = "a fixture that breaks must stop its test, and a stand-in of the world reads the real clock"
 )]
 
+pub mod agent;
 pub mod buildkite;
+pub mod kubler;
+pub mod leaks;

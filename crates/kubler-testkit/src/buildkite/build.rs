@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::forge::TokenDraft;
 use super::oidc::{self, OidcRequest};
 use super::record::{
-    AgentRecord, Annotation, BuildRecord, Heart, JobRecord, JobState, Mint, Timeline,
+    AgentRecord, Annotation, BuildRecord, Heart, JobRecord, JobState, Mint, Organization, Timeline,
 };
 use super::refusal::Refusal;
 use super::shared::Shared;
@@ -162,6 +162,14 @@ impl JobDraft {
         self
     }
 
+    /// Checks a repository out, at this commit; without this call there is no checkout.
+    pub fn checkout(self, url: &str, commit: &str) -> Self {
+        let draft = self
+            .env("BUILDKITE_REPO", url)
+            .env("BUILDKITE_COMMIT", commit);
+        draft.env("BUILDKITE_SKIP_CHECKOUT", "false")
+    }
+
     /// A plugin by its reference, for example `file:///folder/kubler-buildkite-plugin#v1.0.0`.
     pub fn plugin(mut self, reference: &str, configuration: Value) -> Self {
         self.plugins.push(Value::Object(Map::from_iter([(
@@ -264,6 +272,12 @@ impl Job {
     /// Its build.
     pub fn build(&self) -> &Build {
         &self.build
+    }
+
+    /// Its organization.
+    pub fn organization(&self) -> Organization {
+        self.shared
+            .look(|world| world.context(self.id).organization.clone())
     }
 
     /// Everything known of it now.

@@ -81,7 +81,7 @@ impl fmt::Debug for TokenDraft {
             .debug_struct("TokenDraft")
             .field("header", &self.header)
             .field("claims", &self.claims)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

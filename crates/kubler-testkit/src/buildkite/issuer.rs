@@ -26,6 +26,9 @@ use super::shared::Shared;
 /// Longest time for which a held answer is held.
 const HOLD_MAX: Duration = Duration::from_mins(10);
 
+/// Longest life of a connection.
+const CONNECTION_MAX: Duration = Duration::from_hours(24);
+
 /// The issuer's certificate, and the authority that signed it.
 pub(crate) struct IssuerTls {
     pub(crate) ca_pem: String,
@@ -63,6 +66,10 @@ impl IssuerTls {
             config: Arc::new(config),
         }
     }
+
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
 }
 
 /// Serves both documents until the runtime ends.
@@ -84,7 +91,27 @@ pub(crate) async fn serve(
         if shared.look(|world| world.faults.issuer == IssuerFault::Down) {
             continue;
         }
-        tokio::spawn(serve_connection(stream, acceptor.clone(), router.clone()));
+        tokio::spawn(serve_until_down(
+            stream,
+            acceptor.clone(),
+            router.clone(),
+            shared.clone(),
+        ));
+    }
+}
+
+/// Ends open connections too when the issuer is told to be down: clients keep them for long.
+async fn serve_until_down(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+    shared: Shared,
+) {
+    let is_down =
+        |world: &super::world::World| (world.faults.issuer == IssuerFault::Down).then_some(());
+    tokio::select! {
+        () = serve_connection(stream, acceptor, router) => {}
+        _ = shared.wait(CONNECTION_MAX, is_down) => {}
     }
 }
 
@@ -97,12 +124,6 @@ async fn serve_connection(stream: TcpStream, acceptor: TlsAcceptor, router: Rout
     let _ = auto::Builder::new(TokioExecutor::new())
         .serve_connection(TokioIo::new(stream), service)
         .await;
-}
-
-impl IssuerTls {
-    pub(crate) fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.config)
-    }
 }
 
 async fn discovery(State(shared): State<Shared>) -> Response {

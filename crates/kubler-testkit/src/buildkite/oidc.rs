@@ -156,14 +156,14 @@ fn claims(
             )));
         }
     };
-    let issued = now.as_second();
+    let minted_at = now.as_second();
     let mut claims = Map::new();
     claims.insert("iss".into(), issuer.into());
     claims.insert("sub".into(), subject(context, &request.subject_claim)?);
     claims.insert("aud".into(), audience(context, request).into());
-    claims.insert("iat".into(), issued.into());
-    claims.insert("nbf".into(), issued.into());
-    claims.insert("exp".into(), (issued + lifetime).into());
+    claims.insert("iat".into(), minted_at.into());
+    claims.insert("nbf".into(), minted_at.into());
+    claims.insert("exp".into(), (minted_at + lifetime).into());
     claims.insert("jti".into(), Uuid::now_v7().to_string().into());
     claims.extend(default_claims(context));
     if !request.subject_claim.is_empty() {

@@ -227,10 +227,18 @@ impl JobRecord {
         self.timeline.ended = Some(now);
     }
 
-    /// The log as a person reads it: chunks in their order, timestamp escapes taken out.
+    /// The log as a person reads it: chunks in their order, without timestamp escapes, and without the
+    /// carriage returns that a terminal puts before a line's end.
     pub fn log(&self) -> String {
         let bytes: Vec<u8> = self.chunks.values().flatten().copied().collect();
-        strip_timestamps(&String::from_utf8_lossy(&bytes))
+        let text = strip_timestamps(&String::from_utf8_lossy(&bytes));
+        let lines = text
+            .split_inclusive('\n')
+            .map(|line| match line.strip_suffix('\n') {
+                Some(line) => format!("{}\n", line.trim_end_matches('\r')),
+                None => line.to_owned(),
+            });
+        lines.collect()
     }
 }
 

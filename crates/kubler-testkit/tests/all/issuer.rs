@@ -199,6 +199,27 @@ async fn the_issuer_fails_as_told_and_recovers() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_kept_connection_does_not_outlive_the_issuer_going_down() -> Result<()> {
+    let buildkite = Buildkite::start();
+    let authority = reqwest::Certificate::from_pem(buildkite.ca_pem().as_bytes())?;
+    let client = reqwest::Client::builder()
+        .tls_certs_only([authority])
+        .timeout(Duration::from_secs(5))
+        .build()?;
+    let url = format!("{}/.well-known/jwks", buildkite.issuer_url());
+    client.get(&url).send().await?.bytes().await?;
+    buildkite.issuer_fault(IssuerFault::Down);
+    let requests = buildkite.jwks_requests();
+    client
+        .get(&url)
+        .send()
+        .await
+        .expect_err("no answer while down");
+    assert_eq!(buildkite.jwks_requests(), requests);
+    Ok(())
+}
+
 pub(crate) fn part(token: &str, index: usize) -> Value {
     use base64::Engine as _;
     let part = token.split('.').nth(index).unwrap();

@@ -7,6 +7,10 @@
     reason = "tests"
 )]
 
+mod agent;
 mod forge;
 mod issuer;
+mod leaks;
+mod routes;
 mod strictness;
+mod webhooks;

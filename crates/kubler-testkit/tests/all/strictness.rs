@@ -74,14 +74,14 @@ fn a_job_mints_while_it_is_asked_to_end_and_not_after_it_ended() -> Result<()> {
 
 #[tokio::test]
 async fn a_job_whose_agent_vanished_mints_until_the_heartbeat_timeout() -> Result<()> {
-    let timeout = Duration::from_millis(300);
+    let timeout = Duration::from_secs(2);
     let buildkite = Buildkite::builder().heartbeat_timeout(timeout).start();
     let job = running_job(&buildkite);
     job.vanish_agent();
     let vanished = jiff::Timestamp::now();
     job.oidc_token(&OidcRequest::for_audience(AUDIENCE))?;
     assert_eq!(job.state(), JobState::Running);
-    let record = job.wait_until_over(Duration::from_secs(5)).await?;
+    let record = job.wait_until_over(Duration::from_secs(20)).await?;
     assert_eq!(
         job.oidc_token(&OidcRequest::for_audience(AUDIENCE))
             .unwrap_err()
@@ -94,7 +94,7 @@ async fn a_job_whose_agent_vanished_mints_until_the_heartbeat_timeout() -> Resul
     );
     let ended = record.timeline.agent_lost.unwrap();
     assert!(
-        ended >= vanished + Duration::from_millis(250),
+        ended >= vanished + timeout - Duration::from_millis(500),
         "{ended} is too early after {vanished}"
     );
     Ok(())

@@ -73,13 +73,30 @@ fn router(shared: Shared) -> Router {
 
 async fn fail_as_told(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     match shared.look(|world| world.faults.api.clone()) {
-        ApiFault::None => next.run(request).await,
+        ApiFault::None => with_message(next.run(request).await),
         ApiFault::Status(status) => Refusal::new(status, "the service is not well").into_response(),
         ApiFault::Hold => {
             hold(&shared).await;
-            next.run(request).await
+            with_message(next.run(request).await)
         }
     }
+}
+
+/// What the framework refuses by itself (a query that cannot be read, a body too large) speaks as the service does.
+fn with_message(answer: Response) -> Response {
+    let is_json = answer
+        .headers()
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|kind| kind == "application/json");
+    let status = answer.status();
+    if !(status.is_client_error() || status.is_server_error()) || is_json {
+        return answer;
+    }
+    Refusal::new(
+        status.as_u16(),
+        status.canonical_reason().unwrap_or("refused"),
+    )
+    .into_response()
 }
 
 /// Waits until the API is told to fail in another way.

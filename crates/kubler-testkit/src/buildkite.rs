@@ -18,8 +18,10 @@ mod oidc;
 mod record;
 mod refusal;
 mod shared;
+mod webhook;
 mod world;
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -36,6 +38,7 @@ pub use record::{
     Timeline,
 };
 pub use refusal::Refusal;
+pub use webhook::{Delivery, Webhook, WebhookEvent};
 
 use issuer::IssuerTls;
 use keys::{KeyRing, SigningKey};
@@ -43,7 +46,7 @@ use shared::Shared;
 use world::{Settings, World};
 
 /// The real service: three minutes without a heartbeat, then marked within the next sixty seconds.
-pub const HEARTBEAT_TIMEOUT_REAL: Duration = Duration::from_secs(240);
+pub const HEARTBEAT_TIMEOUT_REAL: Duration = Duration::from_mins(4);
 
 /// What to start; see [`Buildkite::builder`].
 #[must_use]
@@ -132,11 +135,11 @@ impl Buildkite {
         let shared = Shared::new(World {
             settings: builder.settings,
             organizations: builder.organizations,
-            builds: Default::default(),
-            jobs: Default::default(),
-            agents: Default::default(),
+            builds: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            agents: BTreeMap::new(),
             keys: KeyRing::new(),
-            faults: Default::default(),
+            faults: faults::Faults::default(),
             issuer_url: issuer_url.clone(),
             agent_endpoint: agent_endpoint.clone(),
             jwks_requests: 0,
@@ -187,6 +190,17 @@ impl Buildkite {
                 .unwrap_or_else(|| panic!("no organization `{slug}`"))
                 .clone()
         })
+    }
+
+    /// The organization that was declared first.
+    pub fn first_organization(&self) -> Organization {
+        self.shared.look(|world| world.organizations[0].clone())
+    }
+
+    /// The webhook that the service would send now for this job, or for its agent or build; to be signed and sent.
+    pub fn webhook(&self, event: WebhookEvent, job: &Job) -> Webhook {
+        self.shared
+            .look(|world| Webhook::new(world, event, job.id()))
     }
 
     /// A pipeline by `PIPELINE` (of the first organization) or `ORGANIZATION/PIPELINE`.
