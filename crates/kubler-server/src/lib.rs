@@ -3,6 +3,7 @@
 //! `broker` is the file to read first.
 
 pub mod clock;
+pub mod config;
 pub mod directory;
 pub mod engine;
 pub mod entropy;

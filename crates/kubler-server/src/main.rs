@@ -1,2 +1,2 @@
-//! kubler-server
+//! `kubler-server`: the broker's command line.
 fn main() {}
