@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
-use kubler_core::environment::{EndReason, Environment};
+use kubler_core::environment::{EndReason, Environment, Phase};
 use kubler_core::ids::EnvironmentId;
 use kubler_core::lease::{self, ServingSince};
 use tokio::sync::watch;
@@ -56,6 +56,13 @@ impl Directory {
                 environments.insert(environment.id, watch::Sender::new(environment));
             }
         }
+    }
+
+    /// Every environment that is not gone, as it is now.
+    pub fn remaining(&self) -> Vec<Environment> {
+        let environments = self.environments.read().unwrap_or_else(PoisonError::into_inner);
+        let current = environments.values().map(|sender| Arc::clone(&sender.borrow()));
+        current.filter(|environment| environment.phase != Phase::Gone).map(|environment| environment.as_ref().clone()).collect()
     }
 
     /// Forgets a tombstone.

@@ -1,0 +1,261 @@
+//! Puts the parts together, runs them, and takes them apart in order. The only place that knows all of them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kubler_core::configuration::Configuration;
+use kubler_core::ledger::record::{Body, Kind, LedgerAction};
+use kubler_core::profile::ResolvedProfile;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::Broker;
+use crate::broker::webhook::WebhookSecret;
+use crate::clock::Clock;
+use crate::config::{ConfigError, Loaded, Surroundings};
+use crate::directory::Directory;
+use crate::engine::local::{LocalEngine, LocalSettings, StopMode, binaries};
+use crate::engine::{Engine, EngineError};
+use crate::gateway::{Gateway, GatewayParts};
+use crate::http::listen::{self, CertificateError, Certificates};
+use crate::http::{Api, listen::serve};
+use crate::identity::{IdentityError, Verifier};
+use crate::ledger::{Durability, Ledger, LedgerError};
+use crate::policy::{Policies, PolicyLoadError};
+use crate::session::{SessionError, Sessions};
+use crate::store::{Store, StoreError};
+use crate::tasks::reconcile::{Gauges, Reconciler};
+use crate::tasks::{Wake, upkeep};
+
+/// A server that is ready to serve.
+pub struct App {
+    api: Arc<Api>,
+    engine: Arc<LocalEngine>,
+    reconciler: Arc<Reconciler>,
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    checkpoint_every: Duration,
+    shutdown: CancellationToken,
+}
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration, or a file it names.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Policies.
+    #[error(transparent)]
+    Policy(#[from] PolicyLoadError),
+    /// Issuers.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Session keys.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The engine, or programs it needs.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Programs of a Kubernetes version.
+    #[error(transparent)]
+    Binaries(#[from] binaries::BinariesError),
+    /// TLS.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The data folder.
+    #[error("`{path}` cannot be made: {source}")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The address.
+    #[error("cannot listen on `{address}`: {source}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl StartError {
+    /// What to do next.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Config(error) => error.hint(),
+            Self::Policy(_) => "`kubler policy check` shows every fault with its line".into(),
+            Self::Binaries(error) => error.hint(),
+            Self::Listen { .. } => "another server may be running; `listen` in the configuration chooses another address".into(),
+            Self::Folder { .. } | Self::Store(_) | Self::Ledger(_) | Self::Session(_) => "check the data folder's owner and the free space".into(),
+            Self::Identity(_) | Self::Engine(_) | Self::Certificate(_) => "`kubler-server check` reads everything without starting".into(),
+        }
+    }
+}
+
+impl App {
+    /// Brings everything up, except the doors: nothing is served before everything works.
+    ///
+    /// # Errors
+    /// The first thing that does not work.
+    pub async fn start(loaded: &Loaded, surroundings: &Surroundings, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        let configuration = Arc::new(loaded.configuration.clone());
+        let profiles = resolve_profiles(loaded, surroundings)?;
+        let tls = read_tls(loaded)?;
+        let policies = Arc::new(Policies::load(&loaded.path(&configuration.policies), Arc::clone(&configuration))?);
+        let verifier = Verifier::new(&configuration, &loaded.folder, Arc::clone(&clock))?;
+        let data = make_data_folder(loaded)?;
+
+        let origin = configuration.ledger.origin.clone().unwrap_or_else(|| origin(&configuration.url));
+        let ledger = Ledger::open(&data.join("ledger"), &origin, &configuration.ledger, Arc::clone(&clock))?;
+        let mut started = Body::new(Kind::Event, LedgerAction::ServerStart);
+        started.details.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        started.details.insert("policy_digest".into(), policies.current().digest().into());
+        ledger.event(started, Durability::Disk).await?;
+
+        let directory = Arc::new(Directory::new(clock.now()));
+        let store = Arc::new(Store::open(&data.join("store.sqlite"), Arc::clone(&directory), configuration.limits.clone()).await?);
+        let sessions = Arc::new(Sessions::open(&data.join("sessions"), Arc::clone(&clock))?);
+        let settings = LocalSettings::new(&data, binaries::resolve_all(&configuration, &loaded.folder, surroundings)?);
+        let engine = LocalEngine::start(settings, Arc::clone(&clock), ledger.clone()).await?;
+
+        let listener = TcpListener::bind(&configuration.listen).await.map_err(|source| StartError::Listen { address: configuration.listen.clone(), source })?;
+        let shutdown = CancellationToken::new();
+        let wake = Wake::default();
+        let gauges = Arc::new(Gauges::default());
+        let as_engine: Arc<dyn Engine> = Arc::<LocalEngine>::clone(&engine);
+        let gateway = Gateway::new(GatewayParts {
+            directory: Arc::clone(&directory),
+            sessions: Arc::clone(&sessions),
+            policies: Arc::clone(&policies),
+            ledger: ledger.clone(),
+            engines: vec![Arc::clone(&as_engine)],
+            clock: Arc::clone(&clock),
+            shutdown: shutdown.clone(),
+        });
+        let reconciler = Arc::new(Reconciler {
+            store: Arc::clone(&store),
+            directory: Arc::clone(&directory),
+            engine: as_engine,
+            ledger: ledger.clone(),
+            clock: Arc::clone(&clock),
+            wake: wake.clone(),
+            provisioning_max: configuration.limits.provisioning_max as usize,
+            gauges: Arc::clone(&gauges),
+        });
+        let checkpoint_every = Duration::from_secs(configuration.ledger.checkpoint_seconds.max(1));
+        let broker = Broker { profiles, policies, store, directory, ledger, sessions, wake, clock: Arc::clone(&clock) };
+        let ca = configuration.tls.ca.as_ref().map(|ca| crate::config::read(&loaded.path(ca))).transpose()?;
+        let api = Arc::new(Api {
+            broker,
+            verifier,
+            gateway,
+            ca: ca.map(|pem| String::from_utf8_lossy(&pem).into_owned()),
+            webhook_secrets: webhook_secrets(loaded)?,
+            configuration,
+            gauges,
+            clock,
+        });
+        Ok(Self { api, engine, reconciler, listener, tls, checkpoint_every, shutdown })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the operating system does not say.
+    pub fn address(&self) -> std::io::Result<std::net::SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Stops it from outside; see [`Self::run`].
+    pub fn shutdown(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
+    /// Policies, to be loaded anew.
+    pub fn api(&self) -> Arc<Api> {
+        Arc::clone(&self.api)
+    }
+
+    /// Serves until the shutdown token is cancelled. Environments stay alive: the next start finds them.
+    pub async fn run(self) {
+        let Self { api, engine, reconciler, listener, tls, checkpoint_every, shutdown } = self;
+        let ledger = api.broker.ledger.clone();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(reconciler.run(shutdown.clone()));
+        tasks.spawn(upkeep::forget(Arc::clone(&api.broker.store), Arc::clone(&api.clock), shutdown.clone()));
+        let prefetching = Arc::clone(&api);
+        tokio::spawn(async move { prefetching.verifier.prefetch().await });
+        serve(listener, tls, api, shutdown.clone()).await;
+        shutdown.cancel();
+        while tasks.join_next().await.is_some() {}
+        engine.stop(StopMode::KeepEnvironments).await;
+
+        let stopped = ledger.event(Body::new(Kind::Event, LedgerAction::ServerStop), Durability::Disk).await;
+        if let Err(error) = stopped {
+            tracing::error!(%error, "the end could not be recorded");
+        }
+        // The last checkpoint covers everything, the end included.
+        upkeep::checkpoint(ledger, checkpoint_every, shutdown).await;
+    }
+}
+
+/// Profiles with everything that their names stand for.
+///
+/// # Errors
+/// When a manifest cannot be read or a Kubernetes version's programs cannot be found.
+pub fn resolve_profiles(loaded: &Loaded, surroundings: &Surroundings) -> Result<BTreeMap<String, ResolvedProfile>, StartError> {
+    let programs = binaries::resolve_all(&loaded.configuration, &loaded.folder, surroundings)?;
+    let mut manifests = loaded.manifests()?;
+    let mut resolved = BTreeMap::new();
+    for profile in &loaded.configuration.profiles {
+        let kubernetes_version = programs.version(&profile.kubernetes)?.to_owned();
+        let manifests = manifests.remove(&profile.name).unwrap_or_default();
+        resolved.insert(profile.name.clone(), ResolvedProfile { profile: profile.clone(), kubernetes_version, manifests });
+    }
+    Ok(resolved)
+}
+
+fn read_tls(loaded: &Loaded) -> Result<Arc<rustls::ServerConfig>, StartError> {
+    let files = &loaded.configuration.tls;
+    let operator_ca = files.operator_ca.as_ref().map(|ca| crate::config::read(&loaded.path(ca))).transpose()?;
+    Ok(listen::tls(&Certificates {
+        chain: &crate::config::read(&loaded.path(&files.certificate))?,
+        key: &crate::config::read(&loaded.path(&files.key))?,
+        operator_ca: operator_ca.as_deref(),
+    })?)
+}
+
+fn make_data_folder(loaded: &Loaded) -> Result<PathBuf, StartError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let path = loaded.path(&loaded.configuration.data);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(|source| StartError::Folder { path: path.clone(), source })?;
+    Ok(path)
+}
+
+fn webhook_secrets(loaded: &Loaded) -> Result<Vec<WebhookSecret>, StartError> {
+    let mut secrets = Vec::new();
+    for issuer in &loaded.configuration.issuers {
+        for organization in &issuer.organizations {
+            if let Some(file) = &organization.webhook_secret {
+                secrets.push(WebhookSecret { issuer: issuer.url.clone(), organization_id: organization.id.clone(), secret: loaded.secret(file)? });
+            }
+        }
+    }
+    Ok(secrets)
+}
+
+/// A checkpoint's origin is a name without a scheme.
+fn origin(url: &str) -> String {
+    format!("{}/ledger", url.trim_start_matches("https://"))
+}

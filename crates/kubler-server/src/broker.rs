@@ -1,0 +1,389 @@
+//! What Kubler does for its callers, one screen per operation. Every operation reads the same way: open a ledger
+//! record, decide, write down the intent, wake the reconciler, close the record. Nothing here touches a cluster.
+
+mod call;
+mod error;
+mod webhook;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kubler_api::{CreateEnvironment, WAIT_SECONDS_MAX};
+use kubler_core::environment::{self, EndReason, Environment, Event, Phase, Scope};
+use kubler_core::ids::EnvironmentId;
+use kubler_core::ledger::record::{Body, Decision, Kind, LedgerAction, PhaseChange};
+use kubler_core::policy::{Action, Permit, Target};
+use kubler_core::profile::ResolvedProfile;
+use kubler_core::{invariants, lease, session};
+use secrecy::SecretString;
+
+pub use self::call::{Call, Who};
+pub use self::error::BrokerError;
+use crate::clock::Clock;
+use crate::directory::Directory;
+use crate::entropy;
+use crate::ledger::{Durability, Entry, Ledger};
+use crate::policy::Policies;
+use crate::session::{NewSession, Sessions};
+use crate::store::{Created, Exchange, EXCHANGE_REPEAT_SECONDS, Search, Store, StoreError};
+use crate::tasks::Wake;
+
+/// Everything an operation needs.
+pub struct Broker {
+    /// Profiles with everything their names stand for.
+    pub profiles: BTreeMap<String, ResolvedProfile>,
+    /// Who may do what.
+    pub policies: Arc<Policies>,
+    /// What should exist.
+    pub store: Arc<Store>,
+    /// What exists for the gateway.
+    pub directory: Arc<Directory>,
+    /// What is written down.
+    pub ledger: Ledger,
+    /// Credentials.
+    pub sessions: Arc<Sessions>,
+    /// Wakes the reconciler.
+    pub wake: Wake,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// A session as it is handed out.
+pub struct Issued {
+    /// The credential.
+    pub token: SecretString,
+    /// What it is called and when it ends.
+    pub exchange: Exchange,
+}
+
+type Result<T> = std::result::Result<T, BrokerError>;
+
+impl Broker {
+    /// Gives the caller an environment: a new one, or the one it asked for before by the same name.
+    ///
+    /// # Errors
+    /// `Denied` with reasons, `Full`, or `Unavailable` when it cannot be recorded: nothing has been changed then.
+    pub async fn request_environment(&self, call: &Call, request: &CreateEnvironment) -> Result<Environment> {
+        self.recorded(call, LedgerAction::EnvironmentCreate, None, async |body| {
+            let Who::Job(token) = &call.who else { return Err(BrokerError::only_jobs("make environments")) };
+            if !environment::is_name(&request.name) {
+                return Err(BrokerError::invalid_name(&request.name));
+            }
+            let resolved = self.profiles.get(&request.profile).ok_or_else(|| BrokerError::no_profile(&request.profile, &self.profiles))?;
+            let permit = self.decide(call, body, Action::CreateEnvironment, Target::Profile(Box::new(resolved.clone())))?;
+
+            let scope = scope_of(request.scope);
+            let wanted = new_environment(call, token, resolved, request, scope)?;
+            body.environment_id = Some(wanted.id);
+            match self.store.create_environment(permit, wanted).await? {
+                Created::New(environment) => {
+                    self.phase_changed(Some(call), None, &environment).await;
+                    self.wake.wake();
+                    Ok(environment)
+                }
+                Created::Existing(environment) => {
+                    body.environment_id = Some(environment.id);
+                    let same = environment.resolved.profile.name == request.profile && environment.is_open_to(&token.identity.owner());
+                    if same { Ok(environment) } else { Err(BrokerError::other_profile(&environment, &request.profile)) }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits until an environment is usable or has ended, at most `seconds`; gives it as it is then.
+    pub async fn wait_until_settled(&self, environment: Environment, seconds: u64) -> Environment {
+        self.wait(environment, seconds, |environment| !matches!(environment.phase, Phase::Requested | Phase::Provisioning)).await
+    }
+
+    /// Waits until an environment is verified gone, at most `seconds`; gives it as it is then.
+    pub async fn wait_until_gone(&self, environment: Environment, seconds: u64) -> Environment {
+        self.wait(environment, seconds, |environment| environment.phase == Phase::Gone).await
+    }
+
+    async fn wait(&self, environment: Environment, seconds: u64, done: impl Fn(&Environment) -> bool) -> Environment {
+        let Some(mut watched) = self.directory.watch(environment.id) else { return environment };
+        let bound = Duration::from_secs(seconds.min(WAIT_SECONDS_MAX));
+        let _ = tokio::time::timeout(bound, watched.wait_for(|environment| done(environment))).await;
+        let latest = watched.borrow().as_ref().clone();
+        latest
+    }
+
+    /// One environment that the caller may see.
+    ///
+    /// # Errors
+    /// `NotFound` also when it exists but is none of the caller's business.
+    pub async fn environment(&self, call: &Call, id: EnvironmentId) -> Result<Environment> {
+        self.recorded(call, LedgerAction::EnvironmentRead, Some(id), async |body| {
+            let environment = self.store.get(id).await?.ok_or_else(|| BrokerError::no_environment(id))?;
+            let permit = self.decide(call, body, Action::ReadEnvironment, Target::Environment(Box::new(environment.clone())));
+            match permit {
+                Ok(_) => Ok(environment),
+                Err(_) => Err(BrokerError::no_environment(id)),
+            }
+        })
+        .await
+    }
+
+    /// The environments that match, newest first, without those the caller may not see.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store cannot be read.
+    pub async fn search(&self, call: &Call, search: &Search) -> Result<Vec<Environment>> {
+        self.recorded(call, LedgerAction::TraceRead, None, async |body| {
+            self.decide(call, body, Action::ReadTrace, Target::Server)?;
+            let found = self.store.search(search).await?;
+            let policies = self.policies.current();
+            let caller = call.caller();
+            let visible = |environment: &Environment| {
+                policies.decide(&caller, Action::ReadEnvironment, Target::Environment(Box::new(environment.clone()))).is_ok()
+            };
+            Ok(found.into_iter().filter(visible).collect())
+        })
+        .await
+    }
+
+    /// Proof of life: the lease of the caller's environment runs from when its token was minted.
+    ///
+    /// # Errors
+    /// `Ended` when there is nothing left to renew.
+    pub async fn renew_environment(&self, call: &Call, id: EnvironmentId) -> Result<Environment> {
+        self.recorded(call, LedgerAction::EnvironmentRenew, Some(id), async |body| {
+            let Who::Job(token) = &call.who else { return Err(BrokerError::only_jobs("renew leases")) };
+            let environment = self.own(call, id)?;
+            let permit = self.decide(call, body, Action::RenewEnvironment, Target::Environment(Box::new(environment)))?;
+            let renewed = self.store.renew_environment(permit, id, token.issued_at, call.now).await?;
+            body.details.insert("lease_end".into(), renewed.lease_end.to_string().into());
+            match self.directory.ended(&renewed, call.now) {
+                None => Ok(renewed),
+                Some(_) => Err(BrokerError::Ended(Box::new(renewed))),
+            }
+        })
+        .await
+    }
+
+    /// Ends an environment: its credentials are dead when this returns, the rest follows at once. Repeats are harmless.
+    ///
+    /// # Errors
+    /// `Denied`; `NotFound` when the caller may not know of it.
+    pub async fn release_environment(&self, call: &Call, id: EnvironmentId) -> Result<Environment> {
+        self.recorded(call, LedgerAction::EnvironmentRelease, Some(id), async |body| {
+            let environment = match &call.who {
+                Who::Job(_) => self.own_or_dead(call, id)?,
+                Who::Operator(_) => self.store.get(id).await?.ok_or_else(|| BrokerError::no_environment(id))?,
+            };
+            let permit = self.decide(call, body, Action::ReleaseEnvironment, Target::Environment(Box::new(environment.clone())))?;
+            let reason = match &call.who {
+                Who::Job(_) => EndReason::Released,
+                Who::Operator(_) => EndReason::Revoked,
+            };
+            let changed = self.store.release_environment(permit, id, Event::ReleaseRequested(reason), call.now).await?;
+            let Some((before, released)) = changed else {
+                return Ok(self.store.get(id).await?.unwrap_or(environment));
+            };
+            self.phase_changed(Some(call), Some(before), &released).await;
+            self.wake.wake();
+            Ok(released)
+        })
+        .await
+    }
+
+    /// Exchanges an identity token for a session. One exchange a token; the same job may repeat it for ten seconds.
+    ///
+    /// # Errors
+    /// `Ended`, `Denied`; `NotReady` while there is nothing to reach yet.
+    pub async fn issue_session(&self, call: &Call, id: EnvironmentId) -> Result<Issued> {
+        self.recorded(call, LedgerAction::SessionIssue, Some(id), async |body| {
+            let Who::Job(token) = &call.who else { return Err(BrokerError::only_jobs("get sessions")) };
+            let environment = self.own(call, id)?;
+            if environment.phase != Phase::Ready {
+                return Err(BrokerError::NotReady(Box::new(environment)));
+            }
+            let permit = self.decide(call, body, Action::IssueSession, Target::Environment(Box::new(environment.clone())))?;
+
+            // A token that was good for this is proof of life as well.
+            let lease_end = lease::renewed(&environment, token.issued_at, call.now);
+            let environment = Environment { lease_end, ..environment };
+            let session_end = session::end(&environment, token, call.now).ok_or_else(BrokerError::token_too_old)?;
+            invariants::check_session(&environment, session_end).map_err(StoreError::from)?;
+            let new = Exchange { environment_id: id, session_id: entropy::session_id()?, exchanged_at: call.now, session_end };
+            let exchange = self.store.exchange(permit, token.digest, token.expires_at, new).await?;
+            body.session_id = Some(exchange.session_id);
+            let repeat = call.now.as_second() - exchange.exchanged_at.as_second() <= EXCHANGE_REPEAT_SECONDS;
+            if exchange.environment_id != id || !repeat {
+                return Err(BrokerError::token_spent());
+            }
+            let token = self.sessions.issue(NewSession {
+                id: exchange.session_id,
+                environment: id,
+                identity: token.identity.clone(),
+                issued_at: exchange.exchanged_at,
+                expires_at: exchange.session_end,
+            })?;
+            Ok(Issued { token, exchange })
+        })
+        .await
+    }
+
+    /// What anybody who knows its id may know of a dead environment.
+    ///
+    /// # Errors
+    /// `NotFound` while it lives, or when there never was one.
+    pub fn tombstone(&self, id: EnvironmentId) -> Result<Arc<Environment>> {
+        let environment = self.directory.get(id).ok_or_else(|| BrokerError::no_environment(id))?;
+        match self.directory.ended(&environment, self.clock.now()) {
+            Some(_) => Ok(environment),
+            None => Err(BrokerError::no_environment(id)),
+        }
+    }
+
+    /// Reads something of the server's own, such as the ledger, when policy lets the caller.
+    ///
+    /// # Errors
+    /// `Denied`.
+    pub async fn read_server<T>(&self, call: &Call, action: Action, ledger_action: LedgerAction, read: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
+        self.recorded(call, ledger_action, None, async |body| {
+            self.decide(call, body, action, Target::Server)?;
+            read().await
+        })
+        .await
+    }
+
+    /// The caller's own living environment; anything else looks as if it were not there (rule C8).
+    fn own(&self, call: &Call, id: EnvironmentId) -> Result<Environment> {
+        let environment = self.own_or_dead(call, id)?;
+        match self.directory.ended(&environment, call.now) {
+            None => Ok(environment),
+            Some(_) => Err(BrokerError::Ended(Box::new(environment))),
+        }
+    }
+
+    fn own_or_dead(&self, call: &Call, id: EnvironmentId) -> Result<Environment> {
+        let Who::Job(token) = &call.who else { return Err(BrokerError::no_environment(id)) };
+        let environment = self.directory.get(id).ok_or_else(|| BrokerError::no_environment(id))?;
+        if !environment.is_open_to(&token.identity.owner()) {
+            return Err(BrokerError::no_environment(id));
+        }
+        Ok(environment.as_ref().clone())
+    }
+
+    /// Asks policy, and notes the answer for the ledger.
+    fn decide(&self, call: &Call, body: &mut Body, action: Action, target: Target) -> Result<Permit> {
+        match self.policies.current().decide(&call.caller(), action, target) {
+            Ok(permit) => {
+                body.decision = Some(Decision::Allow { grounds: permit.grounds().clone() });
+                Ok(permit)
+            }
+            Err(denial) => {
+                let closest = denial.closest.iter().map(ToString::to_string).collect();
+                body.decision = Some(Decision::Deny { grounds: denial.grounds.clone(), closest });
+                Err(BrokerError::Denied(denial))
+            }
+        }
+    }
+
+    /// Runs an operation between its two ledger records. Changing ones are on disk before they begin.
+    async fn recorded<T>(
+        &self,
+        call: &Call,
+        action: LedgerAction,
+        id: Option<EnvironmentId>,
+        operation: impl AsyncFnOnce(&mut Body) -> Result<T>,
+    ) -> Result<T> {
+        let mut body = call.body(Kind::Start, action);
+        body.environment_id = id;
+        let entry: Entry = self.ledger.start(body.clone(), durability(action)).await?;
+        let outcome = operation(&mut body).await;
+        let told = BrokerError::outcome(outcome.as_ref().err(), call.now, self.clock.now());
+        // What happened is already durable or refused: a ledger that fails now must not turn it into an error.
+        entry
+            .end_with(told, |end| {
+                end.environment_id = body.environment_id;
+                end.session_id = body.session_id;
+                end.decision = body.decision;
+                end.details = body.details;
+            })
+            .await;
+        outcome
+    }
+
+    /// Writes down a change of phase.
+    pub async fn phase_changed(&self, call: Option<&Call>, from: Option<Phase>, environment: &Environment) {
+        record_phase(&self.ledger, call, from, environment, serde_json::Map::new()).await;
+    }
+}
+
+/// Writes down a change of phase, with evidence where there is some.
+pub async fn record_phase(
+    ledger: &Ledger,
+    call: Option<&Call>,
+    from: Option<Phase>,
+    environment: &Environment,
+    details: serde_json::Map<String, serde_json::Value>,
+) {
+    let mut body = Body::new(Kind::Event, LedgerAction::EnvironmentPhase);
+    body.request_id = call.map(|call| call.request_id);
+    body.environment_id = Some(environment.id);
+    body.identity = Some(Box::new(environment.identity.clone()));
+    body.phase = Some(PhaseChange {
+        from,
+        to: environment.phase,
+        reason: environment.reason.as_ref().map(|reason| reason.code().to_owned()),
+        message: environment.reason.as_ref().map(EndReason::sentence),
+    });
+    body.details = details;
+    if environment.phase == Phase::Requested {
+        body.details.insert("digest".into(), environment.digest.clone().into());
+        body.details.insert("profile".into(), environment.resolved.profile.name.clone().into());
+        body.details.insert("kubernetes_version".into(), environment.resolved.kubernetes_version.clone().into());
+    }
+    if let Err(error) = ledger.event(body, Durability::Process).await {
+        tracing::error!(%error, environment = %environment.id, "a change of phase could not be recorded");
+    }
+}
+
+const fn durability(action: LedgerAction) -> Durability {
+    match action {
+        LedgerAction::EnvironmentRead | LedgerAction::TraceRead | LedgerAction::LedgerRead | LedgerAction::MetricsRead => Durability::Process,
+        _ => Durability::Disk,
+    }
+}
+
+const fn scope_of(scope: kubler_api::Scope) -> Scope {
+    match scope {
+        kubler_api::Scope::Job => Scope::Job,
+        kubler_api::Scope::Build => Scope::Build,
+    }
+}
+
+fn new_environment(
+    call: &Call,
+    token: &kubler_core::identity::VerifiedToken,
+    resolved: &ResolvedProfile,
+    request: &CreateEnvironment,
+    scope: Scope,
+) -> Result<Environment> {
+    let deadline = lease::after(call.now, resolved.profile.deadline());
+    let lease_end = lease::first(token.issued_at.min(call.now), resolved.profile.lease(), deadline);
+    if lease_end <= call.now {
+        return Err(BrokerError::token_too_old());
+    }
+    Ok(Environment {
+        id: entropy::environment_id()?,
+        name: request.name.clone(),
+        scope,
+        identity: token.identity.clone(),
+        digest: resolved.digest(),
+        resolved: resolved.clone(),
+        phase: Phase::Requested,
+        reason: None,
+        created_at: call.now,
+        ready_at: None,
+        lease_end,
+        deadline,
+        dead_at: None,
+        gone_at: None,
+        version: 0,
+    })
+}

@@ -1,0 +1,167 @@
+//! Why an operation did not happen, with what the caller may know and what to do next.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use kubler_api::error::ErrorCode;
+use kubler_core::environment::Environment;
+use kubler_core::ids::EnvironmentId;
+use kubler_core::ledger::record::Outcome;
+use kubler_core::policy::Denial;
+use kubler_core::profile::ResolvedProfile;
+
+use crate::entropy::NoEntropy;
+use crate::ledger::LedgerError;
+use crate::session::SessionError;
+use crate::store::{Own, StoreError};
+
+/// Why an operation did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The request cannot be what was meant.
+    #[error("{detail}")]
+    Invalid {
+        /// What is wrong, and where.
+        detail: String,
+        /// What to do.
+        hint: String,
+    },
+    /// No policy allows it, or one forbids it.
+    #[error("no policy allows this")]
+    Denied(Denial),
+    /// There is no such thing, as far as this caller may know.
+    #[error("{detail}")]
+    NotFound {
+        /// What was looked for.
+        detail: String,
+        /// What to do.
+        hint: String,
+    },
+    /// It was there, and ended.
+    #[error("the environment `{}` has ended", .0.id)]
+    Ended(Box<Environment>),
+    /// It is being made.
+    #[error("the environment `{}` is {}", .0.id, .0.phase.as_str())]
+    NotReady(Box<Environment>),
+    /// It contradicts what exists.
+    #[error("{detail}")]
+    Conflict {
+        /// What exists.
+        detail: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The store refused or failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It cannot be recorded, so it does not happen.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// No session could be signed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// Nothing random, nothing safe.
+    #[error(transparent)]
+    NoEntropy(#[from] NoEntropy),
+}
+
+impl BrokerError {
+    pub(super) fn only_jobs(what: &str) -> Self {
+        Self::Invalid {
+            detail: format!("only jobs {what}"),
+            hint: "call with the identity token of a CI job, not with an operator's certificate".into(),
+        }
+    }
+
+    pub(super) fn invalid_name(name: &str) -> Self {
+        let shown: String = name.chars().take(64).collect();
+        Self::Invalid {
+            detail: format!("`{shown}` cannot be an environment's name"),
+            hint: "use lower-case letters, digits and `-`, at most 40, beginning and ending with a letter or digit".into(),
+        }
+    }
+
+    pub(super) fn no_profile(name: &str, profiles: &BTreeMap<String, ResolvedProfile>) -> Self {
+        let shown: String = name.chars().take(64).collect();
+        let offered: Vec<_> = profiles.keys().map(String::as_str).collect();
+        Self::NotFound { detail: format!("there is no profile `{shown}`"), hint: format!("offered here: {}", offered.join(", ")) }
+    }
+
+    pub(super) fn no_environment(id: EnvironmentId) -> Self {
+        Self::NotFound { detail: format!("there is no environment `{id}` for you"), hint: ErrorCode::NotFound.next_step().into() }
+    }
+
+    pub(super) fn other_profile(existing: &Environment, wanted: &str) -> Self {
+        Self::Conflict {
+            detail: format!(
+                "`{}` is already the name of {} with profile `{}`, not `{wanted}`",
+                existing.name, existing.id, existing.resolved.profile.name
+            ),
+            hint: "choose another name for the second environment".into(),
+        }
+    }
+
+    pub(super) fn token_too_old() -> Self {
+        Self::Invalid {
+            detail: "the token was minted longer ago than one lease or session lasts".into(),
+            hint: "mint a token right before it is used".into(),
+        }
+    }
+
+    pub(super) fn token_spent() -> Self {
+        Self::Conflict {
+            detail: "this token was exchanged before".into(),
+            hint: "mint a fresh token for each exchange".into(),
+        }
+    }
+
+    /// The stable code.
+    pub const fn code(&self) -> ErrorCode {
+        match self {
+            Self::Invalid { .. } => ErrorCode::InvalidRequest,
+            Self::Denied(_) => ErrorCode::Denied,
+            Self::NotFound { .. } | Self::Store(StoreError::NotFound(_)) => ErrorCode::NotFound,
+            Self::Ended(_) => ErrorCode::EnvironmentEnded,
+            Self::Conflict { .. } | Self::Store(StoreError::Transition(_)) => ErrorCode::Conflict,
+            Self::Store(StoreError::Full { own: Own::Caller, .. }) => ErrorCode::TooMany,
+            Self::NotReady(_) | Self::Ledger(_) | Self::Store(StoreError::Database(_) | StoreError::Full { .. }) => ErrorCode::Unavailable,
+            Self::Store(_) | Self::Session(_) | Self::NoEntropy(_) => ErrorCode::Internal,
+        }
+    }
+
+    /// What the caller is told besides the code: detail and next step. Faults of the server's own are not explained.
+    pub fn told(&self) -> (String, String) {
+        let next = || self.code().next_step().to_owned();
+        match self {
+            Self::Invalid { detail, hint } | Self::NotFound { detail, hint } | Self::Conflict { detail, hint } => (detail.clone(), hint.clone()),
+            Self::Denied(denial) => (denial.to_string(), denial.hint.clone()),
+            Self::Ended(environment) => (ended_sentence(environment), next()),
+            Self::Store(StoreError::Full { message, .. }) => (message.clone(), next()),
+            Self::Ledger(_) => ("the request cannot be recorded, so it is not carried out".into(), next()),
+            Self::NotReady(_) | Self::Store(StoreError::NotFound(_) | StoreError::Transition(_)) => (self.to_string(), next()),
+            Self::Store(_) | Self::Session(_) | Self::NoEntropy(_) => ("the server failed".into(), next()),
+        }
+    }
+
+    /// As the ledger records it.
+    pub(super) fn outcome(error: Option<&Self>, started: Timestamp, ended: Timestamp) -> Outcome {
+        let duration_us = u64::try_from(ended.as_microsecond() - started.as_microsecond()).unwrap_or(0);
+        match error {
+            None => Outcome { status: 200, duration_us, ..Outcome::default() },
+            Some(error) => Outcome {
+                status: error.code().status(),
+                code: Some(error.code().as_str().to_owned()),
+                message: Some(error.to_string()),
+                duration_us,
+                ..Outcome::default()
+            },
+        }
+    }
+}
+
+/// When and why an environment ended, and which run it belonged to.
+pub fn ended_sentence(environment: &Environment) -> String {
+    let when = environment.dead_at.unwrap_or(environment.deadline.min(environment.lease_end));
+    let why = environment.reason.as_ref().map_or_else(|| "its lease or deadline was over".to_owned(), kubler_core::environment::EndReason::sentence);
+    format!("environment {} ended at {when:.0}: {why} (run {})", environment.id, environment.identity.job.url)
+}

@@ -1,0 +1,126 @@
+//! An environment as its job sees it: the wire form, the hooks and the kubeconfig.
+
+use kubler_api::{End, Environment as Wire, Gateway, Hook, Hooks, Owner, Phase as WirePhase, Scope as WireScope, Tombstone, paths};
+use kubler_core::configuration::Configuration;
+use kubler_core::environment::{EndReason, Environment, Phase, Scope};
+use kubler_core::text::UntrustedText;
+
+/// The wire form.
+pub(super) fn environment(environment: &Environment, configuration: &Configuration, ca: Option<&str>) -> Wire {
+    let id = environment.id.to_string();
+    let gateway = Gateway { url: format!("{}{}", configuration.url, paths::gateway(&id)), ca: ca.map(str::to_owned) };
+    Wire {
+        name: environment.name.clone(),
+        scope: match environment.scope {
+            Scope::Job => WireScope::Job,
+            Scope::Build => WireScope::Build,
+        },
+        phase: phase(environment.phase),
+        profile: environment.resolved.profile.name.clone(),
+        engine: environment.resolved.profile.engine.as_str().into(),
+        kubernetes_version: environment.resolved.kubernetes_version.clone(),
+        digest: environment.digest.clone(),
+        owner: owner(environment),
+        created_at: environment.created_at,
+        ready_at: environment.ready_at,
+        lease_end: environment.lease_end,
+        lease_seconds: environment.resolved.profile.lease_seconds,
+        deadline: environment.deadline,
+        end: environment.reason.as_ref().map(end),
+        dead_at: environment.dead_at,
+        gone_at: environment.gone_at,
+        hooks: hooks(&id, environment, configuration, &gateway),
+        kubeconfig: kubeconfig(&id, configuration, &gateway),
+        gateway,
+        id,
+    }
+}
+
+/// The little that anybody may know of a dead environment.
+pub(super) fn tombstone(environment: &Environment) -> Tombstone {
+    let unwritten = EndReason::Lapsed;
+    Tombstone {
+        id: environment.id.to_string(),
+        ended_at: environment.dead_at.unwrap_or(environment.lease_end.min(environment.deadline)),
+        gone: environment.phase == Phase::Gone,
+        end: end(environment.reason.as_ref().unwrap_or(&unwritten)),
+        run_url: environment.identity.job.url.clone(),
+    }
+}
+
+const fn phase(phase: Phase) -> WirePhase {
+    match phase {
+        Phase::Requested => WirePhase::Requested,
+        Phase::Provisioning => WirePhase::Provisioning,
+        Phase::Ready => WirePhase::Ready,
+        Phase::Failed => WirePhase::Failed,
+        Phase::Releasing => WirePhase::Releasing,
+        Phase::Gone => WirePhase::Gone,
+    }
+}
+
+fn end(reason: &EndReason) -> End {
+    End { code: reason.code().into(), message: reason.sentence() }
+}
+
+fn owner(environment: &Environment) -> Owner {
+    let identity = &environment.identity;
+    let text = |text: &Option<UntrustedText>| text.as_ref().map(ToString::to_string);
+    Owner {
+        issuer: identity.issuer.clone(),
+        organization_id: identity.organization.id.clone(),
+        organization: identity.organization.slug.clone(),
+        pipeline_id: identity.project.id.clone(),
+        pipeline: identity.project.slug.clone(),
+        build_id: identity.run.id.clone(),
+        build_number: identity.run.number,
+        job_id: identity.job.id.clone(),
+        step_key: text(&identity.job.step_key),
+        branch: text(&identity.source.branch),
+        commit: identity.source.commit.to_string(),
+        url: identity.job.url.clone(),
+    }
+}
+
+/// A third of the lease: two renewals may fail before anything lapses.
+const RENEWALS_PER_LEASE: u64 = 3;
+
+fn hooks(id: &str, environment: &Environment, configuration: &Configuration, gateway: &Gateway) -> Hooks {
+    let post = |path: String, command: String| Hook { method: "POST".into(), url: format!("{}{path}", configuration.url), command, every_seconds: None };
+    let lease_seconds = environment.resolved.profile.lease_seconds;
+    Hooks {
+        deploy: Hook { method: "ANY".into(), url: gateway.url.clone(), command: "kubectl apply -f FILE".into(), every_seconds: None },
+        credential: post(paths::TOKEN.into(), format!("kubler credential --environment {id}")),
+        renew: Hook {
+            every_seconds: Some((lease_seconds / RENEWALS_PER_LEASE).clamp(1, 75)),
+            ..post(paths::renew(id), format!("kubler env renew {id}"))
+        },
+        teardown: post(paths::release(id), format!("kubler env release {id}")),
+    }
+}
+
+/// No secret is in it: the exec plugin gets a session when kubectl needs one.
+fn kubeconfig(id: &str, configuration: &Configuration, gateway: &Gateway) -> String {
+    use base64::Engine as _;
+    let mut cluster = serde_json::json!({ "server": gateway.url });
+    if let Some(ca) = &gateway.ca {
+        cluster["certificate-authority-data"] = base64::engine::general_purpose::STANDARD.encode(ca).into();
+    }
+    let audience = configuration.issuers.first().map_or(configuration.url.as_str(), |issuer| issuer.audience.as_str());
+    let document = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{ "name": "kubler", "cluster": cluster }],
+        "contexts": [{ "name": "kubler", "context": { "cluster": "kubler", "user": "kubler", "namespace": "default" } }],
+        "current-context": "kubler",
+        "users": [{ "name": "kubler", "user": { "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": "kubler",
+            "args": ["credential", "--server", configuration.url, "--audience", audience, "--environment", id],
+            "interactiveMode": "Never",
+            "provideClusterInfo": true,
+            "installHint": "the `kubler` command gets the short-lived credential for this environment; put it on PATH",
+        } } }],
+    });
+    serde_json::to_string_pretty(&document).unwrap_or_default()
+}

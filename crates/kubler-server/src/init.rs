@@ -1,0 +1,264 @@
+//! `kubler-server init`: a folder with everything a first environment needs, and what to paste where.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use jiff::{SignedDuration, Timestamp};
+use kubler_core::configuration::Issuer;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType};
+
+/// How long the certificates of `init` live, in days. Replace them with your own before that.
+const CERTIFICATE_DAYS: i64 = 365;
+/// The file to start the server with.
+pub const CONFIGURATION_FILE: &str = "kubler.yaml";
+
+/// What `init` is told.
+#[derive(Debug, Clone)]
+pub struct Init {
+    /// The folder to make.
+    pub folder: PathBuf,
+    /// The Buildkite organization's UUID.
+    pub organization_id: String,
+    /// Its slug.
+    pub organization_slug: String,
+    /// What callers call the server: `https://name:port`.
+    pub url: String,
+    /// Where it listens.
+    pub listen: String,
+    /// Kubernetes versions to offer; the first is the default.
+    pub kubernetes: String,
+    /// Another issuer than Buildkite's own, for trying things out.
+    pub issuer: Option<TrialIssuer>,
+}
+
+/// An issuer inside the network.
+#[derive(Debug, Clone)]
+pub struct TrialIssuer {
+    /// Its URL.
+    pub url: String,
+    /// PEM file of the CA to trust for it.
+    pub ca: Option<PathBuf>,
+}
+
+/// Why the folder could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// There is something already.
+    #[error("`{0}` exists already")]
+    Exists(PathBuf),
+    /// Not a UUID.
+    #[error("`{0}` is not the UUID of an organization")]
+    NotAnOrganization(String),
+    /// The URL has no host.
+    #[error("`{0}` is not `https://name:port`")]
+    NotAUrl(String),
+    /// A file could not be written.
+    #[error("`{path}` cannot be written: {source}")]
+    Unwritable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No certificate could be made.
+    #[error("no certificate could be made: {0}")]
+    Certificate(#[from] rcgen::Error),
+}
+
+impl InitError {
+    /// What to do next.
+    pub const fn hint(&self) -> &'static str {
+        match self {
+            Self::Exists(_) => "choose another folder; nothing was changed",
+            Self::NotAnOrganization(_) => {
+                "find it in Buildkite under Organization Settings → Settings (GraphQL API integration shows it too), or decode a token made with `buildkite-agent oidc request-token --claim organization_id`"
+            }
+            Self::NotAUrl(_) => "kubectl sends no credentials over plain http; give a name that the jobs can resolve",
+            Self::Unwritable { .. } => "check the folder's owner and the free space",
+            Self::Certificate(_) => "this is a fault of the server; please report it",
+        }
+    }
+}
+
+/// Writes the folder.
+///
+/// # Errors
+/// When it exists already, or something cannot be written; a folder that was begun is left for a look.
+pub fn init(init: &Init, now: Timestamp) -> Result<(), InitError> {
+    if uuid::Uuid::try_parse(&init.organization_id).is_err() {
+        return Err(InitError::NotAnOrganization(init.organization_id.clone()));
+    }
+    let host = host(&init.url).ok_or_else(|| InitError::NotAUrl(init.url.clone()))?;
+    if init.folder.join(CONFIGURATION_FILE).exists() {
+        return Err(InitError::Exists(init.folder.join(CONFIGURATION_FILE)));
+    }
+    for folder in ["", "tls", "policies", "manifests", "secrets"] {
+        create_private_folder(&init.folder.join(folder))?;
+    }
+    certificates(&init.folder.join("tls"), host, now)?;
+    for (name, text) in kubler_core::policy::starter(&init.organization_id, &init.organization_slug) {
+        write(&init.folder.join("policies").join(name), text.as_bytes())?;
+    }
+    if let Some(ca) = init.issuer.as_ref().and_then(|issuer| issuer.ca.as_ref()) {
+        let pem = std::fs::read(ca).map_err(|source| InitError::Unwritable { path: ca.clone(), source })?;
+        write(&init.folder.join("tls/issuer-ca.pem"), &pem)?;
+    }
+    write(&init.folder.join(CONFIGURATION_FILE), configuration(init).as_bytes())
+}
+
+fn host(url: &str) -> Option<&str> {
+    let authority = url.strip_prefix("https://")?;
+    let host = authority.strip_prefix('[').map_or_else(|| authority.split(':').next(), |rest| rest.split(']').next())?;
+    (!host.is_empty() && !authority.contains('/')).then_some(host)
+}
+
+/// The configuration, commented for whoever edits it next.
+fn configuration(init: &Init) -> String {
+    let issuer = match &init.issuer {
+        None => format!("    url: {}\n", Issuer::BUILDKITE_URL),
+        Some(trial) => {
+            let ca = trial.ca.as_ref().map_or("", |_| "    ca: tls/issuer-ca.pem\n");
+            format!("    url: {}\n{ca}    allow_private_addresses: true\n", trial.url)
+        }
+    };
+    let Init { organization_id, organization_slug, url, listen, kubernetes, .. } = init;
+    format!(
+        r#"# Kubler's configuration. Relative paths count from this folder.
+# `kubler-server schema` prints every key; `kubler-server check` reads this file without starting.
+
+listen: "{listen}"
+url: "{url}"        # what jobs call; also the audience of their tokens
+data: data
+
+issuers:
+  - kind: buildkite
+{issuer}    audience: "{url}"
+    organizations:          # the issuer signs for all of its customers: only these may call
+      - id: "{organization_id}"
+        slug: "{organization_slug}"
+        # State it only when every pipeline has "Prefix third-party fork branch names" switched on:
+        fork_branches_are_prefixed: false
+        # webhook_secret: secrets/buildkite-webhook   # ends environments a little faster
+
+kubernetes:
+  "{kubernetes}": {{}}            # programs from `kube/build`; or `folder: /path/to/programs`
+
+profiles:
+  - name: ci-small
+    description: a cluster of its own for one job
+    kubernetes: "{kubernetes}"
+  - name: untrusted
+    description: for builds that a webhook started, such as pull requests of forks
+    kubernetes: "{kubernetes}"
+    restricted: true
+    deadline_seconds: 1800
+    environments_max: 10
+
+policies: policies
+"#
+    )
+}
+
+fn certificates(folder: &Path, host: &str, now: Timestamp) -> Result<(), InitError> {
+    let ca = authority("Kubler CA", now)?;
+    let mut server = leaf("Kubler", ExtendedKeyUsagePurpose::ServerAuth, now)?;
+    let mut names = vec![san(host)?];
+    for local in ["localhost", "127.0.0.1", "::1"] {
+        if local != host {
+            names.push(san(local)?);
+        }
+    }
+    server.subject_alt_names = names;
+    let server_key = KeyPair::generate()?;
+    let server = server.signed_by(&server_key, &ca)?;
+    write(&folder.join("ca.pem"), ca.pem().as_bytes())?;
+    write(&folder.join("ca.key"), ca.key().serialize_pem().as_bytes())?;
+    write(&folder.join("server.pem"), server.pem().as_bytes())?;
+    write(&folder.join("server.key"), server_key.serialize_pem().as_bytes())?;
+
+    let operators = authority("Kubler operators", now)?;
+    let operator_key = KeyPair::generate()?;
+    let operator = leaf("operator", ExtendedKeyUsagePurpose::ClientAuth, now)?.signed_by(&operator_key, &operators)?;
+    write(&folder.join("operator-ca.pem"), operators.pem().as_bytes())?;
+    write(&folder.join("operator-ca.key"), operators.key().serialize_pem().as_bytes())?;
+    write(&folder.join("operator.pem"), operator.pem().as_bytes())?;
+    write(&folder.join("operator.key"), operator_key.serialize_pem().as_bytes())
+}
+
+fn authority(name: &str, now: Timestamp) -> Result<CertifiedIssuer<'static, KeyPair>, rcgen::Error> {
+    let mut params = params(name, now)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    CertifiedIssuer::self_signed(params, KeyPair::generate()?)
+}
+
+fn leaf(name: &str, usage: ExtendedKeyUsagePurpose, now: Timestamp) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = params(name, now)?;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![usage];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn params(name: &str, now: Timestamp) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::new(Vec::<String>::new())?;
+    params.distinguished_name.push(DnType::CommonName, name);
+    let at = |days: i64| {
+        let moment = now.checked_add(SignedDuration::from_hours(24 * days)).unwrap_or(now);
+        time::OffsetDateTime::from_unix_timestamp(moment.as_second()).unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+    };
+    // A day of room, so that clocks which run behind accept it at once.
+    params.not_before = at(-1);
+    params.not_after = at(CERTIFICATE_DAYS);
+    Ok(params)
+}
+
+fn san(host: &str) -> Result<SanType, rcgen::Error> {
+    Ok(match host.parse() {
+        Ok(address) => SanType::IpAddress(address),
+        Err(_) => SanType::DnsName(host.try_into()?),
+    })
+}
+
+fn create_private_folder(folder: &Path) -> Result<(), InitError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let unwritable = |source| InitError::Unwritable { path: folder.to_owned(), source };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unwritable)
+}
+
+/// Keys and all else alike: only their owner reads what `init` writes.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), InitError> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let unwritable = |source| InitError::Unwritable { path: path.to_owned(), source };
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(unwritable)?;
+    file.write_all(bytes).map_err(unwritable)
+}
+
+/// What to paste into a pipeline, and what to do first.
+pub fn next_steps(init: &Init) -> String {
+    let folder = init.folder.display();
+    let Init { url, .. } = init;
+    format!(
+        r#"Written to {folder}: {CONFIGURATION_FILE}, tls/ (CA, server, operator), policies/ (start here to change who may do what).
+
+1. Start the server:
+     kubler-server serve --config {folder}/{CONFIGURATION_FILE}
+2. Put the CA where your agents can read it (it is public): {folder}/tls/ca.pem
+3. Paste into a pipeline:
+
+     steps:
+       - label: "tests with a cluster of their own"
+         command: kubectl create namespace hello && kubectl get namespaces
+         plugins:
+           - kubler#v0.1.0:
+               server: {url}
+               profile: ci-small
+               ca: /path/to/ca.pem
+
+4. Look around as an operator:
+     export KUBLER_SERVER={url} KUBLER_CA={folder}/tls/ca.pem
+     export KUBLER_CLIENT_CERTIFICATE={folder}/tls/operator.pem KUBLER_CLIENT_KEY={folder}/tls/operator.key
+     kubler env list
+"#
+    )
+}
