@@ -26,22 +26,21 @@ pub(super) struct Refused {
     pub(super) message: String,
     /// When to come back, in seconds.
     pub(super) retry_seconds: Option<u32>,
-    /// kubectl throws away what discovery answers and prints a sentence of its own; it does print warnings.
-    pub(super) warning: Warning,
 }
 
-/// Whether the message also travels as a warning header.
+/// Whether clients show people the Status of an answer. Of discovery they keep only the number, and print a
+/// sentence of their own; a warning they always print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Warning {
-    /// No: the Status is shown.
-    No,
-    /// Yes: for requests whose Status clients do not show.
-    Yes,
+pub(super) enum Shown {
+    /// They do.
+    Status,
+    /// They do not, so the message also travels as a warning.
+    OnlyWarnings,
 }
 
 impl Refused {
     fn new(status: StatusCode, reason: &'static str, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, reason, code, message: message.into(), retry_seconds: None, warning: Warning::No }
+        Self { status, reason, code, message: message.into(), retry_seconds: None }
     }
 
     /// 400: a request that cannot be taken as it is.
@@ -77,13 +76,13 @@ impl Refused {
             reason.sentence(),
             environment.identity.job.url,
         );
-        Self { warning: Warning::Yes, ..Self::new(StatusCode::NOT_FOUND, "NotFound", "EnvironmentEnded", message) }
+        Self::new(StatusCode::NOT_FOUND, "NotFound", "EnvironmentEnded", message)
     }
 
     /// 404 of an environment whose tombstone is no longer kept.
     pub(super) fn forgotten(id: &str) -> Self {
         let message = format!("environment {id} ended so long ago that nothing is known of it any more; a new job gets a new environment");
-        Self { warning: Warning::Yes, ..Self::new(StatusCode::NOT_FOUND, "NotFound", "EnvironmentEnded", message) }
+        Self::new(StatusCode::NOT_FOUND, "NotFound", "EnvironmentEnded", message)
     }
 
     /// 413.
@@ -133,8 +132,8 @@ impl Refused {
         line.into()
     }
 
-    /// The whole answer. `is_shown` says whether the client will show the Status by itself.
-    pub(super) fn response(&self, request_id: RequestId) -> Response<Body> {
+    /// The whole answer.
+    pub(super) fn response(&self, request_id: RequestId, shown: Shown) -> Response<Body> {
         let mut response = Response::new(Body::from(self.object(request_id).to_string()));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
@@ -147,7 +146,7 @@ impl Refused {
         if let Some(seconds) = self.retry_seconds {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if self.warning == Warning::Yes
+        if shown == Shown::OnlyWarnings
             && let Ok(value) = HeaderValue::from_str(&format!("299 - \"{}\"", quoted(&self.message)))
         {
             headers.insert(HeaderName::from_static("warning"), value);
