@@ -27,6 +27,10 @@ pub struct Configuration {
     /// Folder for everything the server keeps; relative paths count from the configuration's folder.
     #[serde(default = "Configuration::default_data")]
     pub data: String,
+    /// Folder for sockets and keys of living environments, at most 59 bytes long; best in memory, such as
+    /// `/run/kubler`. Absent: `run` in the data folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
     /// The server's certificate and who its operators are.
     #[serde(default)]
     pub tls: Tls,
