@@ -43,6 +43,10 @@ async fn t7_a_flood_of_unknown_keys_makes_one_fetch_a_cooldown_and_evicts_nothin
         });
         let refusals = futures_util::future::join_all(flood).await;
         assert!(refusals.iter().all(|refusal| refusal.reason == RefusalReason::KeyUnknown));
+        for nth in 0..5 {
+            let token = scene.draft().header("kid", format!("later-{nth}")).sign_with(Signature::WrongKey);
+            assert_eq!(scene.refusal(token).await.reason, RefusalReason::KeyUnknown);
+        }
         assert!(scene.verify(scene.draft().sign()).await.is_ok());
     }
     assert_eq!(scene.buildkite.jwks_requests(), 4);
@@ -63,22 +67,23 @@ async fn t7_too_many_who_wait_are_refused_and_known_keys_do_not_wait() {
     scene.verifier.prefetch().await;
     scene.advance(31);
     scene.buildkite.issuer_fault(IssuerFault::Hold);
-    let verifier = scene.verifier.clone();
-    let tokens: Vec<_> = (0..300).map(|nth| scene.draft().header("kid", format!("u{nth}")).sign_with(Signature::Corrupted)).collect();
-    let flood = tokio::spawn(async move {
-        let all = tokens.into_iter().map(|token| {
-            let verifier = verifier.clone();
-            async move { verifier.verify(&token.into()).await.unwrap_err().reason }
-        });
-        futures_util::future::join_all(all).await
-    });
+    let unknown = |nth: usize| SecretString::from(scene.draft().header("kid", format!("u{nth}")).sign_with(Signature::Corrupted));
+    let waiting: Vec<_> = (0..256)
+        .map(|nth| {
+            let (verifier, token) = (scene.verifier.clone(), unknown(nth));
+            tokio::spawn(async move { verifier.verify(&token).await.unwrap_err().reason })
+        })
+        .collect();
     while scene.buildkite.discovery_requests() < 2 {
         tokio::task::yield_now().await;
     }
-    assert!(scene.verify(scene.draft().sign()).await.is_ok());
+    let one_more = tokio::time::timeout(Duration::from_secs(1), scene.verify(unknown(256))).await.expect("an answer at once");
+    assert_eq!(one_more.unwrap_err().reason, RefusalReason::Busy);
+    assert!(scene.verify(scene.draft().sign()).await.is_ok(), "known keys do not wait");
+
     scene.buildkite.issuer_fault(IssuerFault::None);
-    let reasons = flood.await.unwrap();
-    assert_eq!(reasons.iter().filter(|reason| **reason == RefusalReason::Busy).count(), 300 - 256);
+    let reasons = futures_util::future::join_all(waiting).await;
+    assert!(reasons.into_iter().all(|reason| reason.unwrap() == RefusalReason::KeyUnknown));
     assert_eq!(scene.buildkite.jwks_requests(), 2);
 }
 
@@ -178,6 +183,13 @@ async fn t8_a_redirect_is_not_followed() {
     scene.buildkite.issuer_fault(IssuerFault::Redirect(elsewhere));
     assert!(failure(&scene).await.contains("status 307"));
     assert_eq!(victim.discovery_requests(), 0);
+}
+
+#[tokio::test]
+async fn t8_a_long_answer_is_not_read_to_its_end() {
+    let scene = Scene::new();
+    scene.buildkite.issuer_fault(IssuerFault::Padded(10 * 1024 * 1024));
+    assert!(failure(&scene).await.contains("longer than 102400 bytes"));
 }
 
 #[tokio::test]
