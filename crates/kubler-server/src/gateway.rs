@@ -286,8 +286,10 @@ impl Shared {
     async fn record_refusal(&self, stop: &Stop, arrival: &Arrival, request: Option<KubernetesRequest>) {
         let session = stop.session.as_ref().filter(|_| stop.note == Note::Record);
         let Some(session) = session else {
-            let refusal = RefusalBeforeVerification { peer: arrival.peer, reason: stop.refused.code };
-            return self.parts.ledger.refuse(refusal);
+            let identity = stop.session.as_ref().map(|session| Box::new(session.identity.clone()));
+            let (peer, request_id) = (arrival.peer, arrival.request_id);
+            self.parts.ledger.refuse(RefusalBeforeVerification { peer, reason: stop.refused.code, identity, request_id });
+            return;
         };
         let mut record = RecordBody::new(Kind::Event, LedgerAction::KubernetesRequest);
         record.request_id = Some(arrival.request_id);
