@@ -11,7 +11,8 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use jiff::Timestamp;
 use kubler_core::configuration::Configuration;
-use kubler_core::environment::{EndReason, Environment, Event, Phase, Scope};
+use kubler_core::environment::{EndReason, Environment, Event};
+pub(super) use kubler_core::environment::{Phase as EnvironmentPhase, Scope as EnvironmentScope};
 use kubler_core::identity::{Identity, Job, Named, Run, Runner, Source};
 use kubler_core::ids::{EnvironmentId, SessionId};
 use kubler_core::ledger::record::{Kind, Record};
@@ -171,6 +172,7 @@ impl World {
             id: SessionId::from_random([nth; 16]),
             environment: self.id,
             identity,
+            issued_at: at(0),
             expires_at: at(seconds),
         };
         self.sessions.issue(new).unwrap().expose_secret().to_owned()
@@ -209,6 +211,15 @@ impl World {
         self.directory.put(next);
     }
 
+    pub(super) fn clock_now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Nothing more can be recorded.
+    pub(super) fn fill_the_ledger(&self) {
+        self.ledger.full.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
     /// The outcome of the nth forwarded request, when it has one.
     pub(super) async fn outcome(&self) -> kubler_core::ledger::record::Outcome {
         let ended = || records(&self.ledger).into_iter().rfind(|record| record.body.kind == Kind::End);
@@ -243,6 +254,3 @@ pub(super) async fn next(body: &mut Body) -> Option<Result<String, axum::Error>>
     frame.map(|frame| frame.map(|frame| String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap()))
 }
 
-#[allow(unused_imports)]
-pub(super) use Phase as EnvironmentPhase;
-pub(super) use Scope as EnvironmentScope;
