@@ -30,6 +30,11 @@ impl Mark {
         Self(format!("km{digits}"))
     }
 
+    /// A text that is known to be in the arguments, environment or working folder of what is meant.
+    pub fn of(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
     /// The text itself.
     pub fn as_str(&self) -> &str {
         &self.0

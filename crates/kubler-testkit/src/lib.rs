@@ -14,4 +14,5 @@
 
 pub mod agent;
 pub mod buildkite;
+pub mod kubler;
 pub mod leaks;

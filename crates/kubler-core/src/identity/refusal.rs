@@ -17,7 +17,7 @@ macro_rules! reasons {
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
             /// The stable code.
-            pub const fn code(self) -> &'static str {
+            pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$name => $code,)*
                 }
@@ -88,7 +88,7 @@ impl RefusalReason {
 
 impl Serialize for RefusalReason {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.code())
+        serializer.serialize_str(self.as_str())
     }
 }
 
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn t10_every_reason_has_a_code_of_its_own() {
-        let codes: BTreeSet<_> = RefusalReason::ALL.iter().map(|reason| reason.code()).collect();
+        let codes: BTreeSet<_> = RefusalReason::ALL.iter().map(|reason| reason.as_str()).collect();
         assert_eq!(codes.len(), RefusalReason::ALL.len());
         assert!(codes.iter().all(|code| code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')));
     }

@@ -128,7 +128,7 @@ fn c2_the_subject_is_never_read() {
 #[test]
 fn c2_a_renamed_or_recycled_slug_changes_no_owner() {
     let renamed = with("pipeline_slug", "other");
-    let owner = |claims| identity_from_claims(claims, &issuer()).unwrap().owner();
+    let owner = |claims: &Claims| identity_from_claims(claims, &issuer()).unwrap().owner();
     assert_eq!(owner(&renamed), owner(&claims()));
     let recycled = with("pipeline_id", "01945ecf-0000-7000-8000-0000000000ee");
     assert!(!owner(&recycled).same_project(&owner(&claims())));
