@@ -201,8 +201,8 @@ impl App {
         tasks.spawn(reconciler.run(work_over.clone()));
         tasks.spawn(upkeep::forget(Arc::clone(&api.broker.store), Arc::clone(&api.clock), work_over.clone()));
         tasks.spawn(upkeep::checkpoint(ledger.clone(), checkpoint_every, work_over.clone()));
-        let prefetching = Arc::clone(&api);
-        tokio::spawn(async move { prefetching.verifier.prefetch().await });
+        let (fresh, over) = (Arc::clone(&api), work_over.clone());
+        tasks.spawn(async move { fresh.verifier.keep_fresh(over).await });
 
         serve(listener, tls, Arc::clone(&api), shutdown).await;
         if stop == StopMode::EndEverything {

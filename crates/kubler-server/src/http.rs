@@ -12,7 +12,9 @@ use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use kubler_core::configuration::Configuration;
+use kubler_core::identity::Identity;
 use kubler_core::ids::RequestId;
+use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use kubler_core::policy::Operator;
 use secrecy::SecretString;
 
@@ -24,7 +26,7 @@ use crate::entropy;
 use crate::gateway::Gateway;
 use crate::http::error::ApiError;
 use crate::identity::Verifier;
-use crate::ledger::RefusalBeforeVerification;
+use crate::ledger::{Durability, RefusalBeforeVerification};
 use crate::tasks::reconcile::Gauges;
 
 /// What the routes share.
@@ -101,24 +103,29 @@ impl Api {
         match self.verifier.verify(token).await {
             Ok(verified) => Ok(Who::Job(Box::new(verified))),
             Err(refusal) => {
-                self.broker.ledger.refuse(RefusalBeforeVerification {
-                    peer: arrival.peer.address,
-                    reason: refusal.reason.as_str(),
-                    identity: refusal.identity,
-                    request_id: arrival.request_id,
-                });
+                match refusal.identity {
+                    // Somebody we know: worth a record of its own.
+                    Some(identity) => self.refuse_known(arrival, refusal.reason.as_str(), identity).await,
+                    None => self.refuse(arrival, refusal.reason.as_str()),
+                }
                 Err(ApiError::unauthenticated(refusal.disclosed).of(arrival))
             }
         }
     }
 
+    async fn refuse_known(&self, arrival: &Arrival, reason: &'static str, identity: Box<Identity>) {
+        let mut body = Body::new(Kind::Event, LedgerAction::CallerRefuse);
+        body.request_id = Some(arrival.request_id);
+        body.peer = Some(arrival.peer.address.to_string());
+        body.identity = Some(identity);
+        body.details.insert("reason".into(), reason.into());
+        if let Err(error) = self.broker.ledger.event(body, Durability::Process).await {
+            tracing::error!(%error, "a refusal could not be recorded");
+        }
+    }
+
     fn refuse(&self, arrival: &Arrival, reason: &'static str) {
-        self.broker.ledger.refuse(RefusalBeforeVerification {
-            peer: arrival.peer.address,
-            reason,
-            identity: None,
-            request_id: arrival.request_id,
-        });
+        self.broker.ledger.refuse(RefusalBeforeVerification { peer: arrival.peer.address, reason });
     }
 
     /// Gives a request its name.

@@ -1,1 +1,199 @@
-//! ledger
+//! The ledger: an append-only file of records, written before anything is done, signed as a Merkle tree.
+//!
+//! The file is the truth; what is kept in memory is derived from it at every start. A record is acknowledged only
+//! when it was written to the operating system (reads) or to the disk (changes). Ending always wins: room for the
+//! records of ends is kept back, so that a full disk refuses new work while credentials still die.
+
+mod entry;
+mod open;
+mod read;
+mod signing;
+mod writer;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kubler_core::configuration::Ledger as LedgerSettings;
+use kubler_core::ledger::checkpoint::PublicKey;
+use kubler_core::ledger::record::{Body, TooLong};
+use kubler_core::ledger::refusals::Refusals;
+
+pub use kubler_core::ledger::refusals::RefusalBeforeVerification;
+
+pub use self::entry::Entry;
+pub use self::read::Query;
+use self::signing::Signer;
+use self::writer::{Syncer, Writer};
+use crate::clock::Clock;
+
+/// How far a record must have got before it is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// It survives a loss of power: for everything that changes something.
+    Disk,
+    /// It survives the end of this process: for reads.
+    Process,
+}
+
+/// Why something could not be recorded, and therefore must not be done.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LedgerError {
+    /// The folder belongs to another server that runs.
+    #[error("the ledger in `{0}` is in use by another server")]
+    InUse(PathBuf),
+    /// A file cannot be read or written.
+    #[error("the ledger in `{folder}` cannot be used: {message}")]
+    Unusable {
+        /// Where.
+        folder: PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// It is not what its last checkpoint says.
+    #[error("the ledger in `{folder}` is damaged: {message}")]
+    Damaged {
+        /// Where.
+        folder: PathBuf,
+        /// What differs.
+        message: String,
+    },
+    /// There is no room, but for the records of ends.
+    #[error("the ledger has no room for new records")]
+    Full,
+    /// A record cannot be made that short.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+}
+
+/// One ledger in one folder. Cheap to clone.
+#[derive(Clone)]
+pub struct Ledger(Arc<Inner>);
+
+struct Inner {
+    folder: PathBuf,
+    clock: Arc<dyn Clock>,
+    writer: Mutex<Writer>,
+    syncer: Syncer,
+    signer: Mutex<Signer>,
+    public: PublicKey,
+    refusals: Mutex<Refusals>,
+    /// Held as long as the ledger: two writers would break the tree.
+    _lock: File,
+}
+
+impl Ledger {
+    /// Opens the ledger in `folder`, or makes it under the name `origin`. Checks it against its last checkpoint,
+    /// cuts a record that a crash left half-written, and closes what a crash left open.
+    ///
+    /// # Errors
+    /// When it cannot be used, or is not what its last checkpoint says: nothing may be done then.
+    pub fn open(folder: &Path, origin: &str, settings: &LedgerSettings, clock: Arc<dyn Clock>) -> Result<Self, LedgerError> {
+        open::open(folder, origin, settings, clock)
+    }
+
+    /// Writes down that something begins. Nothing may be done before this returns.
+    ///
+    /// # Errors
+    /// When it could not be recorded.
+    pub async fn start(&self, body: Body, durability: Durability) -> Result<Entry, LedgerError> {
+        let entry = Entry::prepare(self.clone(), &body);
+        let sequence = self.append(body, durability).await?;
+        Ok(entry.begun(sequence))
+    }
+
+    /// Writes down something that happened; gives its sequence.
+    ///
+    /// # Errors
+    /// When it could not be recorded.
+    pub async fn event(&self, body: Body, durability: Durability) -> Result<u64, LedgerError> {
+        self.append(body, durability).await
+    }
+
+    async fn append(&self, body: Body, durability: Durability) -> Result<u64, LedgerError> {
+        let sequence = self.append_now(body)?;
+        if durability == Durability::Disk {
+            self.0.syncer.synced().await.map_err(|message| self.unusable(&message))?;
+        }
+        Ok(sequence)
+    }
+
+    /// Written to the operating system when this returns.
+    fn append_now(&self, body: Body) -> Result<u64, LedgerError> {
+        let room = if body.is_ending() { writer::Room::KeptBack } else { writer::Room::Ordinary };
+        let mark = read::Mark::of(&body);
+        // Serialised outside of the lock: only the sequence, the hash and the write are in it.
+        let sealed = body.seal()?;
+        self.writer().append(&sealed, room, mark, self.0.clock.now(), &self.0.syncer)
+    }
+
+    /// Counts somebody who was refused before they could be told apart. Never blocks on the disk and never fails.
+    pub fn refuse(&self, refusal: RefusalBeforeVerification) {
+        let now = self.0.clock.now();
+        let due = {
+            let mut refusals = self.refusals();
+            refusals.note(refusal, now);
+            refusals.is_due(now)
+        };
+        if due {
+            self.write_refusals();
+        }
+    }
+
+    fn write_refusals(&self) {
+        let now = self.0.clock.now();
+        for sealed in self.refusals().drain(now) {
+            let mark = read::Mark::default();
+            if let Err(error) = self.writer().append(&sealed, writer::Room::Ordinary, mark, now, &self.0.syncer) {
+                tracing::error!(%error, "refusals could not be recorded");
+            }
+        }
+    }
+
+    /// The latest signed checkpoint; signs one when there is something new.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn checkpoint(&self) -> Result<kubler_api::ledger::Checkpoint, LedgerError> {
+        if self.refusals().is_due(self.0.clock.now()) {
+            self.write_refusals();
+        }
+        let mut signer = self.0.signer.lock().unwrap_or_else(PoisonError::into_inner);
+        let unsigned = self.writer().take_unsigned();
+        signer.sign(&self.0.folder, unsigned)
+    }
+
+    /// Records that match, oldest first.
+    ///
+    /// # Errors
+    /// When files cannot be read.
+    pub fn read(&self, query: &Query) -> Result<kubler_api::ledger::Records, LedgerError> {
+        let plan = self.writer().plan(query);
+        read::read(&self.0.folder, query, &plan).map_err(|error| self.unusable(&error))
+    }
+
+    /// The key that checkpoints are signed with, for those who verify.
+    pub fn verifying_key(&self) -> &PublicKey {
+        &self.0.public
+    }
+
+    /// Whether new work can be recorded.
+    pub fn is_writable(&self) -> bool {
+        self.writer().has_room() && !self.0.syncer.has_failed()
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.0.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.0.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unusable(&self, message: &dyn std::fmt::Display) -> LedgerError {
+        LedgerError::Unusable { folder: self.0.folder.clone(), message: message.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,2 +1,209 @@
 //! `kubler-server`: the broker's command line.
-fn main() {}
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use kubler_core::configuration::Configuration;
+use kubler_server::app::{App, StartError, find_programs, resolve_profiles};
+use kubler_server::clock::{Clock as _, SystemClock};
+use kubler_server::config;
+use kubler_server::engine::local::StopMode;
+use kubler_server::init::{Init, InitError, TrialIssuer, init, next_steps};
+use kubler_server::policy::Policies;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A broker between CI jobs and Kubernetes.
+#[derive(Parser)]
+#[command(name = "kubler-server", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write a folder with configuration, certificates and starter policies for a Buildkite organization.
+    Init(InitArguments),
+    /// Serve until SIGTERM. Environments stay alive; the next start finds them.
+    Serve(ServeArguments),
+    /// Read configuration, policies, manifests and programs without starting.
+    Check(ConfigArgument),
+    /// Bring the store's schema up to date without serving.
+    Migrate(ConfigArgument),
+    /// Print the configuration's JSON Schema.
+    Schema,
+    /// Print the OpenAPI document.
+    Openapi,
+}
+
+#[derive(clap::Args)]
+struct ConfigArgument {
+    /// The configuration file.
+    #[arg(long, env = "KUBLER_CONFIG", default_value = "kubler.yaml")]
+    config: PathBuf,
+}
+
+#[derive(clap::Args)]
+struct ServeArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// What becomes of living environments when the server stops.
+    #[arg(long, value_enum, default_value_t = OnStop::Keep)]
+    on_stop: OnStop,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum OnStop {
+    /// They live on; the next start finds them.
+    Keep,
+    /// They end, verified, before the server does.
+    End,
+}
+
+#[derive(clap::Args)]
+struct InitArguments {
+    /// The folder to write.
+    folder: PathBuf,
+    /// The organization's UUID (Buildkite: Organization Settings, or the claim `organization_id` of a token).
+    #[arg(long)]
+    organization_id: String,
+    /// The organization's slug, as in buildkite.com/SLUG.
+    #[arg(long)]
+    organization: String,
+    /// What jobs call the server.
+    #[arg(long, default_value = "https://localhost:8443")]
+    url: String,
+    /// Where the server listens.
+    #[arg(long, default_value = "127.0.0.1:8443")]
+    listen: String,
+    /// The Kubernetes version to offer.
+    #[arg(long, default_value = "1.34")]
+    kubernetes: String,
+    /// Another issuer than Buildkite's own, inside your network.
+    #[arg(long)]
+    issuer: Option<String>,
+    /// The CA of that issuer.
+    #[arg(long, requires = "issuer")]
+    issuer_ca: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What was wrong, then what to do next.
+#[allow(clippy::print_stderr)] // the command line's own voice
+fn report(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
+    let hint = error
+        .downcast_ref::<StartError>()
+        .map(StartError::hint)
+        .or_else(|| error.downcast_ref::<config::ConfigError>().map(config::ConfigError::hint))
+        .or_else(|| error.downcast_ref::<InitError>().map(|error| error.hint().to_owned()));
+    if let Some(hint) = hint {
+        eprintln!("hint: {hint}");
+    }
+}
+
+#[allow(clippy::print_stdout)] // what was asked for goes to stdout
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Init(arguments) => {
+            let wanted = wanted(arguments);
+            init(&wanted, SystemClock.now())?;
+            println!("{}", next_steps(&wanted));
+            Ok(())
+        }
+        Command::Serve(arguments) => serve(&arguments),
+        Command::Check(argument) => check(&argument),
+        Command::Migrate(argument) => runtime()?.block_on(migrate(&argument)),
+        Command::Schema => {
+            println!("{}", serde_json::to_string_pretty(&schemars::schema_for!(Configuration))?);
+            Ok(())
+        }
+        Command::Openapi => {
+            println!("{}", serde_json::to_string_pretty(&kubler_server::http::openapi())?);
+            Ok(())
+        }
+    }
+}
+
+fn wanted(arguments: InitArguments) -> Init {
+    Init {
+        folder: arguments.folder,
+        organization_id: arguments.organization_id,
+        organization_slug: arguments.organization,
+        url: arguments.url.trim_end_matches('/').to_owned(),
+        listen: arguments.listen,
+        kubernetes: arguments.kubernetes,
+        issuer: arguments.issuer.map(|url| TrialIssuer { url, ca: arguments.issuer_ca }),
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot start")
+}
+
+fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("KUBLER_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
+    runtime()?.block_on(async {
+        let loaded = config::load(&arguments.config.config)?;
+        let app = App::start(&loaded, &config::surroundings(), Arc::new(SystemClock)).await?;
+        tracing::info!(address = %app.address()?, url = loaded.configuration.url, "serving");
+        let (shutdown, api) = (app.shutdown(), app.api());
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => break,
+                    _ = interrupt.recv() => break,
+                    _ = hangup.recv() => api.broker.reload_policies().await,
+                }
+            }
+            tracing::info!("stopping: open requests may end, environments stay alive");
+            shutdown.cancel();
+        });
+        let stop = match arguments.on_stop {
+            OnStop::Keep => StopMode::KeepEnvironments,
+            OnStop::End => StopMode::EndEverything,
+        };
+        app.run(stop).await;
+        Ok(())
+    })
+}
+
+#[allow(clippy::print_stdout)]
+fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
+    let loaded = config::load(&argument.config)?;
+    let programs = find_programs(&loaded, &config::surroundings()).map_err(StartError::from)?;
+    let profiles = resolve_profiles(&loaded, &programs)?;
+    let configuration = Arc::new(loaded.configuration.clone());
+    let policies = Policies::load(&loaded.path(&configuration.policies), configuration).map_err(StartError::from)?;
+    for (name, resolved) in &profiles {
+        println!("profile {name}: Kubernetes {}, digest {}", resolved.kubernetes_version, resolved.digest());
+    }
+    println!("policies: {} in force, digest {}", policies.current().len(), policies.current().digest());
+    println!("{} is fine", argument.config.display());
+    Ok(())
+}
+
+async fn migrate(argument: &ConfigArgument) -> anyhow::Result<()> {
+    let loaded = config::load(&argument.config)?;
+    let directory = Arc::new(kubler_server::directory::Directory::new(SystemClock.now()));
+    let file = loaded.path(&loaded.configuration.data).join("store.sqlite");
+    kubler_server::store::Store::open(&file, directory, loaded.configuration.limits.clone()).await?;
+    Ok(())
+}

@@ -152,7 +152,7 @@ impl Process {
 
 fn open(pid: i32) -> io::Result<AsyncFd<OwnedFd>> {
     let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
-    AsyncFd::with_interest(rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?, Interest::READABLE)
+    AsyncFd::register_with_interest(rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?, Interest::READABLE)
 }
 
 fn start_time(pid: i32) -> Option<u64> {

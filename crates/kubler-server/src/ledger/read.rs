@@ -1,0 +1,151 @@
+//! Reading on in the ledger. What is kept in memory is small: where every 256th record begins, and between which
+//! records each environment and job lies. A search by one of them reads that stretch of the file, nothing else.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
+use std::path::Path;
+
+use kubler_api::ledger::Records;
+use kubler_core::ids::EnvironmentId;
+use kubler_core::ledger::layout;
+use kubler_core::ledger::record::Body;
+use serde_json::Value;
+
+/// Records that one answer holds at most, and when the caller does not say.
+pub const READ_MAX: usize = 1000;
+const READ_DEFAULT: usize = 100;
+/// Records that one call looks at, at most: it then says where to go on.
+const SCAN_MAX: u64 = 100_000;
+/// Every so many records the place is kept.
+const PLACE_EVERY: u64 = 256;
+
+/// Which records. All given parts must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Query {
+    /// Of this environment.
+    pub environment: Option<EnvironmentId>,
+    /// Of this job.
+    pub job: Option<String>,
+    /// From this sequence on.
+    pub from: u64,
+    /// At most so many.
+    pub limit: Option<usize>,
+}
+
+/// What a record is found by.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Mark {
+    environment: Option<EnvironmentId>,
+    job: Option<String>,
+}
+
+impl Mark {
+    pub(super) fn of(body: &Body) -> Self {
+        Self { environment: body.environment_id, job: body.identity.as_ref().map(|identity| identity.job.id.clone()) }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    first: u64,
+    last: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    sequence: u64,
+    segment: u64,
+    offset: u64,
+}
+
+/// Where things are.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    segments: Vec<u64>,
+    places: Vec<Place>,
+    environments: HashMap<EnvironmentId, Stretch>,
+    jobs: HashMap<String, Stretch>,
+}
+
+/// What a search reads.
+#[derive(Debug)]
+pub(super) struct Plan {
+    start: Option<Place>,
+    segments: Vec<u64>,
+    from: u64,
+    to: u64,
+}
+
+impl Index {
+    pub(super) fn segment(&mut self, first: u64) {
+        self.segments.push(first);
+    }
+
+    pub(super) fn last_segment(&self) -> Option<u64> {
+        self.segments.last().copied()
+    }
+
+    pub(super) fn note(&mut self, sequence: u64, offset: u64, mark: Mark) {
+        let segment = self.last_segment().unwrap_or(0);
+        if sequence.is_multiple_of(PLACE_EVERY) || sequence == segment {
+            self.places.push(Place { sequence, segment, offset });
+        }
+        let stretch = Stretch { first: sequence, last: sequence };
+        if let Some(id) = mark.environment {
+            self.environments.entry(id).or_insert(stretch).last = sequence;
+        }
+        if let Some(job) = mark.job {
+            self.jobs.entry(job).or_insert(stretch).last = sequence;
+        }
+    }
+
+    pub(super) fn plan(&self, query: &Query, size: u64) -> Plan {
+        let nothing = Stretch { first: u64::MAX, last: 0 };
+        let environment = query.environment.map(|id| self.environments.get(&id).copied().unwrap_or(nothing));
+        let job = query.job.as_ref().map(|job| self.jobs.get(job).copied().unwrap_or(nothing));
+        // Ends of a job's requests carry its environment but not its name: only a lower bound is certain for jobs.
+        let first = [environment, job].into_iter().flatten().map(|stretch| stretch.first).max().unwrap_or(0);
+        let to = environment.map_or(size, |stretch| size.min(stretch.last.saturating_add(1)));
+        let from = query.from.max(first);
+        let start = self.places.partition_point(|place| place.sequence <= from).checked_sub(1).and_then(|nth| self.places.get(nth)).copied();
+        let segments = self.segments.iter().copied().filter(|segment| start.is_none_or(|place| *segment >= place.segment)).collect();
+        Plan { start, segments, from, to }
+    }
+}
+
+/// Carries out a plan.
+pub(super) fn read(folder: &Path, query: &Query, plan: &Plan) -> std::io::Result<Records> {
+    let limit = query.limit.unwrap_or(READ_DEFAULT).clamp(1, READ_MAX);
+    let mut found = Records { records: Vec::new(), next: None };
+    let Some(start) = plan.start.filter(|_| plan.from < plan.to) else { return Ok(found) };
+    let stop = plan.to.min(plan.from.saturating_add(SCAN_MAX));
+    let mut sequence = start.sequence;
+    for segment in &plan.segments {
+        let mut file = File::open(folder.join(layout::segment_name(*segment)))?;
+        if *segment == start.segment {
+            file.seek(SeekFrom::Start(start.offset))?;
+        }
+        for line in BufReader::new(file).lines() {
+            let line = line?;
+            if sequence >= stop || found.records.len() >= limit {
+                found.next = (sequence < plan.to).then_some(sequence);
+                return Ok(found);
+            }
+            if sequence >= plan.from {
+                let record: Value = serde_json::from_str(&line).map_err(std::io::Error::other)?;
+                if matches(query, &record) {
+                    found.records.push(record);
+                }
+            }
+            sequence += 1;
+        }
+    }
+    Ok(found)
+}
+
+fn matches(query: &Query, record: &Value) -> bool {
+    let environment = query.environment.is_none_or(|id| record.get("environment_id").and_then(Value::as_str) == Some(&id.to_string()));
+    let job = query.job.as_deref().is_none_or(|job| record.pointer("/identity/job/id").and_then(Value::as_str) == Some(job));
+    environment && job
+}
