@@ -6,9 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::profile::{
-    DEADLINE_SECONDS_MAX, LEASE_SECONDS_MAX, Profile, SESSION_SECONDS_MAX,
-};
+use crate::profile::{DEADLINE_SECONDS_MAX, LEASE_SECONDS_MAX, Profile, SESSION_SECONDS_MAX};
 
 /// Longest accepted life of an identity token (`exp - iat`), in seconds.
 pub const TOKEN_LIFE_SECONDS_MAX: u64 = 600;
@@ -29,6 +27,10 @@ pub struct Configuration {
     /// Folder for everything the server keeps; relative paths count from the configuration's folder.
     #[serde(default = "Configuration::default_data")]
     pub data: String,
+    /// Folder for sockets and keys of living environments, at most 59 bytes long; best in memory, such as
+    /// `/run/kubler`. Absent: `run` in the data folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
     /// The server's certificate and who its operators are.
     #[serde(default)]
     pub tls: Tls,
@@ -177,7 +179,11 @@ pub struct Ledger {
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self { origin: None, checkpoint_seconds: 10, refusal_bytes_per_hour_max: 1024 * 1024 }
+        Self {
+            origin: None,
+            checkpoint_seconds: 10,
+            refusal_bytes_per_hour_max: 1024 * 1024,
+        }
     }
 }
 
@@ -213,7 +219,8 @@ impl Configuration {
 
     fn url_faults(&self, faults: &mut Vec<ConfigurationFault>) {
         let authority = self.url.strip_prefix("https://");
-        if authority.is_none_or(|rest| rest.is_empty() || rest.contains(['/', '?', '#', '@', ' '])) {
+        if authority.is_none_or(|rest| rest.is_empty() || rest.contains(['/', '?', '#', '@', ' ']))
+        {
             faults.push(fault(
                 "url",
                 format!("`{}` is not `https://name:port`", self.url),
@@ -224,17 +231,37 @@ impl Configuration {
 
     fn issuer_faults(&self, faults: &mut Vec<ConfigurationFault>) {
         if self.issuers.is_empty() {
-            faults.push(fault("issuers", "no issuer is listed".into(), "without one nobody can prove who they are"));
+            faults.push(fault(
+                "issuers",
+                "no issuer is listed".into(),
+                "without one nobody can prove who they are",
+            ));
         }
         for (index, issuer) in self.issuers.iter().enumerate() {
             let at = |key: &str| format!("issuers[{index}].{key}");
             if !issuer.url.starts_with("https://") {
-                faults.push(fault(at("url"), format!("`{}` is not https", issuer.url), "keys fetched over plain http could be anybody's"));
+                faults.push(fault(
+                    at("url"),
+                    format!("`{}` is not https", issuer.url),
+                    "keys fetched over plain http could be anybody's",
+                ));
             }
-            if self.issuers.iter().filter(|other| other.url == issuer.url).count() > 1 {
-                faults.push(fault(at("url"), format!("`{}` is listed twice", issuer.url), "list its organizations under one entry"));
+            if self
+                .issuers
+                .iter()
+                .filter(|other| other.url == issuer.url)
+                .count()
+                > 1
+            {
+                faults.push(fault(
+                    at("url"),
+                    format!("`{}` is listed twice", issuer.url),
+                    "list its organizations under one entry",
+                ));
             }
-            if issuer.audience.trim().is_empty() || issuer.audience.starts_with("https://buildkite.com/") {
+            if issuer.audience.trim().is_empty()
+                || issuer.audience.starts_with("https://buildkite.com/")
+            {
                 faults.push(fault(
                     at("audience"),
                     format!("`{}` cannot be the audience", issuer.audience),
@@ -257,25 +284,58 @@ impl Configuration {
                     ));
                 }
             }
-            bound(faults, at("token_seconds_max"), issuer.token_seconds_max, 60, TOKEN_LIFE_SECONDS_MAX);
-            bound(faults, at("clock_skew_seconds"), issuer.clock_skew_seconds, 0, CLOCK_SKEW_SECONDS_MAX);
+            bound(
+                faults,
+                at("token_seconds_max"),
+                issuer.token_seconds_max,
+                60,
+                TOKEN_LIFE_SECONDS_MAX,
+            );
+            bound(
+                faults,
+                at("clock_skew_seconds"),
+                issuer.clock_skew_seconds,
+                0,
+                CLOCK_SKEW_SECONDS_MAX,
+            );
         }
     }
 
     fn profile_faults(&self, faults: &mut Vec<ConfigurationFault>) {
         if self.profiles.is_empty() {
-            faults.push(fault("profiles", "no profile is listed".into(), "without one there is nothing to ask for"));
+            faults.push(fault(
+                "profiles",
+                "no profile is listed".into(),
+                "without one there is nothing to ask for",
+            ));
         }
         for (index, profile) in self.profiles.iter().enumerate() {
             let at = |key: &str| format!("profiles[{index}].{key}");
             let named_well = !profile.name.is_empty()
                 && profile.name.len() <= 63
-                && profile.name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+                && profile
+                    .name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
             if !named_well {
-                faults.push(fault(at("name"), format!("`{}` is not a profile's name", profile.name), "use lower-case letters, digits and `-`, at most 63"));
+                faults.push(fault(
+                    at("name"),
+                    format!("`{}` is not a profile's name", profile.name),
+                    "use lower-case letters, digits and `-`, at most 63",
+                ));
             }
-            if self.profiles.iter().filter(|other| other.name == profile.name).count() > 1 {
-                faults.push(fault(at("name"), format!("`{}` is listed twice", profile.name), "give each profile a name of its own"));
+            if self
+                .profiles
+                .iter()
+                .filter(|other| other.name == profile.name)
+                .count()
+                > 1
+            {
+                faults.push(fault(
+                    at("name"),
+                    format!("`{}` is listed twice", profile.name),
+                    "give each profile a name of its own",
+                ));
             }
             if !self.kubernetes.contains_key(&profile.kubernetes) {
                 let known: Vec<_> = self.kubernetes.keys().map(String::as_str).collect();
@@ -285,9 +345,27 @@ impl Configuration {
                     format!("listed there: {}", known.join(", ")),
                 ));
             }
-            bound(faults, at("lease_seconds"), profile.lease_seconds, LEASE_SECONDS_MIN, LEASE_SECONDS_MAX);
-            bound(faults, at("deadline_seconds"), profile.deadline_seconds, profile.lease_seconds, DEADLINE_SECONDS_MAX);
-            bound(faults, at("session_seconds"), profile.session_seconds, 5, SESSION_SECONDS_MAX);
+            bound(
+                faults,
+                at("lease_seconds"),
+                profile.lease_seconds,
+                LEASE_SECONDS_MIN,
+                LEASE_SECONDS_MAX,
+            );
+            bound(
+                faults,
+                at("deadline_seconds"),
+                profile.deadline_seconds,
+                profile.lease_seconds,
+                DEADLINE_SECONDS_MAX,
+            );
+            bound(
+                faults,
+                at("session_seconds"),
+                profile.session_seconds,
+                5,
+                SESSION_SECONDS_MAX,
+            );
         }
     }
 }
@@ -308,7 +386,9 @@ impl Issuer {
 
     /// The listed organization of this id.
     pub fn organization(&self, id: &str) -> Option<&Organization> {
-        self.organizations.iter().find(|organization| organization.id == id)
+        self.organizations
+            .iter()
+            .find(|organization| organization.id == id)
     }
 }
 
@@ -325,11 +405,19 @@ pub struct ConfigurationFault {
 }
 
 fn fault(key: impl Into<String>, message: String, hint: impl Into<String>) -> ConfigurationFault {
-    ConfigurationFault { key: key.into(), message, hint: hint.into() }
+    ConfigurationFault {
+        key: key.into(),
+        message,
+        hint: hint.into(),
+    }
 }
 
 fn bound(faults: &mut Vec<ConfigurationFault>, key: String, value: u64, min: u64, max: u64) {
     if !(min..=max).contains(&value) {
-        faults.push(fault(key, format!("{value} is out of bounds"), format!("give a number from {min} to {max}")));
+        faults.push(fault(
+            key,
+            format!("{value} is out of bounds"),
+            format!("give a number from {min} to {max}"),
+        ));
     }
 }

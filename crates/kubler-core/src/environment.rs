@@ -30,8 +30,14 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, in the order of life.
-    pub const ALL: [Self; 6] =
-        [Self::Requested, Self::Provisioning, Self::Ready, Self::Failed, Self::Releasing, Self::Gone];
+    pub const ALL: [Self; 6] = [
+        Self::Requested,
+        Self::Provisioning,
+        Self::Ready,
+        Self::Failed,
+        Self::Releasing,
+        Self::Gone,
+    ];
 
     /// The word in API, store and ledger.
     pub const fn as_str(self) -> &'static str {
@@ -57,7 +63,9 @@ impl Phase {
 }
 
 /// Who may use an environment besides the job that made it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// Nobody.
@@ -194,7 +202,11 @@ impl Environment {
     ///
     /// # Errors
     /// When an environment in this phase cannot take this event.
-    pub fn transition(&self, event: Event, now: Timestamp) -> Result<Option<Self>, TransitionError> {
+    pub fn transition(
+        &self,
+        event: Event,
+        now: Timestamp,
+    ) -> Result<Option<Self>, TransitionError> {
         let mut next = self.clone();
         next.version += 1;
         match (self.phase, event) {
@@ -226,7 +238,12 @@ impl Environment {
             (
                 phase,
                 event @ (Event::ProvisioningStarted | Event::BecameReady | Event::FoundGone),
-            ) => return Err(TransitionError { phase, event: event.word() }),
+            ) => {
+                return Err(TransitionError {
+                    phase,
+                    event: event.word(),
+                });
+            }
         }
         Ok(Some(next))
     }
@@ -257,8 +274,15 @@ impl Environment {
             Scope::Build => &owner.run_id,
         };
         // JSON, so that no separator inside a part can imitate another key.
-        serde_json::json!([owner.issuer, owner.organization_id, owner.project_id, scope.as_str(), holder, name])
-            .to_string()
+        serde_json::json!([
+            owner.issuer,
+            owner.organization_id,
+            owner.project_id,
+            scope.as_str(),
+            holder,
+            name
+        ])
+        .to_string()
     }
 }
 
@@ -276,11 +300,15 @@ impl Event {
 
 /// Whether `name` can name an environment: a DNS label of at most [`NAME_BYTES_MAX`] bytes.
 pub fn is_name(name: &str) -> bool {
-    let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let edge = |byte: Option<u8>| {
+        byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    };
     name.len() <= NAME_BYTES_MAX
         && edge(name.bytes().next())
         && edge(name.bytes().last())
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
 #[cfg(test)]

@@ -4,6 +4,10 @@
 //! result of a mapping from claims whose signature was checked; `sub` is never looked at.
 
 pub mod buildkite;
+pub mod claims;
+pub mod json;
+pub mod refusal;
+pub mod token;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

@@ -146,7 +146,14 @@ mod tests {
         let upper = format!("env_{}", "AB".repeat(16));
         let long = format!("env_{}", "ab".repeat(17));
         let other = format!("ses_{}", "ab".repeat(16));
-        for text in ["", "env_", "env_../..", upper.as_str(), long.as_str(), other.as_str()] {
+        for text in [
+            "",
+            "env_",
+            "env_../..",
+            upper.as_str(),
+            long.as_str(),
+            other.as_str(),
+        ] {
             assert!(text.parse::<EnvironmentId>().is_err(), "{text}");
         }
     }

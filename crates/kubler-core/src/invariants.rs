@@ -19,14 +19,22 @@ pub struct Violation {
 /// # Errors
 /// The first promise it breaks.
 pub fn check_environment(environment: &Environment) -> Result<(), Violation> {
-    let violated = |broken| Err(Violation { id: environment.id.to_string(), broken });
+    let violated = |broken| {
+        Err(Violation {
+            id: environment.id.to_string(),
+            broken,
+        })
+    };
     if environment.lease_end > environment.deadline {
         return violated("no lease ends after its deadline");
     }
     if environment.digest != environment.resolved.digest() {
         return violated("the digest is the digest of what it is made of");
     }
-    let has_ended = matches!(environment.phase, Phase::Failed | Phase::Releasing | Phase::Gone);
+    let has_ended = matches!(
+        environment.phase,
+        Phase::Failed | Phase::Releasing | Phase::Gone
+    );
     if has_ended != environment.dead_at.is_some() || has_ended != environment.reason.is_some() {
         return violated("an end has a moment and a reason, and nothing else has");
     }
@@ -78,8 +86,14 @@ pub(crate) mod fixtures {
     pub(crate) fn identity() -> Identity {
         Identity {
             issuer: "https://agent.buildkite.com".into(),
-            organization: Named { id: "01945ecf-0000-4000-8000-000000000001".into(), slug: "acme".into() },
-            project: Named { id: "01945ecf-0000-4000-8000-000000000002".into(), slug: "web".into() },
+            organization: Named {
+                id: "01945ecf-0000-4000-8000-000000000001".into(),
+                slug: "acme".into(),
+            },
+            project: Named {
+                id: "01945ecf-0000-4000-8000-000000000002".into(),
+                slug: "web".into(),
+            },
             run: Run {
                 id: "01945ecf-0000-4000-8000-000000000003".into(),
                 number: 5,
@@ -88,7 +102,8 @@ pub(crate) mod fixtures {
             job: Job {
                 id: "01945ecf-0000-4000-8000-000000000004".into(),
                 step_key: Some(UntrustedText::new("test")),
-                url: "https://buildkite.com/acme/web/builds/5#01945ecf-0000-4000-8000-000000000004".into(),
+                url: "https://buildkite.com/acme/web/builds/5#01945ecf-0000-4000-8000-000000000004"
+                    .into(),
             },
             source: Source {
                 branch: Some(UntrustedText::new("main")),
@@ -96,7 +111,11 @@ pub(crate) mod fixtures {
                 commit: UntrustedText::new("b5ffe3aeea51cec6c41aef16e45ee6bce47d8810"),
                 trigger: "ui".into(),
             },
-            runner: Runner { environment: "self-hosted".into(), agent_id: "01945ecf-0000-4000-8000-000000000005".into(), ..Runner::default() },
+            runner: Runner {
+                environment: "self-hosted".into(),
+                agent_id: "01945ecf-0000-4000-8000-000000000005".into(),
+                ..Runner::default()
+            },
         }
     }
 

@@ -13,7 +13,11 @@ use crate::environment::{EndReason, Environment};
 /// When the lease ends after a token minted at `issued_at` was seen: never earlier than before, never past
 /// the deadline. An `issued_at` in the future (within the allowed skew) counts as `now`.
 pub fn renewed(environment: &Environment, issued_at: Timestamp, now: Timestamp) -> Timestamp {
-    let proven = first(issued_at.min(now), environment.resolved.profile.lease(), environment.deadline);
+    let proven = first(
+        issued_at.min(now),
+        environment.resolved.profile.lease(),
+        environment.deadline,
+    );
     environment.lease_end.max(proven)
 }
 
@@ -24,7 +28,10 @@ pub fn first(issued_at: Timestamp, lease: Duration, deadline: Timestamp) -> Time
 
 /// `span` after `moment`, saturating at the end of time.
 pub fn after(moment: Timestamp, span: Duration) -> Timestamp {
-    SignedDuration::try_from(span).ok().and_then(|span| moment.checked_add(span).ok()).unwrap_or(Timestamp::MAX)
+    SignedDuration::try_from(span)
+        .ok()
+        .and_then(|span| moment.checked_add(span).ok())
+        .unwrap_or(Timestamp::MAX)
 }
 
 /// Downtime is not death: when the server (re)started, or found a gap in its own ticking, jobs could not
@@ -39,7 +46,11 @@ pub fn end(environment: &Environment, serving_since: ServingSince) -> Timestamp 
 }
 
 /// Why the environment must end now, if it must.
-pub fn ended(environment: &Environment, serving_since: ServingSince, now: Timestamp) -> Option<EndReason> {
+pub fn ended(
+    environment: &Environment,
+    serving_since: ServingSince,
+    now: Timestamp,
+) -> Option<EndReason> {
     if now >= environment.deadline {
         Some(EndReason::DeadlineReached)
     } else if now >= end(environment, serving_since) {
@@ -65,41 +76,60 @@ mod tests {
 
     #[test]
     fn a_renewal_counts_from_when_the_token_was_minted() {
-        assert_eq!(renewed(&fresh(), timestamp(60), timestamp(200)), timestamp(360));
+        assert_eq!(
+            renewed(&fresh(), timestamp(60), timestamp(200)),
+            timestamp(360)
+        );
     }
 
     #[test]
     fn hoarded_tokens_buy_nothing() {
         let mut environment = fresh();
         for spent_at in 0..100 {
-            environment.lease_end = renewed(&environment, timestamp(100), timestamp(200 + spent_at));
+            environment.lease_end =
+                renewed(&environment, timestamp(100), timestamp(200 + spent_at));
         }
         assert_eq!(environment.lease_end, timestamp(400));
     }
 
     #[test]
     fn a_token_from_the_future_counts_as_now() {
-        assert_eq!(renewed(&fresh(), timestamp(130), timestamp(100)), timestamp(400));
+        assert_eq!(
+            renewed(&fresh(), timestamp(130), timestamp(100)),
+            timestamp(400)
+        );
     }
 
     #[test]
     fn nothing_extends_the_deadline() {
-        assert_eq!(renewed(&fresh(), timestamp(7100), timestamp(7100)), timestamp(7200));
+        assert_eq!(
+            renewed(&fresh(), timestamp(7100), timestamp(7100)),
+            timestamp(7200)
+        );
         let restarted = ServingSince(timestamp(7150));
-        assert_eq!(ended(&fresh(), restarted, timestamp(7200)), Some(EndReason::DeadlineReached));
+        assert_eq!(
+            ended(&fresh(), restarted, timestamp(7200)),
+            Some(EndReason::DeadlineReached)
+        );
     }
 
     #[test]
     fn without_proof_of_life_it_lapses_with_its_lease() {
         assert_eq!(ended(&fresh(), LONG_AGO, timestamp(299)), None);
-        assert_eq!(ended(&fresh(), LONG_AGO, timestamp(300)), Some(EndReason::Lapsed));
+        assert_eq!(
+            ended(&fresh(), LONG_AGO, timestamp(300)),
+            Some(EndReason::Lapsed)
+        );
     }
 
     #[test]
     fn downtime_is_not_death() {
         let restarted = ServingSince(timestamp(1000));
         assert_eq!(ended(&fresh(), restarted, timestamp(1299)), None);
-        assert_eq!(ended(&fresh(), restarted, timestamp(1300)), Some(EndReason::Lapsed));
+        assert_eq!(
+            ended(&fresh(), restarted, timestamp(1300)),
+            Some(EndReason::Lapsed)
+        );
     }
 
     proptest! {

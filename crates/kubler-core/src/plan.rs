@@ -64,12 +64,18 @@ pub struct Situation<'a> {
 
 /// What to do, oldest environment first.
 pub fn plan(situation: &Situation<'_>) -> Vec<Step> {
-    let found: BTreeMap<_, _> =
-        situation.observed.unwrap_or_default().iter().map(|found| (found.id, &found.condition)).collect();
+    let found: BTreeMap<_, _> = situation
+        .observed
+        .unwrap_or_default()
+        .iter()
+        .map(|found| (found.id, &found.condition))
+        .collect();
     let being_made = |environment: &&Environment| {
         environment.phase == Phase::Provisioning && situation.busy.contains(&environment.id)
     };
-    let mut free = situation.provisioning_max.saturating_sub(situation.stored.iter().filter(being_made).count());
+    let mut free = situation
+        .provisioning_max
+        .saturating_sub(situation.stored.iter().filter(being_made).count());
 
     let mut oldest_first: Vec<_> = situation.stored.iter().collect();
     oldest_first.sort_by_key(|environment| (environment.created_at, environment.id));
@@ -101,8 +107,14 @@ pub fn plan(situation: &Situation<'_>) -> Vec<Step> {
             Phase::Gone => {}
         }
     }
-    let known: BTreeSet<_> = situation.stored.iter().map(|environment| environment.id).collect();
-    let orphans = found.keys().filter(|id| !known.contains(id) && !situation.busy.contains(id));
+    let known: BTreeSet<_> = situation
+        .stored
+        .iter()
+        .map(|environment| environment.id)
+        .collect();
+    let orphans = found
+        .keys()
+        .filter(|id| !known.contains(id) && !situation.busy.contains(id));
     steps.extend(orphans.map(|id| Step::RemoveOrphan(*id)));
     steps
 }

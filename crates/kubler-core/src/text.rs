@@ -21,7 +21,13 @@ impl UntrustedText {
         Self(
             text.chars()
                 .take(UNTRUSTED_TEXT_CHARACTERS_MAX)
-                .map(|c| if is_unsafe(c) { char::REPLACEMENT_CHARACTER } else { c })
+                .map(|c| {
+                    if is_unsafe(c) {
+                        char::REPLACEMENT_CHARACTER
+                    } else {
+                        c
+                    }
+                })
                 .collect(),
         )
     }
@@ -54,10 +60,17 @@ impl fmt::Display for UntrustedText {
 pub fn label(text: &str) -> String {
     let safe: String = text
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') {
+                c
+            } else {
+                '-'
+            }
+        })
         .take(LABEL_BYTES_MAX)
         .collect();
-    safe.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
+    safe.trim_matches(|c: char| !c.is_ascii_alphanumeric())
+        .to_owned()
 }
 
 fn is_unsafe(c: char) -> bool {
@@ -80,7 +93,10 @@ mod tests {
 
     #[test]
     fn c6_a_label_of_a_fork_branch_is_a_label() {
-        assert_eq!(UntrustedText::new("some-user:feature/$(rm -rf)").label(), "some-user-feature---rm--rf");
+        assert_eq!(
+            UntrustedText::new("some-user:feature/$(rm -rf)").label(),
+            "some-user-feature---rm--rf"
+        );
     }
 
     proptest! {

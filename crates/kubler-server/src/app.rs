@@ -1,13 +1,13 @@
 //! Puts the parts together, runs them, and takes them apart in order. The only place that knows all of them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kubler_core::configuration::Configuration;
+use kubler_core::configuration::KubernetesVersion;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
-use kubler_core::profile::ResolvedProfile;
+use kubler_core::profile::{Profile, ResolvedProfile};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::Broker;
 use crate::broker::webhook::WebhookSecret;
 use crate::clock::Clock;
-use crate::config::{ConfigError, Loaded, Surroundings};
+use crate::config::{ConfigError, Loaded};
 use crate::directory::Directory;
-use crate::engine::local::{LocalEngine, LocalSettings, StopMode, binaries};
+use crate::engine::local::{self, LocalEngine, LocalSettings, Programs, ProgramsError, Recorder, Search, StopMode};
 use crate::engine::{Engine, EngineError};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::http::listen::{self, CertificateError, Certificates};
@@ -29,6 +29,9 @@ use crate::session::{SessionError, Sessions};
 use crate::store::{Store, StoreError};
 use crate::tasks::reconcile::{Gauges, Reconciler};
 use crate::tasks::{Wake, upkeep};
+
+/// How long environments may take to end when the server ends them all.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A server that is ready to serve.
 pub struct App {
@@ -67,7 +70,7 @@ pub enum StartError {
     Engine(#[from] EngineError),
     /// Programs of a Kubernetes version.
     #[error(transparent)]
-    Binaries(#[from] binaries::BinariesError),
+    Programs(#[from] ProgramsError),
     /// TLS.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
@@ -95,7 +98,7 @@ impl StartError {
         match self {
             Self::Config(error) => error.hint(),
             Self::Policy(_) => "`kubler policy check` shows every fault with its line".into(),
-            Self::Binaries(error) => error.hint(),
+            Self::Programs(error) => error.hint.clone(),
             Self::Listen { .. } => "another server may be running; `listen` in the configuration chooses another address".into(),
             Self::Folder { .. } | Self::Store(_) | Self::Ledger(_) | Self::Session(_) => "check the data folder's owner and the free space".into(),
             Self::Identity(_) | Self::Engine(_) | Self::Certificate(_) => "`kubler-server check` reads everything without starting".into(),
@@ -108,9 +111,10 @@ impl App {
     ///
     /// # Errors
     /// The first thing that does not work.
-    pub async fn start(loaded: &Loaded, surroundings: &Surroundings, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+    pub async fn start(loaded: &Loaded, search: &Search, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         let configuration = Arc::new(loaded.configuration.clone());
-        let profiles = resolve_profiles(loaded, surroundings)?;
+        let programs = find_programs(loaded, search)?;
+        let profiles = resolve_profiles(loaded, &programs)?;
         let tls = read_tls(loaded)?;
         let policies = Arc::new(Policies::load(&loaded.path(&configuration.policies), Arc::clone(&configuration))?);
         let verifier = Verifier::new(&configuration, &loaded.folder, Arc::clone(&clock))?;
@@ -126,8 +130,8 @@ impl App {
         let directory = Arc::new(Directory::new(clock.now()));
         let store = Arc::new(Store::open(&data.join("store.sqlite"), Arc::clone(&directory), configuration.limits.clone()).await?);
         let sessions = Arc::new(Sessions::open(&data.join("sessions"), Arc::clone(&clock))?);
-        let settings = LocalSettings::new(&data, binaries::resolve_all(&configuration, &loaded.folder, surroundings)?);
-        let engine = LocalEngine::start(settings, Arc::clone(&clock), ledger.clone()).await?;
+        let settings = local_settings(loaded, &data, programs, search)?;
+        let engine = LocalEngine::start(settings, Arc::clone(&clock), recorder(&ledger)).await?;
 
         let listener = TcpListener::bind(&configuration.listen).await.map_err(|source| StartError::Listen { address: configuration.listen.clone(), source })?;
         let shutdown = CancellationToken::new();
@@ -187,43 +191,82 @@ impl App {
         Arc::clone(&self.api)
     }
 
-    /// Serves until the shutdown token is cancelled. Environments stay alive: the next start finds them.
-    pub async fn run(self) {
+    /// Serves until the shutdown token is cancelled; then environments stay alive for the next start, or end.
+    pub async fn run(self, stop: StopMode) {
         let Self { api, engine, reconciler, listener, tls, checkpoint_every, shutdown } = self;
         let ledger = api.broker.ledger.clone();
+        // What works in the background goes on while the doors close, so that what was asked for is still done.
+        let work_over = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(reconciler.run(shutdown.clone()));
-        tasks.spawn(upkeep::forget(Arc::clone(&api.broker.store), Arc::clone(&api.clock), shutdown.clone()));
+        tasks.spawn(reconciler.run(work_over.clone()));
+        tasks.spawn(upkeep::forget(Arc::clone(&api.broker.store), Arc::clone(&api.clock), work_over.clone()));
+        tasks.spawn(upkeep::checkpoint(ledger.clone(), checkpoint_every, work_over.clone()));
         let prefetching = Arc::clone(&api);
         tokio::spawn(async move { prefetching.verifier.prefetch().await });
-        serve(listener, tls, api, shutdown.clone()).await;
-        shutdown.cancel();
-        while tasks.join_next().await.is_some() {}
-        engine.stop(StopMode::KeepEnvironments).await;
 
+        serve(listener, tls, Arc::clone(&api), shutdown).await;
+        if stop == StopMode::EndEverything {
+            api.broker.end_everything(END_TIMEOUT).await;
+        }
+        work_over.cancel();
+        while tasks.join_next().await.is_some() {}
+        if let Err(error) = engine.stop(stop).await {
+            tracing::error!(%error, "something was left alive");
+        }
         let stopped = ledger.event(Body::new(Kind::Event, LedgerAction::ServerStop), Durability::Disk).await;
-        if let Err(error) = stopped {
+        if let Err(error) = stopped.and_then(|_| ledger.checkpoint().map(|_| 0)) {
             tracing::error!(%error, "the end could not be recorded");
         }
-        // The last checkpoint covers everything, the end included.
-        upkeep::checkpoint(ledger, checkpoint_every, shutdown).await;
     }
+}
+
+/// The programs of every Kubernetes version that the configuration names.
+///
+/// # Errors
+/// When some are missing, with how to get them.
+pub fn find_programs(loaded: &Loaded, search: &Search) -> Result<BTreeMap<String, Programs>, ProgramsError> {
+    let find = |(name, version): (&String, &KubernetesVersion)| {
+        let folder = version.folder.as_ref().map(|folder| loaded.path(folder));
+        Ok((name.clone(), Programs::find(name, folder.as_deref(), search)?))
+    };
+    loaded.configuration.kubernetes.iter().map(find).collect()
 }
 
 /// Profiles with everything that their names stand for.
 ///
 /// # Errors
-/// When a manifest cannot be read or a Kubernetes version's programs cannot be found.
-pub fn resolve_profiles(loaded: &Loaded, surroundings: &Surroundings) -> Result<BTreeMap<String, ResolvedProfile>, StartError> {
-    let programs = binaries::resolve_all(&loaded.configuration, &loaded.folder, surroundings)?;
+/// When a manifest cannot be read.
+pub fn resolve_profiles(loaded: &Loaded, programs: &BTreeMap<String, Programs>) -> Result<BTreeMap<String, ResolvedProfile>, ConfigError> {
     let mut manifests = loaded.manifests()?;
-    let mut resolved = BTreeMap::new();
-    for profile in &loaded.configuration.profiles {
-        let kubernetes_version = programs.version(&profile.kubernetes)?.to_owned();
-        let manifests = manifests.remove(&profile.name).unwrap_or_default();
-        resolved.insert(profile.name.clone(), ResolvedProfile { profile: profile.clone(), kubernetes_version, manifests });
-    }
-    Ok(resolved)
+    let resolve = |profile: &Profile| ResolvedProfile {
+        profile: profile.clone(),
+        // The configuration was checked: every profile names a version that is there.
+        kubernetes_version: programs.get(&profile.kubernetes).map(|programs| programs.version.clone()).unwrap_or_default(),
+        manifests: manifests.remove(&profile.name).unwrap_or_default(),
+    };
+    let resolved = loaded.configuration.profiles.iter().map(resolve);
+    Ok(resolved.map(|resolved| (resolved.profile.name.clone(), resolved)).collect())
+}
+
+fn local_settings(loaded: &Loaded, data: &Path, programs: BTreeMap<String, Programs>, search: &Search) -> Result<LocalSettings, ProgramsError> {
+    let folders = loaded.configuration.kubernetes.values().filter_map(|version| version.folder.as_ref());
+    let folders: Vec<_> = folders.map(|folder| loaded.path(folder)).collect();
+    Ok(LocalSettings {
+        etcd: local::find_etcd(&folders, search)?,
+        run: loaded.configuration.run.as_ref().map_or_else(|| data.join("run"), |run| loaded.path(run)),
+        data: data.join("local"),
+        programs,
+        start_max: Duration::from_secs(local::START_SECONDS_MAX_DEFAULT),
+    })
+}
+
+/// What leaves an environment, or tries to, goes into the ledger before it goes anywhere else.
+fn recorder(ledger: &Ledger) -> Recorder {
+    let ledger = ledger.clone();
+    Arc::new(move |body| {
+        let ledger = ledger.clone();
+        Box::pin(async move { ledger.event(body, Durability::Process).await.is_ok() })
+    })
 }
 
 fn read_tls(loaded: &Loaded) -> Result<Arc<rustls::ServerConfig>, StartError> {

@@ -3,7 +3,7 @@
 
 mod call;
 mod error;
-mod webhook;
+pub mod webhook;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -235,6 +235,44 @@ impl Broker {
         match self.directory.ended(&environment, self.clock.now()) {
             Some(_) => Ok(environment),
             None => Err(BrokerError::no_environment(id)),
+        }
+    }
+
+    /// Ends every environment, because the operator stops the server for good; waits until they are gone.
+    pub async fn end_everything(&self, bound: Duration) {
+        let now = self.clock.now();
+        for environment in self.directory.remaining() {
+            let event = Event::ReleaseRequested(EndReason::Revoked);
+            match self.store.apply(environment.id, event, now).await {
+                Ok(Some((before, released))) => self.phase_changed(None, Some(before), &released).await,
+                Ok(None) => {}
+                Err(error) => tracing::error!(%error, environment = %environment.id, "it could not be ended"),
+            }
+        }
+        self.wake.wake();
+        let all_gone = async {
+            for environment in self.directory.remaining() {
+                if let Some(mut watched) = self.directory.watch(environment.id) {
+                    let _ = watched.wait_for(|environment| environment.phase == Phase::Gone).await;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(bound, all_gone).await;
+    }
+
+    /// Loads policies anew; a bad change keeps the old set and says so.
+    pub async fn reload_policies(&self) {
+        let mut body = Body::new(Kind::Event, LedgerAction::PolicyLoad);
+        match self.policies.reload() {
+            Ok(_) => tracing::info!(digest = self.policies.current().digest(), "policies are loaded"),
+            Err(error) => {
+                tracing::error!(%error, "policies cannot be loaded; the old ones stay in force");
+                body.details.insert("refused".into(), error.to_string().into());
+            }
+        }
+        body.details.insert("policy_digest".into(), self.policies.current().digest().into());
+        if let Err(error) = self.ledger.event(body, Durability::Disk).await {
+            tracing::error!(%error, "the change of policies could not be recorded");
         }
     }
 

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use kubler_core::configuration::{Configuration, ConfigurationFault};
 use secrecy::SecretString;
 
+use crate::engine::local::Search;
+
 /// Longest configuration or manifest file, in bytes.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// How unlike a known key a wrong one may be to be taken for a slip, in edits.
@@ -68,7 +70,10 @@ impl ConfigError {
 }
 
 fn listed(faults: &[ConfigurationFault]) -> String {
-    let lines: Vec<_> = faults.iter().map(|fault| format!("  {fault}\n    hint: {}", fault.hint)).collect();
+    let lines: Vec<_> = faults
+        .iter()
+        .map(|fault| format!("  {fault}\n    hint: {}", fault.hint))
+        .collect();
     lines.join("\n")
 }
 
@@ -78,16 +83,34 @@ fn listed(faults: &[ConfigurationFault]) -> String {
 /// The first thing that keeps the server from starting, with its line where there is one.
 pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
     let text = read(path)?;
-    let malformed = |message: String| ConfigError::Malformed { path: path.to_owned(), message };
+    let malformed = |message: String| ConfigError::Malformed {
+        path: path.to_owned(),
+        message,
+    };
     let text = std::str::from_utf8(&text).map_err(|_| malformed("it is not UTF-8 text".into()))?;
-    let configuration: Configuration = serde_saphyr::from_str(text).map_err(|error| malformed(error.to_string()))?;
+    let configuration: Configuration =
+        serde_saphyr::from_str(text).map_err(|error| malformed(error.to_string()))?;
     let faults = configuration.faults();
     if !faults.is_empty() {
-        return Err(ConfigError::Faulty { path: path.to_owned(), faults });
+        return Err(ConfigError::Faulty {
+            path: path.to_owned(),
+            faults,
+        });
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder = folder.canonicalize().map_err(|source| ConfigError::Unreadable { path: folder.to_owned(), source })?;
-    Ok(Loaded { configuration, folder })
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let folder = folder
+        .canonicalize()
+        .map_err(|source| ConfigError::Unreadable {
+            path: folder.to_owned(),
+            source,
+        })?;
+    Ok(Loaded {
+        configuration,
+        folder,
+    })
 }
 
 /// Reads a bounded file.
@@ -95,9 +118,14 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
 /// # Errors
 /// When it cannot be read, or is too long.
 pub fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
-    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |source| ConfigError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
     if std::fs::metadata(path).map_err(unreadable)?.len() > FILE_BYTES_MAX {
-        return Err(ConfigError::TooLong { path: path.to_owned() });
+        return Err(ConfigError::TooLong {
+            path: path.to_owned(),
+        });
     }
     std::fs::read(path).map_err(unreadable)
 }
@@ -118,7 +146,10 @@ impl Loaded {
             let mut of_profile = BTreeMap::new();
             for name in &profile.manifests {
                 let path = self.path(name);
-                let text = String::from_utf8(read(&path)?).map_err(|_| ConfigError::Malformed { path, message: "it is not UTF-8 text".into() })?;
+                let text = String::from_utf8(read(&path)?).map_err(|_| ConfigError::Malformed {
+                    path,
+                    message: "it is not UTF-8 text".into(),
+                })?;
                 of_profile.insert(name.clone(), text);
             }
             all.insert(profile.name.clone(), of_profile);
@@ -135,7 +166,10 @@ impl Loaded {
         let text = String::from_utf8(read(&path)?).ok();
         match text.as_deref().map(str::trim) {
             Some(secret) if !secret.is_empty() => Ok(SecretString::from(secret)),
-            _ => Err(ConfigError::Malformed { path, message: "it holds no secret".into() }),
+            _ => Err(ConfigError::Malformed {
+                path,
+                message: "it holds no secret".into(),
+            }),
         }
     }
 }
@@ -147,35 +181,34 @@ fn suggestion(message: &str) -> Option<String> {
         return None;
     }
     let wrong = quoted.next()?;
-    let known: Vec<_> = quoted.take_while(|word| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')).collect();
-    let nearest = known.iter().min_by_key(|known| strsim::levenshtein(known, wrong))?;
+    let known: Vec<_> = quoted
+        .take_while(|word| {
+            word.bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        })
+        .collect();
+    let nearest = known
+        .iter()
+        .min_by_key(|known| strsim::levenshtein(known, wrong))?;
     if strsim::levenshtein(nearest, wrong) <= SLIP_EDITS_MAX {
         return Some(format!("did you mean `{nearest}`?"));
     }
     Some(format!("known here: {}", known.join(", ")))
 }
 
-/// Folders from the environment, read once.
-#[derive(Debug, Clone, Default)]
-pub struct Surroundings {
-    /// Where `kube/build` puts what it makes.
-    pub cache: Option<PathBuf>,
-    /// What envtest users have.
-    pub kubebuilder_assets: Option<PathBuf>,
-    /// Where programs are looked for last.
-    pub path: Vec<PathBuf>,
-}
-
-impl Surroundings {
-    /// Reads `KUBLER_CACHE`, `XDG_CACHE_HOME`, `HOME`, `KUBEBUILDER_ASSETS` and `PATH`.
-    #[allow(clippy::disallowed_methods)] // this is the place
-    pub fn read() -> Self {
-        let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let cache = folder("KUBLER_CACHE").or_else(|| {
-            let home = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
-            home.map(|home| home.join("kubler"))
-        });
-        let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
-        Self { cache, kubebuilder_assets: folder("KUBEBUILDER_ASSETS"), path }
+/// Where programs may be: `KUBLER_CACHE`, `XDG_CACHE_HOME`, `HOME`, `KUBEBUILDER_ASSETS` and `PATH`, read once.
+#[allow(clippy::disallowed_methods)] // this is the place
+pub fn surroundings() -> Search {
+    let folder =
+        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = folder("KUBLER_CACHE").or_else(|| {
+        let home = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
+        home.map(|home| home.join("kubler"))
+    });
+    let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect());
+    Search {
+        cache: cache.map(|cache| cache.join("kube")),
+        assets: folder("KUBEBUILDER_ASSETS"),
+        path: path.unwrap_or_default(),
     }
 }

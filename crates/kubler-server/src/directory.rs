@@ -23,25 +23,39 @@ pub struct Directory {
 impl Directory {
     /// An empty directory of a server that serves since `now`.
     pub fn new(now: Timestamp) -> Self {
-        Self { environments: RwLock::default(), serving_since: watch::Sender::new(ServingSince(now)) }
+        Self {
+            environments: RwLock::default(),
+            serving_since: watch::Sender::new(ServingSince(now)),
+        }
     }
 
     /// The environment as it is now.
     pub fn get(&self, id: EnvironmentId) -> Option<Arc<Environment>> {
-        let environments = self.environments.read().unwrap_or_else(PoisonError::into_inner);
-        environments.get(&id).map(|sender| Arc::clone(&sender.borrow()))
+        let environments = self
+            .environments
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        environments
+            .get(&id)
+            .map(|sender| Arc::clone(&sender.borrow()))
     }
 
     /// The environment as it is now and will be.
     pub fn watch(&self, id: EnvironmentId) -> Option<Watched> {
-        let environments = self.environments.read().unwrap_or_else(PoisonError::into_inner);
+        let environments = self
+            .environments
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         environments.get(&id).map(watch::Sender::subscribe)
     }
 
     /// Makes a durable change known. An older version than the known one is ignored.
     pub fn put(&self, environment: Environment) {
         let environment = Arc::new(environment);
-        let mut environments = self.environments.write().unwrap_or_else(PoisonError::into_inner);
+        let mut environments = self
+            .environments
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         match environments.get(&environment.id) {
             Some(sender) => {
                 sender.send_if_modified(|known| {
@@ -60,14 +74,25 @@ impl Directory {
 
     /// Every environment that is not gone, as it is now.
     pub fn remaining(&self) -> Vec<Environment> {
-        let environments = self.environments.read().unwrap_or_else(PoisonError::into_inner);
-        let current = environments.values().map(|sender| Arc::clone(&sender.borrow()));
-        current.filter(|environment| environment.phase != Phase::Gone).map(|environment| environment.as_ref().clone()).collect()
+        let environments = self
+            .environments
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let current = environments
+            .values()
+            .map(|sender| Arc::clone(&sender.borrow()));
+        current
+            .filter(|environment| environment.phase != Phase::Gone)
+            .map(|environment| environment.as_ref().clone())
+            .collect()
     }
 
     /// Forgets a tombstone.
     pub fn remove(&self, id: EnvironmentId) {
-        self.environments.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.environments
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
     }
 
     /// Since when jobs could renew.
@@ -92,7 +117,9 @@ impl Directory {
             return Some(environment.reason.clone().unwrap_or(EndReason::Revoked));
         }
         if let Err(violation) = kubler_core::invariants::check_environment(environment) {
-            return Some(EndReason::Failed { message: violation.broken.into() });
+            return Some(EndReason::Failed {
+                message: violation.broken.into(),
+            });
         }
         lease::ended(environment, self.serving_since(), now)
     }

@@ -1,1 +1,340 @@
-//! gateway
+//! The identity-aware proxy in front of every environment's Kubernetes API: `/k8s/{environment}/…`.
+//!
+//! A session decides everything: who asks, and for which environment. Nothing is sent on before it was admitted
+//! by policy and its start is in the ledger; no credential of a client reaches an API server, and none of an
+//! API server reaches a client. Upgrades (exec, attach, port-forward) are refused with an explanation: they
+//! would take a connection of their own from `wire`, and the same admission, record and gate.
+
+mod admission;
+mod body;
+mod forward;
+mod gate;
+mod pool;
+mod status;
+mod stream;
+mod wire;
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::header::{self, HeaderMap};
+use http::request::Parts;
+use http::{Request, Response, StatusCode};
+use http_body::Body as HttpBody;
+use jiff::Timestamp;
+use kubler_core::environment::{Environment, Phase};
+use kubler_core::ids::{EnvironmentId, RequestId};
+use kubler_core::ledger::record::{Body as RecordBody, Decision, Kind, KubernetesRequest, LedgerAction, Outcome};
+use kubler_core::request::{ApiRequest, Effect, RequestFault};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::directory::Directory;
+use crate::engine::Engine;
+use crate::entropy;
+use crate::ledger::{Durability, Ledger, RefusalBeforeVerification};
+use crate::policy::Policies;
+use crate::session::{Session, Sessions};
+use admission::Denied;
+use forward::{Admitted, Outgoing, forward};
+use gate::Gate;
+use pool::Destination;
+use status::{Refused, Shown};
+
+/// What the gateway works with.
+pub struct GatewayParts {
+    /// What every environment is like now.
+    pub directory: Arc<Directory>,
+    /// Who may speak for which job.
+    pub sessions: Arc<Sessions>,
+    /// Who may do what.
+    pub policies: Arc<Policies>,
+    /// What was done.
+    pub ledger: Ledger,
+    /// Where the API servers are.
+    pub engines: Vec<Arc<dyn Engine>>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Ends every open answer when the server stops.
+    pub shutdown: CancellationToken,
+}
+
+/// The gateway. Cheap to clone.
+#[derive(Clone)]
+pub struct Gateway {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    parts: GatewayParts,
+    gates: RwLock<HashMap<EnvironmentId, Arc<Gate>>>,
+}
+
+/// One request from its arrival on.
+struct Arrival {
+    request_id: RequestId,
+    peer: IpAddr,
+    now: Timestamp,
+    head: Parts,
+    body: Body,
+}
+
+/// How the ledger hears of a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Note {
+    /// By a record of its own.
+    Record,
+    /// Counted with others of its kind: anybody can cause these without end, with no living session.
+    Count,
+}
+
+/// A refusal before anything was sent on.
+struct Stop {
+    refused: Refused,
+    note: Note,
+    session: Option<Arc<Session>>,
+    decision: Option<Decision>,
+}
+
+impl Gateway {
+    /// A gateway that has let nobody through yet.
+    pub fn new(parts: GatewayParts) -> Self {
+        Self { shared: Arc::new(Shared { parts, gates: RwLock::default() }) }
+    }
+
+    /// Answers one request to `/k8s/{environment}/…`; `peer` is the address it came from. Answers that go on
+    /// end by themselves when the environment does.
+    pub async fn handle<B>(&self, request: Request<B>, peer: IpAddr) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let Ok(request_id) = entropy::request_id() else {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            return response;
+        };
+        let (head, body) = request.into_parts();
+        let arrival = Arrival { request_id, peer, now: self.shared.parts.clock.now(), head, body: Body::new(body) };
+        let (id, understood) = read(&arrival.head);
+        let shown = match &understood {
+            Ok(understood) if understood.record().path.is_some() => Shown::OnlyWarnings,
+            Ok(_) | Err(_) => Shown::Status,
+        };
+        match Box::pin(self.shared.pass(arrival, id, understood)).await {
+            Ok(response) => response,
+            Err(refused) => refused.response(request_id, shown),
+        }
+    }
+}
+
+/// Reads the environment and what is asked of it. Pure, and done before anything is known of the caller.
+fn read(head: &Parts) -> (Option<EnvironmentId>, Result<ApiRequest, RequestFault>) {
+    let target = head.uri.path_and_query().map_or("", |target| target.as_str());
+    let below = target.strip_prefix(kubler_api::paths::GATEWAY).unwrap_or_default();
+    let end = below.find(['/', '?']).unwrap_or(below.len());
+    let (id, rest) = below.split_at_checked(end).unwrap_or_default();
+    let user_agent = head.headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
+    let rest = if rest.starts_with('/') { std::borrow::Cow::Borrowed(rest) } else { format!("/{rest}").into() };
+    let understood = ApiRequest::parse(&head.method, &rest).map(|understood| understood.by(user_agent));
+    (id.parse().ok(), understood)
+}
+
+impl Shared {
+    /// One request, from the session to the answer.
+    async fn pass(
+        self: &Arc<Self>,
+        arrival: Arrival,
+        id: Option<EnvironmentId>,
+        understood: Result<ApiRequest, RequestFault>,
+    ) -> Result<Response<Body>, Refused> {
+        let noted = understood.as_ref().ok().map(ApiRequest::record).cloned();
+        let (gate, admitted) = match self.admit(&arrival, id, understood) {
+            Ok(passed) => passed,
+            Err(stop) => {
+                self.record_refusal(&stop, &arrival, noted).await;
+                return Err(stop.refused);
+            }
+        };
+        let session = admitted.admission.session();
+        let mut record = RecordBody::new(Kind::Start, LedgerAction::KubernetesRequest);
+        record.request_id = Some(arrival.request_id);
+        record.environment_id = Some(session.environment);
+        record.session_id = Some(session.id);
+        record.peer = Some(arrival.peer.to_string());
+        record.decision = Some(admitted.admission.decision().clone());
+        record.request = noted;
+        let durability = match admitted.understood.effect() {
+            Effect::Read => Durability::Process,
+            Effect::Change | Effect::Connect => Durability::Disk,
+        };
+        let entry = self.parts.ledger.start(record, durability).await.map_err(|error| {
+            tracing::error!(%error, "a request was refused because it could not be recorded");
+            Refused::unavailable("NotRecorded", "the request could not be recorded, so it was not sent on; try again in a moment")
+        })?;
+        forward(gate, admitted, arrival.body, entry).await
+    }
+
+    /// Everything that has to be so before a request may go on, in the order of promise 6: who asks, which
+    /// environment, whether it lives, whether the session does, and only then whether it may.
+    fn admit(
+        self: &Arc<Self>,
+        arrival: &Arrival,
+        id: Option<EnvironmentId>,
+        understood: Result<ApiRequest, RequestFault>,
+    ) -> Result<(Arc<Gate>, Admitted), Box<Stop>> {
+        let session = self.verify(&arrival.head.headers)?;
+        let stop = |refused| Box::new(Stop { refused, note: Note::Record, session: Some(Arc::clone(&session)), decision: None });
+        let count = |refused| Box::new(Stop { note: Note::Count, ..*stop(refused) });
+        if id != Some(session.environment) {
+            let message = format!("the session is for environment {}, and the path names another", session.environment);
+            return Err(stop(Refused::forbidden("WrongEnvironment", message)));
+        }
+        let Some(environment) = self.parts.directory.get(session.environment) else {
+            return Err(count(Refused::forgotten(&session.environment.to_string())));
+        };
+        let known = self.gates.read().unwrap_or_else(PoisonError::into_inner).get(&environment.id).map(Arc::clone);
+        let ended = match &known {
+            Some(gate) => gate.ended(&environment, &self.parts, arrival.now),
+            None => self.parts.directory.ended(&environment, arrival.now),
+        };
+        if let Some(reason) = ended {
+            return Err(count(Refused::ended(&environment, &reason, arrival.now)));
+        }
+        if session.has_expired(arrival.now) {
+            return Err(count(Refused::session_expired(session.expires_at)));
+        }
+        let gate = self.gate(&environment, known).map_err(count)?;
+        let admission = gate.admit(&session, &environment, &self.parts).map_err(|denied| {
+            let Denied { refused, decision } = *denied;
+            Box::new(Stop { decision, ..*stop(refused) })
+        })?;
+        let profile = &environment.resolved.profile;
+        let understood = understood.map_err(|fault| stop(refused_fault(&fault)))?;
+        if arrival.head.headers.contains_key(header::UPGRADE) || is_upgrade(&understood) {
+            return Err(stop(no_upgrade(&understood)));
+        }
+        if arrival.body.size_hint().lower() > profile.request_bytes_max {
+            return Err(stop(Refused::too_large(profile.request_bytes_max)));
+        }
+        let outgoing = Outgoing::build(&arrival.head, &understood, &gate, profile.engine, arrival.request_id)
+            .map_err(|fault| stop(Refused::forbidden("HeaderRefused", fault.to_string())))?;
+        let admitted =
+            Admitted { request_id: arrival.request_id, admission, understood, outgoing, bytes_max: profile.request_bytes_max };
+        Ok((gate, admitted))
+    }
+
+    /// Who asks. Whether the session is still alive is asked later: a dead environment comes first.
+    fn verify(&self, headers: &HeaderMap) -> Result<Arc<Session>, Box<Stop>> {
+        let stop = |code, message| {
+            let refused = Refused::unauthorized(code, message);
+            Err(Box::new(Stop { refused, note: Note::Count, session: None, decision: None }))
+        };
+        let mut given = headers.get_all(header::AUTHORIZATION).iter();
+        let (first, more) = (given.next(), given.next());
+        let token = first.filter(|_| more.is_none()).and_then(|value| bearer(value.to_str().ok()?));
+        let Some(token) = token else {
+            return stop("NoSession", "no session was given; `kubler kubeconfig` writes a kubeconfig that gets one");
+        };
+        match self.parts.sessions.verify(token) {
+            Ok(session) => Ok(session),
+            Err(_) => stop("InvalidSession", "this is no session of this server; `kubler credential` gets one"),
+        }
+    }
+
+    /// The gate of a living environment, opened when it is first used and again when its API server moved.
+    fn gate(self: &Arc<Self>, environment: &Environment, known: Option<Arc<Gate>>) -> Result<Arc<Gate>, Refused> {
+        let not_ready = || {
+            let message = format!("environment {} is {}; try again in a moment", environment.id, environment.phase.as_str());
+            Refused::unavailable("NotReady", message)
+        };
+        if environment.phase != Phase::Ready {
+            return Err(not_ready());
+        }
+        let kind = environment.resolved.profile.engine;
+        let engine = self.parts.engines.iter().find(|engine| engine.kind() == kind);
+        let upstream = engine.and_then(|engine| engine.upstream(environment.id)).ok_or_else(not_ready)?;
+        let leads_there = |gate: &Arc<Gate>| gate.cut().is_none() && gate.pool().destination().is(&upstream);
+        if let Some(gate) = known.filter(leads_there) {
+            return Ok(gate);
+        }
+        let mut gates = self.gates.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gate) = gates.get(&environment.id).filter(|gate| leads_there(gate)) {
+            return Ok(Arc::clone(gate));
+        }
+        let destination = Destination::new(upstream).map_err(|error| Refused::unavailable("UnusableUpstream", error.to_string()))?;
+        let gate = Arc::new(Gate::new(environment.id, destination));
+        gates.insert(environment.id, Arc::clone(&gate));
+        drop(gates);
+        tokio::spawn(Arc::clone(self).keep(Arc::clone(&gate)));
+        Ok(gate)
+    }
+
+    /// Stands at a gate until its environment ends.
+    async fn keep(self: Arc<Self>, gate: Arc<Gate>) {
+        gate.watch(&self.parts).await;
+        let mut gates = self.gates.write().unwrap_or_else(PoisonError::into_inner);
+        if gates.get(&gate.id()).is_some_and(|current| Arc::ptr_eq(current, &gate)) {
+            gates.remove(&gate.id());
+        }
+    }
+
+    async fn record_refusal(&self, stop: &Stop, arrival: &Arrival, request: Option<KubernetesRequest>) {
+        let session = stop.session.as_ref().filter(|_| stop.note == Note::Record);
+        let Some(session) = session else {
+            let refusal = RefusalBeforeVerification { peer: arrival.peer, reason: stop.refused.code };
+            return self.parts.ledger.refuse(refusal);
+        };
+        let mut record = RecordBody::new(Kind::Event, LedgerAction::KubernetesRequest);
+        record.request_id = Some(arrival.request_id);
+        record.environment_id = Some(session.environment);
+        record.session_id = Some(session.id);
+        record.peer = Some(arrival.peer.to_string());
+        record.decision.clone_from(&stop.decision);
+        record.request = request;
+        record.outcome = Some(Outcome {
+            status: stop.refused.status.as_u16(),
+            code: Some(stop.refused.code.to_owned()),
+            message: Some(stop.refused.message.clone()),
+            ..Outcome::default()
+        });
+        // Nothing was sent on, so the answer does not wait for the ledger to be well again.
+        if let Err(error) = self.parts.ledger.event(record, Durability::Process).await {
+            tracing::error!(%error, "a refusal could not be recorded");
+        }
+    }
+}
+
+/// The token of a `Bearer` header.
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn is_upgrade(understood: &ApiRequest) -> bool {
+    let subresource = understood.record().subresource.as_deref();
+    understood.effect() == Effect::Connect && subresource.is_some_and(|word| word != "proxy")
+}
+
+fn no_upgrade(understood: &ApiRequest) -> Refused {
+    let what = understood.record().subresource.as_deref().unwrap_or("a changed protocol");
+    let message = format!("`{what}` is not carried by this gateway yet: it takes a connection that is not HTTP; logs, watches and all other requests are");
+    Refused::other(StatusCode::NOT_IMPLEMENTED, "NotImplemented", "UpgradeNotSupported", message)
+}
+
+fn refused_fault(fault: &RequestFault) -> Refused {
+    match fault {
+        RequestFault::TooLong { .. } => Refused::other(StatusCode::URI_TOO_LONG, "BadRequest", "TargetTooLong", fault.to_string()),
+        RequestFault::Path(_) | RequestFault::Query(_) => Refused::bad_request("NotNormal", fault.to_string()),
+        RequestFault::Method { .. } => {
+            Refused::other(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "MethodNotAllowed", fault.to_string())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,20 +2,13 @@
 //!
 //! `broker` is the file to read first.
 
-pub mod app;
-pub mod broker;
 pub mod clock;
 pub mod config;
 pub mod directory;
 pub mod engine;
 pub mod entropy;
 pub mod gateway;
-pub mod http;
 pub mod identity;
-pub mod init;
 pub mod ledger;
-pub mod metrics;
 pub mod policy;
 pub mod session;
-pub mod store;
-pub mod tasks;

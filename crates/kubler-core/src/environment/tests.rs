@@ -5,7 +5,9 @@ fn events() -> [Event; 5] {
     [
         Event::ProvisioningStarted,
         Event::BecameReady,
-        Event::Broke(EndReason::Failed { message: "x".into() }),
+        Event::Broke(EndReason::Failed {
+            message: "x".into(),
+        }),
         Event::ReleaseRequested(EndReason::Released),
         Event::FoundGone,
     ]
@@ -50,28 +52,52 @@ fn the_first_reason_stays_and_so_does_the_moment_of_death() {
     let mut start = environment();
     start.phase = Phase::Ready;
     let broken = start
-        .transition(Event::Broke(EndReason::Failed { message: "apiserver died".into() }), timestamp(10))
+        .transition(
+            Event::Broke(EndReason::Failed {
+                message: "apiserver died".into(),
+            }),
+            timestamp(10),
+        )
         .unwrap()
         .unwrap();
-    let releasing =
-        broken.transition(Event::ReleaseRequested(EndReason::Lapsed), timestamp(20)).unwrap().unwrap();
-    assert_eq!(releasing.reason, Some(EndReason::Failed { message: "apiserver died".into() }));
+    let releasing = broken
+        .transition(Event::ReleaseRequested(EndReason::Lapsed), timestamp(20))
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        releasing.reason,
+        Some(EndReason::Failed {
+            message: "apiserver died".into()
+        })
+    );
     assert_eq!(releasing.dead_at, Some(timestamp(10)));
 }
 
 #[test]
 fn every_change_counts_up() {
     let start = environment();
-    let next = start.transition(Event::ProvisioningStarted, timestamp(1)).unwrap().unwrap();
+    let next = start
+        .transition(Event::ProvisioningStarted, timestamp(1))
+        .unwrap()
+        .unwrap();
     assert_eq!(next.version, start.version + 1);
 }
 
 #[test]
 fn c8_a_job_scope_is_for_its_job_and_a_build_scope_for_its_build() {
     let mut mine = environment();
-    let other_job = Owner { job_id: "another".into(), ..mine.owner() };
-    let other_run = Owner { run_id: "another".into(), ..mine.owner() };
-    let other_organization = Owner { organization_id: "another".into(), ..mine.owner() };
+    let other_job = Owner {
+        job_id: "another".into(),
+        ..mine.owner()
+    };
+    let other_run = Owner {
+        run_id: "another".into(),
+        ..mine.owner()
+    };
+    let other_organization = Owner {
+        organization_id: "another".into(),
+        ..mine.owner()
+    };
     assert!(mine.is_open_to(&mine.owner()));
     assert!(!mine.is_open_to(&other_job));
     mine.scope = Scope::Build;
@@ -83,8 +109,14 @@ fn c8_a_job_scope_is_for_its_job_and_a_build_scope_for_its_build() {
 #[test]
 fn a_unique_key_cannot_be_imitated_by_its_parts() {
     let owner = environment().owner();
-    let one = Owner { job_id: "a\",\"b".into(), ..owner.clone() };
-    let two = Owner { job_id: "a".into(), ..owner };
+    let one = Owner {
+        job_id: "a\",\"b".into(),
+        ..owner.clone()
+    };
+    let two = Owner {
+        job_id: "a".into(),
+        ..owner
+    };
     assert_ne!(
         Environment::unique_key(&one, Scope::Job, "c"),
         Environment::unique_key(&two, Scope::Job, "b\",\"c")

@@ -1,7 +1,10 @@
 //! What one line of the ledger says. Secrets, bodies and tokens never get here; tokens only as digests.
 
+use std::io::Write as _;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::environment::Phase;
 use crate::identity::Identity;
@@ -29,6 +32,9 @@ pub enum LedgerAction {
     /// The server stopped on purpose.
     #[serde(rename = "server.stop")]
     ServerStop,
+    /// An incomplete end of the ledger was cut off after a crash.
+    #[serde(rename = "ledger.recover")]
+    LedgerRecover,
     /// Policies were loaded, or a bad change was kept out.
     #[serde(rename = "policy.load")]
     PolicyLoad,
@@ -238,7 +244,116 @@ pub struct Outcome {
     pub close_reason: Option<String>,
 }
 
+/// Longest record, in bytes.
+pub const RECORD_BYTES_MAX: usize = 32 * 1024;
+/// Longest text for people in a record that would be too long, in characters.
+pub const SHORTENED_CHARACTERS_MAX: usize = 256;
+
+/// Why a line is not a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotARecord {
+    /// Not what a record looks like.
+    #[error("it does not read as a record: {0}")]
+    Unreadable(String),
+    /// It reads as a record, but is not how the ledger writes that record.
+    #[error("it is not written as the ledger writes this record")]
+    NotCanonical,
+}
+
+/// Why a body cannot become a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a record of {bytes} bytes is longer than {RECORD_BYTES_MAX}, also without what it could do without")]
+pub struct TooLong {
+    /// How long it would be.
+    pub bytes: usize,
+}
+
+/// A body in its written form: bounded, one line, without anything that looks like a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed(Vec<u8>);
+
+impl Sealed {
+    /// Bytes that the line needs at most, line feed included.
+    pub fn line_bytes_max(&self) -> u64 {
+        const PREFIX_BYTES_MAX: u64 = 90;
+        u64::try_from(self.0.len()).unwrap_or(u64::MAX).saturating_add(PREFIX_BYTES_MAX)
+    }
+
+    /// Appends the line of the record, without its line feed: exactly what serialising a [`Record`] gives.
+    pub fn write_line(&self, sequence: u64, at: Timestamp, line: &mut Vec<u8>) {
+        // Writing to memory cannot fail.
+        let _ = write!(line, "{{\"sequence\":{sequence},\"at\":\"{at}\",");
+        line.extend_from_slice(self.0.get(1..).unwrap_or_default());
+    }
+}
+
+impl Record {
+    /// Reads a line, without its line feed. Only the one way in which the ledger writes a record is accepted.
+    ///
+    /// # Errors
+    /// When it is anything else.
+    pub fn from_line(line: &[u8]) -> Result<Self, NotARecord> {
+        let record: Self = serde_json::from_slice(line).map_err(|error| NotARecord::Unreadable(error.to_string()))?;
+        let canonical = serde_json::to_vec(&record).map_err(|error| NotARecord::Unreadable(error.to_string()))?;
+        if canonical == line { Ok(record) } else { Err(NotARecord::NotCanonical) }
+    }
+}
+
 impl Body {
+    /// Whether it helps something to end: such a record may use the room that is kept for a full disk.
+    pub const fn is_ending(&self) -> bool {
+        matches!(self.kind, Kind::End)
+            || matches!(
+                self.action,
+                LedgerAction::ServerStart
+                    | LedgerAction::ServerStop
+                    | LedgerAction::LedgerRecover
+                    | LedgerAction::EnvironmentRelease
+                    | LedgerAction::EnvironmentPhase
+                    | LedgerAction::EnvironmentOrphan
+                    | LedgerAction::WebhookReceive
+            )
+    }
+
+    /// Brings it into its written form. What looks like a token or a private key is replaced (rule L1), fractions
+    /// become text (they have no single written form), and a body that is too long loses what it can do without.
+    ///
+    /// # Errors
+    /// When it is still too long then.
+    pub fn seal(mut self) -> Result<Sealed, TooLong> {
+        for value in self.details.values_mut() {
+            fractions_to_text(value);
+        }
+        let mut bytes = self.to_json();
+        if bytes.len() > RECORD_BYTES_MAX {
+            self.shorten();
+            bytes = self.to_json();
+        }
+        if crate::ledger::redact::is_suspect(&bytes) {
+            bytes = crate::ledger::redact::redact(&bytes);
+        }
+        if bytes.len() > RECORD_BYTES_MAX { Err(TooLong { bytes: bytes.len() }) } else { Ok(Sealed(bytes)) }
+    }
+
+    fn to_json(&self) -> Vec<u8> {
+        // Fails only for maps whose keys are not text, of which there are none.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    fn shorten(&mut self) {
+        self.details = serde_json::Map::from_iter([("shortened".to_owned(), Value::Bool(true))]);
+        if let Some(Decision::Deny { closest, .. }) = &mut self.decision {
+            closest.clear();
+        }
+        let request = self.request.as_mut();
+        let texts = request.map(|r| [&mut r.path, &mut r.user_agent, &mut r.name, &mut r.namespace]).into_iter().flatten();
+        let messages = self.outcome.as_mut().map(|outcome| &mut outcome.message).into_iter();
+        let phases = self.phase.as_mut().map(|phase| &mut phase.message).into_iter();
+        for text in texts.chain(messages).chain(phases).flatten() {
+            *text = text.chars().take(SHORTENED_CHARACTERS_MAX).collect();
+        }
+    }
+
     /// A record with nothing but its kind and action.
     pub fn new(kind: Kind, action: LedgerAction) -> Self {
         Self {
@@ -261,3 +376,15 @@ impl Body {
         }
     }
 }
+
+fn fractions_to_text(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_f64() => *value = Value::String(number.to_string()),
+        Value::Array(values) => values.iter_mut().for_each(fractions_to_text),
+        Value::Object(fields) => fields.values_mut().for_each(fractions_to_text),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;

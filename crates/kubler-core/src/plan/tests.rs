@@ -12,12 +12,27 @@ fn in_phase(nth: u8, phase: Phase) -> Environment {
 }
 
 fn whole(nth: u8) -> Observed {
-    Observed { id: environment_id(nth), condition: Condition::Whole }
+    Observed {
+        id: environment_id(nth),
+        condition: Condition::Whole,
+    }
 }
 
-fn planned(stored: &[Environment], observed: Option<&[Observed]>, busy: &[u8], now: i64) -> Vec<Step> {
+fn planned(
+    stored: &[Environment],
+    observed: Option<&[Observed]>,
+    busy: &[u8],
+    now: i64,
+) -> Vec<Step> {
     let busy = busy.iter().map(|nth| environment_id(*nth)).collect();
-    plan(&Situation { stored, observed, busy: &busy, provisioning_max: 2, serving_since: LONG_AGO, now: timestamp(now) })
+    plan(&Situation {
+        stored,
+        observed,
+        busy: &busy,
+        provisioning_max: 2,
+        serving_since: LONG_AGO,
+        now: timestamp(now),
+    })
 }
 
 #[test]
@@ -29,7 +44,10 @@ fn what_was_requested_is_made_oldest_first_and_no_more_than_fit() {
     ];
     assert_eq!(
         planned(&stored, Some(&[]), &[], 10),
-        [Step::Provision(environment_id(1)), Step::Provision(environment_id(2))]
+        [
+            Step::Provision(environment_id(1)),
+            Step::Provision(environment_id(2))
+        ]
     );
 }
 
@@ -45,17 +63,36 @@ fn what_is_under_way_takes_a_place() {
 
 #[test]
 fn making_goes_on_after_a_crash() {
-    assert_eq!(planned(&[in_phase(1, Phase::Provisioning)], Some(&[]), &[], 10), [Step::Provision(environment_id(1))]);
+    assert_eq!(
+        planned(&[in_phase(1, Phase::Provisioning)], Some(&[]), &[], 10),
+        [Step::Provision(environment_id(1))]
+    );
 }
 
 #[test]
 fn a_ready_environment_that_broke_is_noticed() {
-    let broken = Observed { id: environment_id(1), condition: Condition::Broken { message: "died".into() } };
+    let broken = Observed {
+        id: environment_id(1),
+        condition: Condition::Broken {
+            message: "died".into(),
+        },
+    };
     let steps = planned(&[in_phase(1, Phase::Ready)], Some(&[broken]), &[], 10);
-    assert_eq!(steps, [Step::Break(environment_id(1), EndReason::Failed { message: "died".into() })]);
+    assert_eq!(
+        steps,
+        [Step::Break(
+            environment_id(1),
+            EndReason::Failed {
+                message: "died".into()
+            }
+        )]
+    );
     let steps = planned(&[in_phase(1, Phase::Ready)], Some(&[]), &[], 10);
     assert!(matches!(steps.as_slice(), [Step::Break(..)]));
-    assert_eq!(planned(&[in_phase(1, Phase::Ready)], Some(&[whole(1)]), &[], 10), []);
+    assert_eq!(
+        planned(&[in_phase(1, Phase::Ready)], Some(&[whole(1)]), &[], 10),
+        []
+    );
 }
 
 #[test]
@@ -66,12 +103,19 @@ fn nothing_is_concluded_when_the_world_could_not_be_looked_at() {
 #[test]
 fn what_failed_is_ended_and_what_ends_is_removed() {
     let mut failed = in_phase(1, Phase::Failed);
-    failed.reason = Some(EndReason::Failed { message: "x".into() });
+    failed.reason = Some(EndReason::Failed {
+        message: "x".into(),
+    });
     let stored = [failed, in_phase(2, Phase::Releasing)];
     assert_eq!(
         planned(&stored, Some(&[]), &[], 10),
         [
-            Step::End(environment_id(1), EndReason::Failed { message: "x".into() }),
+            Step::End(
+                environment_id(1),
+                EndReason::Failed {
+                    message: "x".into()
+                }
+            ),
             Step::Remove(environment_id(2))
         ]
     );
@@ -81,12 +125,19 @@ fn what_failed_is_ended_and_what_ends_is_removed() {
 fn a_lapse_ends_also_what_is_being_made() {
     for phase in [Phase::Requested, Phase::Provisioning, Phase::Ready] {
         let steps = planned(&[in_phase(1, phase)], Some(&[whole(1)]), &[1], 300);
-        assert_eq!(steps, [Step::End(environment_id(1), EndReason::Lapsed)], "{phase:?}");
+        assert_eq!(
+            steps,
+            [Step::End(environment_id(1), EndReason::Lapsed)],
+            "{phase:?}"
+        );
     }
 }
 
 #[test]
 fn what_belongs_to_nothing_is_removed() {
-    assert_eq!(planned(&[], Some(&[whole(7)]), &[], 10), [Step::RemoveOrphan(environment_id(7))]);
+    assert_eq!(
+        planned(&[], Some(&[whole(7)]), &[], 10),
+        [Step::RemoveOrphan(environment_id(7))]
+    );
     assert_eq!(planned(&[], Some(&[whole(7)]), &[7], 10), []);
 }

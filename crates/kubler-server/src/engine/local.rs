@@ -1,1 +1,297 @@
-//! engine/local
+//! The `local` engine: each environment is a real Kubernetes control plane of its own, one process on a Unix
+//! socket in a private folder, with its own authority, keys, issuer and prefix of one shared etcd.
+//!
+//! `provision` makes one, `remove` ends one and looks, `observe` finds what exists. What they make carries the
+//! environment's id (folder, mark of the process, etcd user and prefix), so that each works from the world alone.
+
+mod api;
+mod build_facts;
+mod certificates;
+mod egress;
+mod etcd;
+mod folder;
+mod manifests;
+mod observe;
+mod process;
+mod programs;
+mod provision;
+mod remove;
+mod upstream;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kubler_core::environment::Environment;
+use kubler_core::ids::EnvironmentId;
+use kubler_core::plan::Observed;
+use kubler_core::profile::EngineKind;
+use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+pub use build_facts::{CONFIG_MAP, LABEL_PREFIX};
+pub use egress::Recorder;
+pub use programs::{ETCD_VERSION_MIN, Programs, ProgramsError, Search, find_etcd};
+
+use self::etcd::Etcd;
+use self::folder::{RunFolder, make_private, write_private};
+use self::process::{Mark, Process};
+use super::{Engine, EngineError, ErrorClass, Evidence, Upstream};
+use crate::clock::Clock;
+
+/// How long an environment may take to become usable when the settings do not say, in seconds.
+pub const START_SECONDS_MAX_DEFAULT: u64 = 60;
+/// What etcd's mark says instead of an environment's id.
+const ETCD_SUBJECT: &str = "etcd";
+
+/// What the engine works with.
+#[derive(Debug, Clone)]
+pub struct LocalSettings {
+    /// Folder for etcd and what identifies this installation. Made if need be, mode 0700.
+    pub data: PathBuf,
+    /// Folder for the environments' sockets and keys: at most 59 bytes long, mode 0700, best in memory.
+    pub run: PathBuf,
+    /// The programs of each Kubernetes version, by its name in the configuration.
+    pub programs: BTreeMap<String, Programs>,
+    /// The etcd to run.
+    pub etcd: PathBuf,
+    /// How long an environment may take to become usable.
+    pub start_max: Duration,
+}
+
+/// What becomes of environments when the server stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopMode {
+    /// They live on, and the next server adopts them.
+    KeepEnvironments,
+    /// All of them end, and etcd with them.
+    EndEverything,
+}
+
+/// The engine. Dropped, it leaves environments alive.
+pub struct LocalEngine {
+    inner: Arc<Inner>,
+}
+
+/// What the work on every environment shares.
+struct Inner {
+    settings: LocalSettings,
+    clock: Arc<dyn Clock>,
+    installation: String,
+    run: RunFolder,
+    etcd: Etcd,
+    recorder: Recorder,
+    environments: Mutex<HashMap<EnvironmentId, Arc<Slot>>>,
+    changes: Arc<Notify>,
+    /// Held as long as the engine: two servers on one folder would take each other's work for left-overs.
+    _lock: File,
+}
+
+/// One environment as this server knows it.
+#[derive(Default)]
+struct Slot {
+    /// Whoever holds it is the only one to change the environment's part of the world.
+    work: Arc<tokio::sync::Mutex<()>>,
+    /// Asks whoever is making it to stop.
+    cancelled: Mutex<CancellationToken>,
+    live: Mutex<Option<Live>>,
+}
+
+/// A control plane that was started or adopted.
+struct Live {
+    process: Arc<Process>,
+    /// How it ended, once it has.
+    ending: Arc<OnceLock<String>>,
+    /// Set when it is usable.
+    upstream: Option<Arc<Upstream>>,
+    _watching: AbortOnDropHandle<()>,
+    _egress: AbortOnDropHandle<()>,
+}
+
+impl LocalEngine {
+    /// Starts or adopts etcd, and adopts the environments that live.
+    ///
+    /// # Errors
+    /// When another server uses the folder, a folder cannot be used, or etcd does not start.
+    pub async fn start(settings: LocalSettings, clock: Arc<dyn Clock>, recorder: Recorder) -> Result<Arc<Self>, EngineError> {
+        let unusable = |error: io::Error| permanent(format!("the engine's folder cannot be used: {error}"));
+        make_private(&settings.data).map_err(unusable)?;
+        let lock = lock(&settings.data).map_err(unusable)?;
+        let installation = installation(&settings.data).map_err(unusable)?;
+        let run = RunFolder::open(&settings.run).map_err(unusable)?;
+        let changes = Arc::new(Notify::new());
+        let etcd = Etcd::start(
+            settings.etcd.clone(),
+            settings.data.join("etcd"),
+            Mark::new(&installation, ETCD_SUBJECT),
+            Arc::clone(&changes),
+            clock.now(),
+        )
+        .await?;
+        let environments = Mutex::default();
+        let inner = Arc::new(Inner { settings, clock, installation, run, etcd, recorder, environments, changes, _lock: lock });
+        for id in inner.run.environments().map_err(unusable)? {
+            inner.adopt(id);
+        }
+        Ok(Arc::new(Self { inner }))
+    }
+
+    /// Ends the engine's work. The engine cannot be used afterwards; drop it.
+    ///
+    /// # Errors
+    /// When something does not end; the rest was tried.
+    pub async fn stop(&self, mode: StopMode) -> Result<(), EngineError> {
+        if mode == StopMode::KeepEnvironments {
+            return Ok(());
+        }
+        let mut first_error = None;
+        for found in self.observe().await? {
+            first_error = self.remove(found.id).await.err().or(first_error);
+        }
+        match first_error {
+            None => self.inner.etcd.destroy().await,
+            Some(error) => Err(error),
+        }
+    }
+}
+
+#[async_trait]
+impl Engine for LocalEngine {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Local
+    }
+
+    async fn provision(&self, environment: &Environment) -> Result<(), EngineError> {
+        provision::provision(&self.inner, environment).await
+    }
+
+    async fn observe(&self) -> Result<Vec<Observed>, EngineError> {
+        self.inner.observe().await
+    }
+
+    async fn remove(&self, id: EnvironmentId) -> Result<Evidence, EngineError> {
+        let slot = self.inner.slot(id);
+        slot.cancel();
+        let guard = Arc::clone(&slot.work).lock_owned().await;
+        // A task of its own: a caller that goes away must not leave a request on its way that is done later.
+        let inner = Arc::clone(&self.inner);
+        joined(tokio::spawn(async move { remove::remove(&inner, id, &slot, &guard).await })).await
+    }
+
+    fn upstream(&self, id: EnvironmentId) -> Option<Arc<Upstream>> {
+        let slot = Arc::clone(self.inner.slots().get(&id)?);
+        let live = slot.live();
+        let live = live.as_ref().filter(|live| live.ending.get().is_none())?;
+        live.upstream.clone()
+    }
+
+    async fn changed(&self) {
+        self.inner.changes.notified().await;
+    }
+}
+
+impl Inner {
+    fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<EnvironmentId, Arc<Slot>>> {
+        self.environments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self, id: EnvironmentId) -> Arc<Slot> {
+        Arc::clone(self.slots().entry(id).or_default())
+    }
+
+    fn mark(&self, id: EnvironmentId) -> Mark {
+        Mark::new(&self.installation, id)
+    }
+
+    /// Takes over an environment of an earlier server, if its control plane lives.
+    fn adopt(self: &Arc<Self>, id: EnvironmentId) {
+        let folder = self.run.environment(id);
+        let Some(record) = folder.record() else { return };
+        let Some(process) = Process::find(record.process, &self.mark(id)) else { return };
+        let slot = self.slot(id);
+        let adopted = self.live(id, Arc::new(process), &record.egress).and_then(|mut live| {
+            if record.ready {
+                live.upstream = Some(Arc::new(upstream::read(&folder)?));
+            }
+            Ok(live)
+        });
+        match adopted {
+            Ok(live) => *slot.live() = Some(live),
+            Err(error) => tracing::error!(environment = %id, %error, "cannot adopt an environment"),
+        }
+    }
+
+    /// Watches a control plane and serves its way out.
+    fn live(self: &Arc<Self>, id: EnvironmentId, process: Arc<Process>, egress: &[String]) -> io::Result<Live> {
+        let socket = self.run.environment(id).egress_socket();
+        let egress = egress::serve(&socket, id, egress, Arc::clone(&self.recorder))?;
+        let ending = Arc::new(OnceLock::new());
+        let (watched, noted, changes) = (Arc::clone(&process), Arc::clone(&ending), Arc::clone(&self.changes));
+        let watching = tokio::spawn(async move {
+            let how = watched.ended().await;
+            tracing::info!(environment = %id, how, "a control plane ended");
+            let _ = noted.set(how);
+            changes.notify_one();
+        });
+        Ok(Live { process, ending, upstream: None, _watching: AbortOnDropHandle::new(watching), _egress: egress })
+    }
+}
+
+impl Slot {
+    fn live(&self) -> std::sync::MutexGuard<'_, Option<Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cancel(&self) {
+        self.cancelled.lock().unwrap_or_else(PoisonError::into_inner).cancel();
+    }
+
+    /// A fresh token for the next making; for whoever holds the work.
+    fn begin(&self, _work: &OwnedMutexGuard<()>) -> CancellationToken {
+        let token = CancellationToken::new();
+        *self.cancelled.lock().unwrap_or_else(PoisonError::into_inner) = token.clone();
+        token
+    }
+}
+
+/// Waits for a task; one that broke is an error like any other.
+async fn joined<T>(task: tokio::task::JoinHandle<Result<T, EngineError>>) -> Result<T, EngineError> {
+    task.await.unwrap_or_else(|error| Err(transient(format!("the work on an environment broke off: {error}"))))
+}
+
+/// Locks the folder until the file is closed.
+fn lock(data: &Path) -> io::Result<File> {
+    let file = File::options().write(true).create(true).truncate(false).open(data.join("lock"))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| io::Error::new(io::ErrorKind::WouldBlock, format!("another server uses `{}`", data.display())))?;
+    Ok(file)
+}
+
+/// The random name of this installation: two on one machine must not take each other's processes for their own.
+fn installation(data: &Path) -> io::Result<String> {
+    let path = data.join("installation");
+    match std::fs::read_to_string(&path) {
+        Ok(name) if !name.trim().is_empty() => return Ok(name.trim().to_owned()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let name = hex::encode(crate::entropy::random_bytes::<16>().map_err(io::Error::other)?);
+    write_private(&path, &name)?;
+    Ok(name)
+}
+
+fn transient(message: impl Into<String>) -> EngineError {
+    EngineError { message: message.into(), class: ErrorClass::Transient }
+}
+
+fn permanent(message: impl Into<String>) -> EngineError {
+    EngineError { message: message.into(), class: ErrorClass::Permanent }
+}
+
+#[cfg(test)]
+mod tests;

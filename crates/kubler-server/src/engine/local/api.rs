@@ -1,0 +1,111 @@
+//! A small client of one environment's API server: one connection over its socket, many requests at once.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls_pki_types::ServerName;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Largest answer that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Who owns the fields we apply.
+const FIELD_MANAGER: &str = "kubler";
+/// How much of an answer goes into an error, in characters.
+const SHOWN_CHARACTERS_MAX: usize = 400;
+
+/// What an API server said.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: Bytes,
+}
+
+impl Answer {
+    pub(super) const fn is_success(&self) -> bool {
+        self.status >= 200 && self.status < 300
+    }
+
+    pub(super) fn json(&self) -> Option<Value> {
+        serde_json::from_slice(&self.body).ok()
+    }
+
+    /// What it says, for people: the message of a `Status`, else the beginning of the text.
+    pub(super) fn message(&self) -> String {
+        let said = self.json().and_then(|status| Some(status.get("message")?.as_str()?.to_owned()));
+        let said = said.unwrap_or_else(|| String::from_utf8_lossy(&self.body).into_owned());
+        let shown: String = said.chars().take(SHOWN_CHARACTERS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect();
+        format!("{shown} (status {})", self.status)
+    }
+}
+
+/// A connection to an API server.
+#[derive(Debug, Clone)]
+pub(super) struct ApiClient {
+    requests: SendRequest<Full<Bytes>>,
+    authorization: Arc<SecretString>,
+    _connection: Arc<AbortOnDropHandle<()>>,
+}
+
+impl ApiClient {
+    /// Connects; waits as long as the server takes connections without serving them.
+    pub(super) async fn connect(
+        socket: &Path,
+        tls: &rustls::ClientConfig,
+        server_name: ServerName<'static>,
+        token: &SecretString,
+    ) -> io::Result<Self> {
+        let mut tls = tls.clone();
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let stream = UnixStream::connect(socket).await?;
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(server_name, stream).await?;
+        let (requests, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let connection = tokio::spawn(async move {
+            // Its end shows at the next request.
+            let _ = connection.await;
+        });
+        Ok(Self {
+            requests,
+            authorization: Arc::new(format!("Bearer {}", token.expose_secret()).into()),
+            _connection: Arc::new(AbortOnDropHandle::new(connection)),
+        })
+    }
+
+    pub(super) async fn get(&self, path: &str) -> io::Result<Answer> {
+        self.send(http::Method::GET, path, None).await
+    }
+
+    /// Server-side apply of `object` at `path`.
+    pub(super) async fn apply(&self, path: &str, object: &Value) -> io::Result<Answer> {
+        let path = format!("{path}?fieldManager={FIELD_MANAGER}&force=true");
+        self.send(http::Method::PATCH, &path, Some(object)).await
+    }
+
+    async fn send(&self, method: http::Method, path: &str, body: Option<&Value>) -> io::Result<Answer> {
+        let mut request = http::Request::builder()
+            .method(method)
+            .uri(format!("https://environment{path}"))
+            .header(http::header::AUTHORIZATION, self.authorization.expose_secret())
+            .header(http::header::ACCEPT, "application/json");
+        if body.is_some() {
+            // JSON is YAML; this type asks for server-side apply.
+            request = request.header(http::header::CONTENT_TYPE, "application/apply-patch+yaml");
+        }
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let request = request.body(Full::new(Bytes::from(body))).map_err(io::Error::other)?;
+        let mut requests = self.requests.clone();
+        requests.ready().await.map_err(io::Error::other)?;
+        let answer = requests.send_request(request).await.map_err(io::Error::other)?;
+        let status = answer.status().as_u16();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(io::Error::other)?;
+        Ok(Answer { status, body: body.to_bytes() })
+    }
+}

@@ -1,0 +1,162 @@
+//! Those of etcd's messages that are used here, written by hand: generating them would need `protoc` wherever
+//! Kubler is built. Field numbers are etcd's and never change.
+
+use prost::Message;
+
+/// A request and where it goes.
+pub(super) trait Call: Message {
+    /// `/SERVICE/METHOD`.
+    const PATH: &'static str;
+    /// What comes back.
+    type Answer: Message + Default;
+}
+
+macro_rules! calls {
+    ($($request:ty => $path:literal => $answer:ty;)*) => {
+        $(impl Call for $request {
+            const PATH: &'static str = concat!("/etcdserverpb.", $path);
+            type Answer = $answer;
+        })*
+    };
+}
+
+calls! {
+    Range => "KV/Range" => RangeAnswer;
+    DeleteRange => "KV/DeleteRange" => Done;
+    UserAdd => "Auth/UserAdd" => Done;
+    UserDelete => "Auth/UserDelete" => Done;
+    UserGrantRole => "Auth/UserGrantRole" => Done;
+    UserList => "Auth/UserList" => Names;
+    RoleAdd => "Auth/RoleAdd" => Done;
+    RoleDelete => "Auth/RoleDelete" => Done;
+    RoleGrantPermission => "Auth/RoleGrantPermission" => Done;
+    RoleList => "Auth/RoleList" => Names;
+    AuthEnable => "Auth/AuthEnable" => Done;
+}
+
+/// An answer of which nothing is read.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Done {}
+
+/// Names of users or roles.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Names {
+    #[prost(string, repeated, tag = "2")]
+    pub(super) names: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Range {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) range_end: Vec<u8>,
+    #[prost(int64, tag = "3")]
+    pub(super) limit: i64,
+    #[prost(bool, tag = "8")]
+    pub(super) keys_only: bool,
+    #[prost(bool, tag = "9")]
+    pub(super) count_only: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RangeAnswer {
+    #[prost(message, repeated, tag = "2")]
+    pub(super) kvs: Vec<KeyValue>,
+    #[prost(int64, tag = "4")]
+    pub(super) count: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct KeyValue {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) key: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct DeleteRange {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) range_end: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct UserAdd {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(message, optional, tag = "3")]
+    pub(super) options: Option<UserAddOptions>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct UserAddOptions {
+    #[prost(bool, tag = "1")]
+    pub(super) no_password: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct UserDelete {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct UserGrantRole {
+    #[prost(string, tag = "1")]
+    pub(super) user: String,
+    #[prost(string, tag = "2")]
+    pub(super) role: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct UserList {}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RoleAdd {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RoleDelete {
+    #[prost(string, tag = "1")]
+    pub(super) role: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RoleGrantPermission {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(message, optional, tag = "2")]
+    pub(super) permission: Option<Permission>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Permission {
+    /// [`READ_WRITE`].
+    #[prost(int32, tag = "1")]
+    pub(super) kind: i32,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    pub(super) range_end: Vec<u8>,
+}
+
+/// The kind of permission that opens a range for everything.
+pub(super) const READ_WRITE: i32 = 2;
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RoleList {}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct AuthEnable {}
+
+/// The end of the range of all keys that begin with `prefix`, which must end in a character below `0xff`.
+pub(super) fn prefix_end(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last = last.saturating_add(1);
+    }
+    end
+}

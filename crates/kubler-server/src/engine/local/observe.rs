@@ -1,0 +1,72 @@
+//! Looks at the world: every folder, process, user, role and key that carries an environment's id.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr as _;
+use std::sync::Arc;
+
+use kubler_core::ids::EnvironmentId;
+use kubler_core::plan::{Condition, Observed};
+
+use super::process::{Process, ProcessRecord};
+use super::{Inner, transient};
+use crate::engine::EngineError;
+
+/// What was seen, before anything is concluded.
+struct Seen {
+    folders: BTreeSet<EnvironmentId>,
+    processes: BTreeMap<EnvironmentId, Vec<ProcessRecord>>,
+    users: BTreeSet<EnvironmentId>,
+}
+
+impl Inner {
+    pub(super) async fn observe(self: &Arc<Self>) -> Result<Vec<Observed>, EngineError> {
+        let folders = self.run.environments().map_err(|error| transient(format!("the run folder cannot be read: {error}")))?;
+        let found = Process::all(&self.installation).map_err(|error| transient(format!("processes cannot be listed: {error}")))?;
+        let mut processes: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (subject, process) in found {
+            if let Ok(id) = EnvironmentId::from_str(&subject) {
+                processes.entry(id).or_default().push(process.record());
+            }
+        }
+        let (in_etcd, users) = self.etcd.environments().await.map_err(|error| transient(format!("etcd cannot be asked: {error}")))?;
+        let seen = Seen { folders: folders.into_iter().collect(), processes, users };
+        let mut all = in_etcd;
+        all.extend(&seen.folders);
+        all.extend(seen.processes.keys());
+        Ok(all.into_iter().map(|id| Observed { id, condition: self.condition(id, &seen) }).collect())
+    }
+
+    fn condition(&self, id: EnvironmentId, seen: &Seen) -> Condition {
+        match self.fault(id, seen) {
+            None => Condition::Whole,
+            Some(message) => Condition::Broken { message },
+        }
+    }
+
+    fn fault(&self, id: EnvironmentId, seen: &Seen) -> Option<String> {
+        let slot = self.slots().get(&id).cloned();
+        let ending = slot.and_then(|slot| slot.live().as_ref()?.ending.get().cloned());
+        if let Some(how) = ending {
+            return Some(format!("its control plane {how}"));
+        }
+        if !seen.folders.contains(&id) {
+            return Some("its folder is missing".into());
+        }
+        let folder = self.run.environment(id);
+        let Some(record) = folder.record().filter(|record| record.ready) else {
+            return Some("it was not made to the end".into());
+        };
+        match seen.processes.get(&id).map(Vec::as_slice) {
+            Some([only]) if *only == record.process => {}
+            None | Some([]) => return Some("its control plane is not running".into()),
+            Some(_) => return Some("another process than its control plane carries its mark".into()),
+        }
+        if record.etcd != self.etcd.endpoint() {
+            return Some("etcd is at another address than the one it knows".into());
+        }
+        if !seen.users.contains(&id) {
+            return Some("its user in etcd is missing".into());
+        }
+        (!folder.api_socket().exists()).then(|| "its socket is missing".into())
+    }
+}

@@ -1,0 +1,94 @@
+//! Ends an environment and looks whether anything of it is left. Works from its id alone, from any half-made
+//! state, and any number of times.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::future::join_all;
+use kubler_core::ids::EnvironmentId;
+use tokio::sync::OwnedMutexGuard;
+
+use super::process::Process;
+use super::{Inner, Slot, transient};
+use crate::engine::{EngineError, Evidence};
+
+/// What is looked for, in the words of the evidence.
+const LOOKED_FOR: [&str; 6] = ["process", "socket", "key", "user", "role", "file"];
+
+/// Ends it, looks, and forgets it.
+pub(super) async fn remove(
+    inner: &Arc<Inner>,
+    id: EnvironmentId,
+    slot: &Arc<Slot>,
+    guard: &OwnedMutexGuard<()>,
+) -> Result<Evidence, EngineError> {
+    let evidence = take_away(inner, id, slot, guard).await?;
+    let mut slots = inner.slots();
+    // The map's and ours: whoever else holds it waits for the work and must find the same one.
+    if Arc::strong_count(slot) == 2 {
+        slots.remove(&id);
+    }
+    Ok(evidence)
+}
+
+/// The same for whoever goes on with the environment.
+pub(super) async fn take_away(
+    inner: &Arc<Inner>,
+    id: EnvironmentId,
+    slot: &Slot,
+    _guard: &OwnedMutexGuard<()>,
+) -> Result<Evidence, EngineError> {
+    let began = Instant::now();
+    let mut evidence = Evidence::default();
+    let mut note = |what: &str| {
+        let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        evidence.milliseconds.insert(what.to_owned(), milliseconds);
+    };
+    end_processes(inner, id, slot).await?;
+    note("process_ended");
+    inner.etcd.expel(id).await.map_err(|error| transient(format!("its keys cannot be taken away: {error}")))?;
+    note("keys_deleted");
+    let folder = inner.run.environment(id);
+    folder.remove().map_err(|error| transient(format!("its folder cannot be taken away: {error}")))?;
+    note("files_deleted");
+    look(inner, id).await?;
+    note("verified");
+    evidence.looked_for = LOOKED_FOR.map(str::to_owned).to_vec();
+    Ok(evidence)
+}
+
+/// Ends the control plane we know, and every process that carries the mark, whether anybody wrote it down or not.
+async fn end_processes(inner: &Inner, id: EnvironmentId, slot: &Slot) -> Result<(), EngineError> {
+    // Dropped here: the way out closes with it.
+    let known = slot.live().take().map(|live| live.process);
+    let wrong = |error: std::io::Error| transient(format!("its control plane does not end: {error}"));
+    if let Some(process) = &known {
+        process.kill().await.map_err(wrong)?;
+    }
+    for ended in join_all(marked(inner, id)?.iter().map(Process::kill)).await {
+        ended.map_err(wrong)?;
+    }
+    Ok(())
+}
+
+fn marked(inner: &Inner, id: EnvironmentId) -> Result<Vec<Process>, EngineError> {
+    let all = Process::all(&inner.installation).map_err(|error| transient(format!("processes cannot be listed: {error}")))?;
+    let name = id.to_string();
+    Ok(all.into_iter().filter(|(subject, _)| *subject == name).map(|(_, process)| process).collect())
+}
+
+/// Looks for everything an environment consists of.
+async fn look(inner: &Inner, id: EnvironmentId) -> Result<(), EngineError> {
+    let traces = inner.etcd.traces(id).await.map_err(|error| transient(format!("etcd cannot be asked: {error}")))?;
+    let folder = inner.run.environment(id);
+    let left = [
+        ("process", !marked(inner, id)?.is_empty()),
+        ("socket", folder.api_socket().exists() || folder.egress_socket().exists()),
+        ("key", traces.keys != 0),
+        ("user", traces.user),
+        ("role", traces.role),
+        ("file", folder.exists()),
+    ];
+    let left: Vec<_> = left.into_iter().filter(|(_, is_there)| *is_there).map(|(what, _)| what).collect();
+    if left.is_empty() { Ok(()) } else { Err(transient(format!("still there after its end: {}", left.join(", ")))) }
+}

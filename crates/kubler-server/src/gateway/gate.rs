@@ -1,0 +1,207 @@
+//! The gate of one environment: its connections, who was admitted, and every answer that is still open.
+//!
+//! One task per gate compares the open answers with what is true now: when the environment ends, a lease
+//! lapses, policy changes or a session is over, it ends them. No answer has to watch for itself.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kubler_core::environment::{EndReason, Environment};
+use kubler_core::ids::EnvironmentId;
+use kubler_core::lease;
+use kubler_core::profile::StreamEnd;
+use tokio_util::sync::CancellationToken;
+
+use super::GatewayParts;
+use super::admission::{Admission, Admissions, Denied};
+use super::pool::{Destination, Pool};
+use super::status::Refused;
+use super::stream::{Cut, OpenStream};
+use crate::session::Session;
+
+/// At least this often the gate looks at the clock and at policy: a quarter of the second it has.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// The gate of one environment.
+pub(super) struct Gate {
+    id: EnvironmentId,
+    pool: Pool,
+    admissions: Admissions,
+    open: Mutex<Open>,
+    cut: OnceLock<Cut>,
+    closed: CancellationToken,
+    sound_version: AtomicU64,
+}
+
+#[derive(Default)]
+struct Open {
+    next: u64,
+    streams: HashMap<u64, Arc<OpenStream>>,
+}
+
+impl Gate {
+    /// An open gate in front of `destination`.
+    pub(super) fn new(id: EnvironmentId, destination: Destination) -> Self {
+        Self {
+            id,
+            pool: Pool::new(destination),
+            admissions: Admissions::default(),
+            open: Mutex::default(),
+            cut: OnceLock::new(),
+            closed: CancellationToken::new(),
+            sound_version: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// Whose gate it is.
+    pub(super) fn id(&self) -> EnvironmentId {
+        self.id
+    }
+
+    /// The connections.
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Why it was closed, if it was.
+    pub(super) fn cut(&self) -> Option<&Cut> {
+        self.cut.get()
+    }
+
+    /// Resolves when it is closed.
+    pub(super) async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+
+    /// Whether the session may pass now.
+    pub(super) fn admit(
+        &self,
+        session: &Arc<Session>,
+        environment: &Environment,
+        parts: &GatewayParts,
+    ) -> Result<Arc<Admission>, Box<Denied>> {
+        self.admissions.admit(session, environment, &parts.policies)
+    }
+
+    /// Why the environment cannot be used at `now`. Its invariants hold for each version once and for all, so
+    /// they are checked once.
+    pub(super) fn ended(&self, environment: &Environment, parts: &GatewayParts, now: Timestamp) -> Option<EndReason> {
+        if self.sound_version.load(Ordering::Acquire) == environment.version {
+            return lease::ended(environment, parts.directory.serving_since(), now);
+        }
+        let ended = parts.directory.ended(environment, now);
+        if ended.is_none() {
+            self.sound_version.store(environment.version, Ordering::Release);
+        }
+        ended
+    }
+
+    /// Takes an answer under watch; gives its place.
+    pub(super) fn enter(&self, stream: &Arc<OpenStream>) -> u64 {
+        let place = {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.next += 1;
+            let place = open.next;
+            open.streams.insert(place, Arc::clone(stream));
+            place
+        };
+        // Closing sets the reason first and looks for answers second, so one of the two finds this one.
+        if let Some(cut) = self.cut() {
+            stream.cut(cut);
+        }
+        place
+    }
+
+    /// Forgets an answer that is over.
+    pub(super) fn leave(&self, place: u64) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).streams.remove(&place);
+    }
+
+    fn streams(&self) -> Vec<Arc<OpenStream>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.streams.values().map(Arc::clone).collect()
+    }
+
+    /// Ends everything that is open, and whatever would come.
+    pub(super) fn close(&self, cut: Cut) {
+        let cut = self.cut.get_or_init(|| cut);
+        self.closed.cancel();
+        for stream in self.streams() {
+            stream.cut(cut);
+        }
+        self.pool.close();
+    }
+
+    /// Watches until the environment ends or the server stops, and closes then.
+    pub(super) async fn watch(&self, parts: &GatewayParts) {
+        let cut = self.wait_for_end(parts).await;
+        self.close(cut);
+    }
+
+    async fn wait_for_end(&self, parts: &GatewayParts) -> Cut {
+        let Some(mut watched) = parts.directory.watch(self.id) else { return forgotten(self.id) };
+        let mut serving_since = parts.directory.watch_serving_since();
+        loop {
+            let environment = Arc::clone(&watched.borrow_and_update());
+            let since = *serving_since.borrow_and_update();
+            let now = parts.clock.now();
+            if let Some(reason) = self.ended(&environment, parts, now) {
+                return ended(&environment, &reason, now);
+            }
+            self.look(&environment, parts, now);
+            let left = lease::end(&environment, since).duration_since(now);
+            let nap = Duration::try_from(left).unwrap_or_default().clamp(Duration::from_millis(1), LOOK_EVERY);
+            tokio::select! {
+                changed = watched.changed() => if changed.is_err() { return forgotten(self.id) },
+                _ = serving_since.changed() => {}
+                () = parts.shutdown.cancelled() => return stopping(),
+                () = tokio::time::sleep(nap) => {}
+            }
+        }
+    }
+
+    /// Ends the answers that may no longer be open although their environment lives.
+    fn look(&self, environment: &Environment, parts: &GatewayParts, now: Timestamp) {
+        self.pool.sweep();
+        let policies = parts.policies.current();
+        let with_session = environment.resolved.profile.streams_end_with == StreamEnd::Session;
+        for stream in self.streams() {
+            if with_session && stream.session_is_over(now) {
+                let refused = Refused::session_expired(stream.admission().session().expires_at);
+                stream.cut(&Cut { close_reason: "session_expired", refused });
+                continue;
+            }
+            let admission = stream.admission();
+            if admission.is_under(&policies) {
+                continue;
+            }
+            match self.admit(admission.shared_session(), environment, parts) {
+                Ok(admission) => stream.readmit(admission),
+                Err(denied) => stream.cut(&Cut { close_reason: "policy", refused: denied.refused }),
+            }
+        }
+    }
+}
+
+/// The environment is over.
+pub(super) fn ended(environment: &Environment, reason: &EndReason, now: Timestamp) -> Cut {
+    let close_reason = match reason {
+        EndReason::Lapsed => "lease_end",
+        EndReason::DeadlineReached => "deadline",
+        EndReason::Released | EndReason::JobFinished | EndReason::AgentLost | EndReason::Revoked | EndReason::Failed { .. } => {
+            reason.code()
+        }
+    };
+    Cut { close_reason, refused: Refused::ended(environment, reason, now) }
+}
+
+fn forgotten(id: EnvironmentId) -> Cut {
+    Cut { close_reason: "released", refused: Refused::forgotten(&id.to_string()) }
+}
+
+fn stopping() -> Cut {
+    Cut { close_reason: "shutdown", refused: Refused::unavailable("Stopping", "the server is stopping; try again in a moment") }
+}

@@ -1,0 +1,15 @@
+//! The real server as a whole: real processes, real Kubernetes, the strict stand-in for Buildkite.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests stop at the first surprise")]
+
+mod access;
+mod bad_input;
+mod buildkite_jobs;
+mod crash;
+mod lease;
+mod release;
+mod sessions;
+
+use std::time::Duration;
+
+/// How long anything that should happen soon may take on a busy machine.
+const SOON: Duration = Duration::from_secs(30);
