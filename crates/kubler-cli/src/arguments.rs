@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kubler_api::Scope;
 
 use crate::commands;
+use crate::hook;
+use crate::renewer;
 use crate::variables;
 
 /// Isolated Kubernetes environments for CI jobs: one for each job, for its identity, for as long as it runs.
@@ -109,6 +111,12 @@ pub enum Command {
     Kubeconfig(commands::kubeconfig::Arguments),
     /// Give kubectl a session: the exec plugin of a kubeconfig.
     Credential(commands::credential::Arguments),
+    /// What the Buildkite plugin's hooks call.
+    #[command(subcommand, hide = true)]
+    Hook(hook::Command),
+    /// What the plugin leaves beside a job.
+    #[command(hide = true)]
+    Renewer(renewer::Arguments),
 }
 
 fn exit_codes() -> String {

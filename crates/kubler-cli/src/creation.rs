@@ -22,6 +22,14 @@ pub struct Created {
     pub proof: Proof,
 }
 
+/// Asks for the environment and waits as long as wanted.
+///
+/// # Errors
+/// As [`create_with`].
+pub fn create(connected: &Connected, wanted: &Wanted) -> Outcome<Created> {
+    create_with(connected, wanted, |_, _| Ok(()))
+}
+
 /// Asks for the environment and waits as long as wanted. `asked` is called once, as soon as the server knows
 /// of it and before it is usable.
 ///
@@ -40,7 +48,7 @@ pub fn create(
     let mut environment = connected
         .client
         .create(proof.caller(), &request(wanted, 0), deadline)?;
-    asked(&environment);
+    asked(&environment, &proof)?;
     while !is_settled(&environment)? {
         let left = ready_by.left().as_secs();
         if left == 0 {

@@ -16,6 +16,8 @@ use crate::variables;
 /// Where the folders of jobs are, when `KUBLER_JOBS_FOLDER` does not say. Not the temporary folder of the job:
 /// a job may change that between two hooks, and the second must find what the first left.
 const JOBS_FOLDER_DEFAULT: &str = "/tmp";
+/// How often a folder is made again that others take away.
+const MAKE_TRIES_MAX: usize = 10;
 /// The folder of what belongs to no job.
 const NO_JOB: &str = "no-job";
 
@@ -58,10 +60,17 @@ impl PrivateFolder {
             )));
         }
         let ours = parent.join(format!("kubler-{}", rustix::process::geteuid().as_raw()));
-        make_private(&ours)?;
         let folder = ours.join(job);
-        make_private(&folder)?;
-        Ok(Self(folder))
+        // A job that ends beside this one takes the empty folder of all jobs away: then it is made again.
+        let mut made = Ok(());
+        for _ in 0..MAKE_TRIES_MAX {
+            make_private(&ours)?;
+            made = make_private(&folder);
+            if made.is_ok() || ours.exists() {
+                break;
+            }
+        }
+        made.map(|()| Self(folder))
     }
 
     /// Where it is.
@@ -114,11 +123,22 @@ impl PrivateFolder {
         }
     }
 
-    /// Removes the folder with all that is in it.
-    pub fn remove(&self) -> io::Result<()> {
-        match std::fs::remove_dir_all(&self.0) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+    /// Removes every file whose name begins with `prefix`.
+    pub fn remove_files(&self, prefix: &str) {
+        let Ok(files) = std::fs::read_dir(&self.0) else { return };
+        for file in files.flatten() {
+            if file.file_name().to_string_lossy().trim_start_matches('.').starts_with(prefix) {
+                let _ = std::fs::remove_file(file.path());
+            }
+        }
+    }
+
+    /// Removes the folder, and the one of all jobs, unless something is in them.
+    pub fn remove_if_empty(&self) {
+        if std::fs::remove_dir(&self.0).is_ok()
+            && let Some(parent) = self.0.parent()
+        {
+            let _ = std::fs::remove_dir(parent);
         }
     }
 }
@@ -189,9 +209,11 @@ mod tests {
             PrivateFolder::below(parent.path(), "job-1").unwrap().path(),
             folder.path()
         );
-        folder.remove().unwrap();
-        assert!(!folder.path().exists());
-        folder.remove().unwrap();
+        folder.remove_if_empty();
+        assert!(file.exists());
+        folder.remove_files("a");
+        folder.remove_if_empty();
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -13,12 +13,18 @@ mod connected;
 mod creation;
 mod exit;
 mod folder;
+mod hook;
+mod job;
+mod job_api;
 mod output;
 mod process;
+mod renewal;
+mod renewer;
 mod session;
 mod token;
 mod trust;
 mod variables;
+mod watched;
 
 use std::process::ExitCode;
 
@@ -50,6 +56,8 @@ fn run(arguments: &Arguments) -> Outcome<ExitCode> {
             commands::kubeconfig::run(arguments, connection, *output)?
         }
         Command::Credential(arguments) => commands::credential::run(arguments, connection)?,
+        Command::Hook(command) => hook::run(command)?,
+        Command::Renewer(arguments) => renewer::run(arguments, connection)?,
     }
     Ok(ended(Exit::Done))
 }

@@ -47,7 +47,14 @@ pub fn run(arguments: &Arguments, connection: &Connection) -> Outcome<()> {
                 token: &kept.token,
             },
         }),
-        Err(failure) => Err(explained(&connected, environment, failure)),
+        Err(failure) => {
+            let failure = explained(&connected, environment, failure);
+            if failure.exit == Exit::Ended {
+                folder.remove_files(&format!("{environment}."));
+                folder.remove_if_empty();
+            }
+            Err(failure)
+        }
     }
 }
 

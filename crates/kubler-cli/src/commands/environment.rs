@@ -72,7 +72,7 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
     let deadline = Deadline::after(Duration::from_secs(ASK_SECONDS_MAX));
     let environment = match command {
         Command::Create(create) => {
-            let created = creation::create(&connected, &create.wanted, |_| {})?;
+            let created = creation::create(&connected, &create.wanted)?;
             if let Some(path) = &create.kubeconfig {
                 kubeconfig::write(&connected, &created.environment, path)?;
             }

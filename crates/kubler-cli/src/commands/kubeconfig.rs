@@ -51,7 +51,7 @@ pub fn run(arguments: &Arguments, connection: &Connection, format: Format) -> Ou
 
 /// The name of an environment's kubeconfig in a private folder.
 pub fn file_name(environment: &str) -> String {
-    format!("{environment}.kubeconfig")
+    format!("kubeconfig-{environment}")
 }
 
 /// Writes the kubeconfig of `environment` to `path`, readable by this user alone.
