@@ -10,9 +10,10 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 	"time"
+
+	_ "control-plane/early" // see there why it must sort first
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
@@ -20,7 +21,6 @@ import (
 
 func main() {
 	started := time.Now()
-	debug.SetGCPercent(collectPercentStart)
 	closeDoors()
 	var err error
 	if len(os.Args) > 1 && os.Args[1] == "template" {

@@ -2,19 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"math/big"
-	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -154,32 +147,13 @@ func startChild(ctx context.Context, directory string, output io.Writer, program
 // writeThrowawayInputs writes an identity for the minute the template takes;
 // nothing of it goes into the template.
 func writeThrowawayInputs(work folder) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	certificate, key, err := selfSigned("template", time.Hour)
 	if err != nil {
 		return err
 	}
-	encoded, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	subject := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "template"},
-		NotBefore: now.Add(-time.Minute), NotAfter: now.Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true,
-		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		IPAddresses: []net.IP{advertised.IP},
-	}
-	certificate, err := x509.CreateCertificate(rand.Reader, subject, subject, key.Public(), key)
-	if err != nil {
-		return err
-	}
-	keyText := pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: encoded})
-	certificateText := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate})
 	for name, text := range map[string][]byte{
-		fileServingCertificate: certificateText, fileServingKey: keyText,
-		fileAuthority: certificateText, fileServiceAccountKey: keyText,
+		fileServingCertificate: certificate, fileServingKey: key,
+		fileAuthority: certificate, fileServiceAccountKey: key,
 		fileTokens: []byte(rand.Text() + ",template,template,\"system:masters\"\n"),
 	} {
 		if err := os.WriteFile(work.file(name), text, 0o600); err != nil {

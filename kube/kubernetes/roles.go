@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"runtime/debug"
 
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
@@ -82,7 +83,7 @@ func configureServer(ctx context.Context, r roles, s settings) (*apiserver.Confi
 	if failures := completed.Validate(); len(failures) > 0 {
 		return nil, utilerrors.NewAggregate(failures)
 	}
-	config, err := apiserver.NewConfig(completed)
+	config, err := composeServer(completed)
 	if err != nil {
 		return nil, err
 	}
@@ -149,6 +150,7 @@ func runServer(ctx context.Context, config *apiserver.Config) error {
 	if err != nil {
 		return err
 	}
+	debug.SetGCPercent(collectPercentServe)
 	return prepared.Run(ctx)
 }
 

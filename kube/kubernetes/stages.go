@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -18,9 +17,10 @@ import (
 const (
 	pollInterval = 10 * time.Millisecond
 
-	// Garbage collection is relaxed while starting and tight once there is
-	// nothing left to start.
-	collectPercentStart = 400
+	// Garbage collection is relaxed while the server is built (see early/),
+	// usual while caches fill, as what stays must not be strewn among what goes,
+	// and tight once there is nothing left to start.
+	collectPercentServe = 100
 	collectPercentIdle  = 50
 	collectDelay        = time.Second
 	collectAgainDelay   = 2 * time.Second
@@ -85,7 +85,7 @@ func (p *progress) follow(ctx context.Context, client kubernetes.Interface, auth
 		}},
 		{stageControllers, func(ctx context.Context, c kubernetes.Interface) bool {
 			published, err := c.CoreV1().ConfigMaps(corev1.NamespaceDefault).Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
-			return err == nil && published.Data["ca.crt"] == string(bytes.TrimSpace(authority)) || err == nil && published.Data["ca.crt"] == string(authority)
+			return err == nil && published.Data["ca.crt"] == string(authority)
 		}},
 	}
 	for _, step := range steps {

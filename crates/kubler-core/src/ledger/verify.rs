@@ -39,8 +39,8 @@ pub fn verify<'a, E: Display>(
     lines: impl IntoIterator<Item = Result<Vec<u8>, E>>,
     leaves: impl IntoIterator<Item = Result<Hash, E>>,
     checkpoints: impl IntoIterator<Item = &'a str>,
-    key: &PublicKey,
-    kept: &[Kept],
+    key: &'a PublicKey,
+    kept: &'a [Kept],
 ) -> Report {
     let mut fold = Fold::new(key, kept, leaves.into_iter(), checkpoints.into_iter());
     for line in lines {

@@ -36,7 +36,7 @@ const WINDOW_SECONDS: u64 = 60;
 const TARGETS_PER_WINDOW_MAX: usize = 32;
 
 /// Where connections are written down: gives false when that was not possible.
-pub(super) type Recorder = Arc<dyn Fn(Body) -> BoxFuture<'static, bool> + Send + Sync>;
+pub type Recorder = Arc<dyn Fn(Body) -> BoxFuture<'static, bool> + Send + Sync>;
 
 /// Serves the socket at `path` for one environment until the handle is dropped.
 ///
