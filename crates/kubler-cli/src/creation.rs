@@ -36,10 +36,10 @@ pub fn create(connected: &Connected, wanted: &Wanted) -> Outcome<Created> {
 /// # Errors
 /// `EnvironmentFailed` when it could not be made, `Ended` when it ended meanwhile, `Unavailable` when it was
 /// not usable in time, and whatever the server refuses.
-pub fn create(
+pub fn create_with(
     connected: &Connected,
     wanted: &Wanted,
-    mut asked: impl FnMut(&Environment),
+    asked: impl FnOnce(&Environment, &Proof) -> Outcome<()>,
 ) -> Outcome<Created> {
     let deadline = Deadline::after(Duration::from_secs(wanted.wait.max(1) + CALL_SECONDS_MAX));
     let ready_by = Deadline::after(Duration::from_secs(wanted.wait));
