@@ -111,6 +111,20 @@ pub enum Command {
     Kubeconfig(commands::kubeconfig::Arguments),
     /// Give kubectl a session: the exec plugin of a kubeconfig.
     Credential(commands::credential::Arguments),
+    /// Run a command with an environment around it: kept alive while it runs, gone after it.
+    Run(commands::run::Arguments),
+    /// Find environments, alive or dead, by pipeline, build, job or commit.
+    Trace(commands::trace::Arguments),
+    /// Ask policies offline: check, test, explain.
+    #[command(subcommand)]
+    Policy(commands::policy::Command),
+    /// Verify a ledger offline, keep its checkpoints.
+    #[command(subcommand)]
+    Ledger(commands::ledger::Command),
+    /// Look for what keeps a job from its environment.
+    Doctor,
+    /// Print completions for a shell.
+    Completions(commands::completions::Arguments),
     /// What the Buildkite plugin's hooks call.
     #[command(subcommand, hide = true)]
     Hook(hook::Command),

@@ -37,8 +37,6 @@ variables! {
     KUBERNETES_EXEC_INFO;
     /// Set by the agent: the job.
     BUILDKITE_JOB_ID;
-    /// Set by the agent: the build's page.
-    BUILDKITE_BUILD_URL;
     /// Set by the agent: the folder of the `buildkite-agent` program.
     BUILDKITE_BIN_PATH;
     /// Set by the agent: the agent's process.

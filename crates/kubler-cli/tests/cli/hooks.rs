@@ -185,7 +185,7 @@ async fn environment_hook_serves_the_checkout_and_v4_order_ends_once() {
     let build = scene.buildkite.build("app").start();
     let job = build.job("test").command("echo have $KUBLER_ENVIRONMENT").plugin(&scene.plugin.plugin_reference(), configuration).create();
     // Version 4 runs the agent's pre-exit last; here the plugin's runs first, and once more.
-    let plugin = format!("BUILDKITE_PLUGIN_CONFIGURATION='{{}}' kubler hook pre-exit; echo again");
+    let plugin = format!("BUILDKITE_PLUGIN_CONFIGURATION='{{\"annotation\":false}}' kubler hook pre-exit; echo again");
     let mut agent = scene.agent(&job).hook("pre-exit", &plugin).hook("pre-checkout", "echo before $KUBLER_ENVIRONMENT").start();
     assert!(agent.wait(BOUND).await.unwrap().success(), "{}", job.log());
     let log = job.log();
