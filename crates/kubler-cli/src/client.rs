@@ -423,7 +423,9 @@ fn unreachable_server(error: &ureq::Error, server: &str) -> Failure {
 
 fn untrusted(error: &rustls::Error, server: &str) -> Failure {
     let hint = match error {
-        rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => {
+        rustls::Error::InvalidCertificate(
+            rustls::CertificateError::UnknownIssuer | rustls::CertificateError::BadSignature,
+        ) => {
             "name the server's CA with `--ca FILE` or `KUBLER_CA`; `kubler-server init` writes it to `tls/ca.pem`"
         }
         rustls::Error::InvalidCertificate(_) => {

@@ -30,13 +30,21 @@ pub struct PrivateFolder(PathBuf);
 pub struct Locked(#[allow(dead_code, reason = "holds the lock")] File);
 
 impl PrivateFolder {
-    /// The folder of this Buildkite job, or the one for everything that is no job's; made when absent.
+    /// The folder of what runs here: the job that `kubler run` made, this Buildkite job, or the one for everything
+    /// that is no job's; made when absent.
     pub fn of_this_job() -> Outcome<Self> {
-        Self::of_job(
-            variables::get(variables::BUILDKITE_JOB_ID)
-                .as_deref()
-                .unwrap_or(NO_JOB),
-        )
+        let job = variables::get(variables::KUBLER_JOB)
+            .or_else(|| variables::get(variables::BUILDKITE_JOB_ID));
+        Self::of_job(job.as_deref().unwrap_or(NO_JOB))
+    }
+
+    /// The folder of this Buildkite job, made when absent.
+    pub fn of_buildkite_job() -> Outcome<Self> {
+        let job = variables::get(variables::BUILDKITE_JOB_ID).ok_or_else(|| {
+            Failure::usage("there is no Buildkite job here")
+                .hint("this command is for the plugin's hooks")
+        })?;
+        Self::of_job(&job)
     }
 
     /// The folder of the job `job`, made when absent.
@@ -125,9 +133,16 @@ impl PrivateFolder {
 
     /// Removes every file whose name begins with `prefix`.
     pub fn remove_files(&self, prefix: &str) {
-        let Ok(files) = std::fs::read_dir(&self.0) else { return };
+        let Ok(files) = std::fs::read_dir(&self.0) else {
+            return;
+        };
         for file in files.flatten() {
-            if file.file_name().to_string_lossy().trim_start_matches('.').starts_with(prefix) {
+            if file
+                .file_name()
+                .to_string_lossy()
+                .trim_start_matches('.')
+                .starts_with(prefix)
+            {
                 let _ = std::fs::remove_file(file.path());
             }
         }

@@ -41,7 +41,9 @@ pub enum Phase {
 /// Runs the hook.
 pub fn run(command: &Command) -> Outcome<()> {
     match command {
-        Command::Environment(arguments) => pre_command::run(Phase::Environment, arguments.bootstrap),
+        Command::Environment(arguments) => {
+            pre_command::run(Phase::Environment, arguments.bootstrap)
+        }
         Command::PreCommand(arguments) => pre_command::run(Phase::PreCommand, arguments.bootstrap),
         Command::PreExit => {
             pre_exit::run();

@@ -46,7 +46,11 @@ impl JobEnvironment {
             (variables::KUBLER_SERVER, self.server.clone()),
             (variables::KUBLER_AUDIENCE, self.audience.clone()),
         ];
-        all.extend(self.ca.as_ref().map(|ca| (variables::KUBLER_CA, ca.display().to_string())));
+        all.extend(
+            self.ca
+                .as_ref()
+                .map(|ca| (variables::KUBLER_CA, ca.display().to_string())),
+        );
         all
     }
 
@@ -80,14 +84,19 @@ pub fn is_released(answer: Result<&Environment, &Failure>) -> bool {
 pub fn checked_name(name: &str) -> Outcome<()> {
     let is_label = !name.is_empty()
         && name.len() <= 63
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         && !name.starts_with('-')
         && !name.ends_with('-');
     if is_label {
         Ok(())
     } else {
-        Err(Failure::new(Exit::Usage, format!("`{}` is not an environment's name", name.escape_default()))
-            .hint("use lower-case letters, digits and `-`, at most 63"))
+        Err(Failure::new(
+            Exit::Usage,
+            format!("`{}` is not an environment's name", name.escape_default()),
+        )
+        .hint("use lower-case letters, digits and `-`, at most 63"))
     }
 }
 

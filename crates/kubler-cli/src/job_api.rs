@@ -56,7 +56,14 @@ impl JobApi {
         stream.write_all(request.as_bytes())?;
         let answer = read_answer(&mut stream)?;
         let status = answer.get(9..12).unwrap_or_default();
-        if status.starts_with(b"2") { Ok(stream) } else { Err(io::Error::other(format!("status {}", String::from_utf8_lossy(status)))) }
+        if status.starts_with(b"2") {
+            Ok(stream)
+        } else {
+            Err(io::Error::other(format!(
+                "status {}",
+                String::from_utf8_lossy(status)
+            )))
+        }
     }
 }
 
@@ -77,13 +84,21 @@ fn read_answer(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
 }
 
 fn is_whole(answer: &[u8]) -> bool {
-    let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else {
+        return false;
+    };
     let (head, body) = answer.split_at(end + 4);
     let head = String::from_utf8_lossy(head).to_ascii_lowercase();
-    let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
+    let header = |name: &str| {
+        head.lines()
+            .find_map(|line| line.strip_prefix(name))
+            .map(|value| value.trim().to_owned())
+    };
     match header("content-length:").and_then(|length| length.parse::<usize>().ok()) {
         Some(length) => body.len() >= length,
-        None if header("transfer-encoding:").is_some() => body.ends_with(b"\r\n0\r\n\r\n") || body == b"0\r\n\r\n",
+        None if header("transfer-encoding:").is_some() => {
+            body.ends_with(b"\r\n0\r\n\r\n") || body == b"0\r\n\r\n"
+        }
         None => true,
     }
 }
@@ -107,22 +122,35 @@ mod tests {
             }
             String::from_utf8_lossy(&buffer[..bytes]).into_owned()
         });
-        let api = JobApi { socket: socket.to_str().unwrap().to_owned(), password: "pass".to_owned().into() };
+        let api = JobApi {
+            socket: socket.to_str().unwrap().to_owned(),
+            password: "pass".to_owned().into(),
+        };
         (folder, api, served)
     }
 
     #[test]
     fn a_secret_is_sent_to_be_hidden() {
-        let (_folder, api, served) = serve("HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"redacted\":\"s\"}");
+        let (_folder, api, served) =
+            serve("HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"redacted\":\"s\"}");
         api.redact("s3cret").unwrap();
         let request = served.join().unwrap();
-        assert!(request.starts_with("POST /api/current-job/v0/redactions HTTP/1.1\r\n"), "{request}");
-        assert!(request.contains("Authorization: Bearer pass\r\n") && request.ends_with(r#"{"redact":"s3cret"}"#), "{request}");
+        assert!(
+            request.starts_with("POST /api/current-job/v0/redactions HTTP/1.1\r\n"),
+            "{request}"
+        );
+        assert!(
+            request.contains("Authorization: Bearer pass\r\n")
+                && request.ends_with(r#"{"redact":"s3cret"}"#),
+            "{request}"
+        );
     }
 
     #[test]
     fn a_held_connection_ends_with_its_server() {
-        let (_folder, api, served) = serve("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n{\"env\":{}}\r\n0\r\n\r\n");
+        let (_folder, api, served) = serve(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n{\"env\":{}}\r\n0\r\n\r\n",
+        );
         let mut held = api.hold().unwrap();
         served.join().unwrap();
         assert_eq!(held.read(&mut [0; 1]).unwrap(), 0);
@@ -130,7 +158,8 @@ mod tests {
 
     #[test]
     fn a_refusal_is_a_failure() {
-        let (_folder, api, served) = serve("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n");
+        let (_folder, api, served) =
+            serve("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n");
         assert!(api.redact("x").is_err());
         served.join().unwrap();
     }

@@ -56,10 +56,14 @@ fn run(arguments: &Arguments) -> Outcome<ExitCode> {
             commands::kubeconfig::run(arguments, connection, *output)?
         }
         Command::Credential(arguments) => commands::credential::run(arguments, connection)?,
-        Command::Run(arguments) => return Ok(ExitCode::from(commands::run::run(arguments, connection)?)),
+        Command::Run(arguments) => {
+            return Ok(ExitCode::from(commands::run::run(arguments, connection)?));
+        }
         Command::Trace(arguments) => commands::trace::run(arguments, connection, *output)?,
         Command::Policy(command) => return Ok(ended(commands::policy::run(command, *output)?)),
-        Command::Ledger(command) => return Ok(ended(commands::ledger::run(command, connection, *output)?)),
+        Command::Ledger(command) => {
+            return Ok(ended(commands::ledger::run(command, connection, *output)?));
+        }
         Command::Doctor => return Ok(ended(commands::doctor::run(connection, *output)?)),
         Command::Completions(arguments) => commands::completions::run(arguments)?,
         Command::Hook(command) => hook::run(command)?,

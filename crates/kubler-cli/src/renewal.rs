@@ -70,24 +70,52 @@ impl Held {
 
 /// How often to renew.
 pub fn every(environment: &Environment) -> Duration {
-    let seconds = environment.hooks.renew.every_seconds.unwrap_or(environment.lease_seconds / RENEWALS_PER_LEASE);
+    let seconds = environment
+        .hooks
+        .renew
+        .every_seconds
+        .unwrap_or(environment.lease_seconds / RENEWALS_PER_LEASE);
     Duration::from_secs(seconds.clamp(1, EVERY_SECONDS_MAX))
 }
 
 impl Renewal {
     /// Starts renewing `environment` as often as `every` says; `token` is what the environment was made with.
-    pub fn start(connected: Arc<Connected>, environment: String, every: Duration, token: Option<SecretString>) -> std::io::Result<Self> {
+    pub fn start(
+        connected: Arc<Connected>,
+        environment: String,
+        every: Duration,
+        token: Option<SecretString>,
+    ) -> std::io::Result<Self> {
         let (stop, stopped) = UnixStream::pair()?;
         let (wake, woken) = channel();
         let (finished, done) = channel();
-        let held = token.map(|token| Held { token, minted_at: Instant::now() });
-        let shared = Arc::new(Shared { tally: Mutex::default(), token: Mutex::new(held) });
-        let thread = Thread { connected, environment, every, shared: Arc::clone(&shared), stopped };
-        std::thread::Builder::new().name("renewal".to_owned()).spawn(move || {
-            thread.run(&woken);
-            let _ = finished.send(());
-        })?;
-        Ok(Self { shared, stop: Some(stop), wake: Some(wake), done })
+        let held = token.map(|token| Held {
+            token,
+            minted_at: Instant::now(),
+        });
+        let shared = Arc::new(Shared {
+            tally: Mutex::default(),
+            token: Mutex::new(held),
+        });
+        let thread = Thread {
+            connected,
+            environment,
+            every,
+            shared: Arc::clone(&shared),
+            stopped,
+        };
+        std::thread::Builder::new()
+            .name("renewal".to_owned())
+            .spawn(move || {
+                thread.run(&woken);
+                let _ = finished.send(());
+            })?;
+        Ok(Self {
+            shared,
+            stop: Some(stop),
+            wake: Some(wake),
+            done,
+        })
     }
 
     /// Stops it: a running token call is ended, a running renewal is not waited for.
@@ -103,13 +131,23 @@ impl Renewal {
 
     /// The last token, while it is good.
     pub fn token(&self) -> Option<SecretString> {
-        let held = self.shared.token.lock().unwrap_or_else(PoisonError::into_inner);
-        held.as_ref().filter(|held| held.is_good()).map(|held| held.token.clone())
+        let held = self
+            .shared
+            .token
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        held.as_ref()
+            .filter(|held| held.is_good())
+            .map(|held| held.token.clone())
     }
 
     /// What happened so far.
     pub fn tally(&self) -> Tally {
-        self.shared.tally.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared
+            .tally
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -130,7 +168,11 @@ impl Thread {
             let begun = Instant::now();
             match self.renew() {
                 Ok(()) => {
-                    self.shared.tally.lock().unwrap_or_else(PoisonError::into_inner).renewals += 1;
+                    self.shared
+                        .tally
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .renewals += 1;
                     pause = self.every.saturating_sub(begun.elapsed());
                     after_failure = PAUSE_AFTER_FAILURE;
                 }
@@ -148,14 +190,25 @@ impl Thread {
         let deadline = Deadline::after(Duration::from_secs(MINT_SECONDS_MAX));
         let token = self.connected.token(deadline, Some(self.stopped.as_fd()))?;
         let deadline = Deadline::after(Duration::from_secs(CALL_SECONDS_MAX));
-        let renewed = self.connected.client.renew(&token, &self.environment, deadline);
-        *self.shared.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(Held { token, minted_at });
+        let renewed = self
+            .connected
+            .client
+            .renew(&token, &self.environment, deadline);
+        *self
+            .shared
+            .token
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(Held { token, minted_at });
         renewed.map(drop)
     }
 
     /// Notes a failure; whether the environment has ended, so that no renewal can help any more.
     fn note(&self, failure: &Failure) -> bool {
-        let mut tally = self.shared.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tally = self
+            .shared
+            .tally
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         tally.failures += 1;
         tally.last_failure = Some(failure.message.clone());
         tally.ended = failure.code == Some(ErrorCode::EnvironmentEnded);

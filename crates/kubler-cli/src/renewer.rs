@@ -65,36 +65,69 @@ pub struct Report {
 }
 
 /// Starts a renewer that outlives this process, and waits until it watches.
-pub fn start(job: &JobEnvironment, bootstrap: i32, every: Duration, token: Option<&SecretString>) -> Outcome<()> {
+pub fn start(
+    job: &JobEnvironment,
+    bootstrap: i32,
+    every: Duration,
+    token: Option<&SecretString>,
+) -> Outcome<()> {
     let failed = |error: &std::io::Error| Failure::io("start the renewer", error);
     let program = std::env::current_exe().map_err(|error| failed(&error))?;
     let every = every.as_millis().to_string();
     let mut command = Command::new(program);
-    command.args(["renewer", "--name", &job.name, "--bootstrap", &bootstrap.to_string(), "--every", &every]);
+    command.args([
+        "renewer",
+        "--name",
+        &job.name,
+        "--bootstrap",
+        &bootstrap.to_string(),
+        "--every",
+        &every,
+    ]);
     command.envs(job.variables());
     // Nothing of the hook's own: the agent waits for whoever keeps its output open.
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(|error| failed(&error))?;
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| failed(&error))?;
     if let (Some(mut stdin), Some(token)) = (child.stdin.take(), token) {
-        stdin.write_all(token.expose_secret().as_bytes()).map_err(|error| failed(&error))?;
+        stdin
+            .write_all(token.expose_secret().as_bytes())
+            .map_err(|error| failed(&error))?;
     }
-    let Some(stdout) = child.stdout.take() else { return Ok(()) };
+    let Some(stdout) = child.stdout.take() else {
+        return Ok(());
+    };
     let mut line = String::new();
-    let ready = watched::first_of(&[stdout.as_fd()], Deadline::after(START_BOUND)).ok().flatten().is_some()
+    let ready = watched::first_of(&[stdout.as_fd()], Deadline::after(START_BOUND))
+        .ok()
+        .flatten()
+        .is_some()
         && BufReader::new(stdout).read_line(&mut line).is_ok();
     if ready && line.trim() == WATCHING {
         return Ok(());
     }
     let _ = child.kill();
     let _ = child.wait();
-    let reason = if line.trim().is_empty() { "it said nothing" } else { line.trim() };
-    Err(Failure::new(Exit::Failed, format!("the renewer did not start: {reason}")))
+    let reason = if line.trim().is_empty() {
+        "it said nothing"
+    } else {
+        line.trim()
+    };
+    Err(Failure::new(
+        Exit::Failed,
+        format!("the renewer did not start: {reason}"),
+    ))
 }
 
 /// Whether the renewer of this environment lives.
 pub fn is_alive(folder: &PrivateFolder, name: &str) -> bool {
     let process: Option<Process> = folder.read_json(&process_name(name));
-    process.and_then(Process::watch).is_some_and(|watch| !watched::ended_by(&watch, Deadline::after(Duration::ZERO)))
+    process
+        .and_then(Process::watch)
+        .is_some_and(|watch| !watched::ended_by(&watch, Deadline::after(Duration::ZERO)))
 }
 
 /// Ends the renewer of this environment and waits for its report. `None` when there is none any more, or it
@@ -156,22 +189,43 @@ impl Prepared {
     fn new(arguments: &Arguments, connection: &Connection) -> Outcome<Self> {
         let watches = Watches::new(arguments.bootstrap)?;
         // A terminal that goes away with the hook must not take this process along.
-        rustix::process::setsid().map_err(|error| Failure::io("leave the hook's session", &error.into()))?;
-        let folder = PrivateFolder::of_this_job()?;
-        let job = JobEnvironment::read(&folder, &arguments.name)
-            .ok_or_else(|| Failure::new(Exit::Failed, format!("nothing is known of the environment `{}`", arguments.name)))?;
+        rustix::process::setsid()
+            .map_err(|error| Failure::io("leave the hook's session", &error.into()))?;
+        let folder = PrivateFolder::of_buildkite_job()?;
+        let job = JobEnvironment::read(&folder, &arguments.name).ok_or_else(|| {
+            Failure::new(
+                Exit::Failed,
+                format!("nothing is known of the environment `{}`", arguments.name),
+            )
+        })?;
         // Nothing of the checkout is kept busy. Paths that matter are absolute by now.
-        std::env::set_current_dir("/").map_err(|error| Failure::io("leave the checkout", &error))?;
+        std::env::set_current_dir("/")
+            .map_err(|error| Failure::io("leave the checkout", &error))?;
         let mut token = String::new();
-        std::io::stdin().lock().read_to_string(&mut token).map_err(|error| Failure::io("read the first token", &error))?;
+        std::io::stdin()
+            .lock()
+            .read_to_string(&mut token)
+            .map_err(|error| Failure::io("read the first token", &error))?;
         let token = (!token.is_empty()).then(|| SecretString::from(token));
         let connected = Arc::new(Connected::new(connection, None, None)?);
-        let process = Process::this().map_err(|error| Failure::io("look at this process", &error))?;
+        let process =
+            Process::this().map_err(|error| Failure::io("look at this process", &error))?;
         folder.write_json(&process_name(&job.name), &process)?;
         let every = Duration::from_millis(arguments.every);
-        let renewal = Renewal::start(Arc::clone(&connected), job.environment.clone(), every, token)
-            .map_err(|error| Failure::io("start renewing", &error))?;
-        Ok(Self { job, folder, connected, renewal, watches })
+        let renewal = Renewal::start(
+            Arc::clone(&connected),
+            job.environment.clone(),
+            every,
+            token,
+        )
+        .map_err(|error| Failure::io("start renewing", &error))?;
+        Ok(Self {
+            job,
+            folder,
+            connected,
+            renewal,
+            watches,
+        })
     }
 
     fn keep_alive(mut self) {
@@ -182,7 +236,9 @@ impl Prepared {
         }
         let report = self.release();
         if end == End::Asked {
-            let _ = self.folder.write_json(&report_name(&self.job.name), &report);
+            let _ = self
+                .folder
+                .write_json(&report_name(&self.job.name), &report);
         } else {
             self.job.forget(&self.folder);
         }
@@ -192,13 +248,35 @@ impl Prepared {
     /// Ends the environment. The credential on this machine goes first: that needs nobody's help.
     fn release(&self) -> Report {
         self.job.forget_session(&self.folder);
-        let mut report = Report { tally: self.renewal.tally(), ..Report::default() };
+        let mut report = Report {
+            tally: self.renewal.tally(),
+            ..Report::default()
+        };
         let deadline = Deadline::after(Duration::from_secs(END_SECONDS_MAX));
-        let mint = || self.connected.token(deadline.within(Duration::from_secs(LAST_MINT_SECONDS_MAX)), None).ok();
-        let Some(token) = self.renewal.token().or_else(mint) else { return report };
+        let mint = || {
+            self.connected
+                .token(
+                    deadline.within(Duration::from_secs(LAST_MINT_SECONDS_MAX)),
+                    None,
+                )
+                .ok()
+        };
+        let Some(token) = self.renewal.token().or_else(mint) else {
+            return report;
+        };
         let caller = Caller::Token(&token);
-        report.released = job::is_released(self.connected.client.release(caller, &self.job.environment, 0, deadline).as_ref());
-        report.checkpoint = self.connected.client.checkpoint(caller, deadline).ok().map(|checkpoint| checkpoint.note);
+        report.released = job::is_released(
+            self.connected
+                .client
+                .release(caller, &self.job.environment, 0, deadline)
+                .as_ref(),
+        );
+        report.checkpoint = self
+            .connected
+            .client
+            .checkpoint(caller, deadline)
+            .ok()
+            .map(|checkpoint| checkpoint.note);
         report
     }
 }
@@ -207,13 +285,18 @@ impl Watches {
     fn new(bootstrap: i32) -> Outcome<Self> {
         let failed = |error: std::io::Error| Failure::io("listen to signals", &error);
         let (asked, sender) = UnixStream::pair().map_err(failed)?;
-        signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, sender).map_err(failed)?;
+        signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, sender)
+            .map_err(failed)?;
         let process = watched::watch_ancestor(bootstrap);
         let job = match process {
             Some(process) => process,
             None => job_connection()?,
         };
-        Ok(Self { asked, job, agent: agent_of(bootstrap) })
+        Ok(Self {
+            asked,
+            job,
+            agent: agent_of(bootstrap),
+        })
     }
 
     fn wait(&self) -> End {
@@ -240,15 +323,22 @@ impl Watches {
 /// Where the job's process cannot be watched: a connection to its API, which ends with it.
 fn job_connection() -> Outcome<OwnedFd> {
     let api = JobApi::of_this_job().ok_or_else(|| {
-        Failure::new(Exit::Failed, "neither the job's process nor its API can be watched")
-            .hint("the end of this job could not be noticed; is this hook run by a Buildkite agent?")
+        Failure::new(
+            Exit::Failed,
+            "neither the job's process nor its API can be watched",
+        )
+        .hint("the end of this job could not be noticed; is this hook run by a Buildkite agent?")
     })?;
-    api.hold().map(OwnedFd::from).map_err(|error| Failure::io("hold a connection to the job's API", &error))
+    api.hold()
+        .map(OwnedFd::from)
+        .map_err(|error| Failure::io("hold a connection to the job's API", &error))
 }
 
 /// The agent, if the number is its: in a container it is that of a process elsewhere.
 fn agent_of(bootstrap: i32) -> Option<OwnedFd> {
-    let agent: i32 = variables::get(variables::BUILDKITE_AGENT_PID)?.parse().ok()?;
+    let agent: i32 = variables::get(variables::BUILDKITE_AGENT_PID)?
+        .parse()
+        .ok()?;
     let watch = watched::watch_ancestor(agent)?;
     (watched::parent(bootstrap)? == agent).then_some(watch)
 }
@@ -260,4 +350,3 @@ fn process_name(name: &str) -> String {
 fn report_name(name: &str) -> String {
     format!("{name}.report")
 }
-

@@ -31,6 +31,8 @@ variables! {
     KUBLER_PROFILE;
     /// Folder that holds the private folders of jobs; `/tmp` when absent.
     KUBLER_JOBS_FOLDER;
+    /// Set by `kubler run` for its command: the name of its private folder.
+    KUBLER_JOB;
     /// `text` or `json`.
     KUBLER_OUTPUT;
     /// Set by kubectl: the cluster that a credential is for.

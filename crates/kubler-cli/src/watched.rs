@@ -33,7 +33,10 @@ impl Process {
     /// This process.
     pub fn this() -> io::Result<Self> {
         let id = rustix::process::getpid().as_raw_nonzero().get();
-        Ok(Self { id, began: facts(id)?.began })
+        Ok(Self {
+            id,
+            began: facts(id)?.began,
+        })
     }
 
     /// A descriptor of it, if it is still that process.
@@ -68,11 +71,20 @@ fn open(id: i32) -> Option<OwnedFd> {
 fn facts(id: i32) -> io::Result<Facts> {
     let text = fs::read_to_string(format!("/proc/{id}/stat"))?;
     // The program's name stands in parentheses and may hold anything, parentheses too.
-    let fields: Vec<&str> = text.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
-    let field = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
+    let fields: Vec<&str> = text
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace().collect())
+        .unwrap_or_default();
+    let field = |index: usize| {
+        fields
+            .get(index)
+            .and_then(|field| field.parse::<u64>().ok())
+    };
     let unreadable = || io::Error::from(io::ErrorKind::InvalidData);
     Ok(Facts {
-        parent: field(1).and_then(|parent| i32::try_from(parent).ok()).ok_or_else(unreadable)?,
+        parent: field(1)
+            .and_then(|parent| i32::try_from(parent).ok())
+            .ok_or_else(unreadable)?,
         began: field(19).ok_or_else(unreadable)?,
     })
 }
@@ -86,8 +98,14 @@ pub fn signal(process: &OwnedFd, signal: Signal) -> bool {
 /// when the time is over.
 pub fn first_of(watched: &[BorrowedFd<'_>], deadline: Deadline) -> io::Result<Option<usize>> {
     loop {
-        let mut polled: Vec<_> = watched.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
-        let timeout = Timespec::try_from(deadline.left()).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+        let mut polled: Vec<_> = watched
+            .iter()
+            .map(|fd| PollFd::new(fd, PollFlags::IN))
+            .collect();
+        let timeout = Timespec::try_from(deadline.left()).unwrap_or(Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        });
         match poll(&mut polled, Some(&timeout)) {
             Ok(0) if deadline.is_over() => return Ok(None),
             Ok(0) | Err(rustix::io::Errno::INTR) => {}
@@ -117,9 +135,15 @@ mod tests {
     fn a_dead_child_that_nobody_collected_is_dead() {
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let watched = open(i32::try_from(child.id()).unwrap()).unwrap();
-        assert!(!ended_by(&watched, Deadline::after(Duration::from_millis(20))));
+        assert!(!ended_by(
+            &watched,
+            Deadline::after(Duration::from_millis(20))
+        ));
         assert!(signal(&watched, Signal::KILL));
-        assert!(ended_by(&watched, soon()), "it is dead although nobody waited for it");
+        assert!(
+            ended_by(&watched, soon()),
+            "it is dead although nobody waited for it"
+        );
         child.wait().unwrap();
     }
 
@@ -127,7 +151,14 @@ mod tests {
     fn a_later_process_with_the_same_id_is_another() {
         let this = Process::this().unwrap();
         assert!(this.watch().is_some());
-        assert!(Process { began: this.began + 1, ..this }.watch().is_none());
+        assert!(
+            Process {
+                began: this.began + 1,
+                ..this
+            }
+            .watch()
+            .is_none()
+        );
     }
 
     #[test]

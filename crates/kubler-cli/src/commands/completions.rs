@@ -15,6 +15,11 @@ pub struct Arguments {
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Outcome<()> {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut crate::arguments::Arguments::command(), "kubler", &mut script);
+    clap_complete::generate(
+        arguments.shell,
+        &mut crate::arguments::Arguments::command(),
+        "kubler",
+        &mut script,
+    );
     output::data(String::from_utf8_lossy(&script).trim_end())
 }

@@ -53,15 +53,30 @@ struct Findings(Vec<Finding>);
 
 impl Findings {
     fn ok(&mut self, what: &'static str, message: impl Into<String>) {
-        self.0.push(Finding { what, state: State::Ok, message: message.into(), hint: None });
+        self.0.push(Finding {
+            what,
+            state: State::Ok,
+            message: message.into(),
+            hint: None,
+        });
     }
 
     fn note(&mut self, what: &'static str, message: impl Into<String>) {
-        self.0.push(Finding { what, state: State::Note, message: message.into(), hint: None });
+        self.0.push(Finding {
+            what,
+            state: State::Note,
+            message: message.into(),
+            hint: None,
+        });
     }
 
     fn wrong(&mut self, what: &'static str, failure: &Failure) {
-        self.0.push(Finding { what, state: State::Wrong, message: failure.message.clone(), hint: failure.hint.clone() });
+        self.0.push(Finding {
+            what,
+            state: State::Wrong,
+            message: failure.message.clone(),
+            hint: failure.hint.clone(),
+        });
     }
 }
 
@@ -78,7 +93,10 @@ pub fn run(connection: &Connection, format: Format) -> Outcome<Exit> {
         }
     }
     findings.note("pods", "a `local` environment has no nodes: pods stay Pending, and controllers, CRDs, RBAC and webhooks work");
-    let is_well = findings.0.iter().all(|finding| finding.state != State::Wrong);
+    let is_well = findings
+        .0
+        .iter()
+        .all(|finding| finding.state != State::Wrong);
     match format {
         Format::Json => output::json(&findings.0)?,
         Format::Text => output::data(&text(&findings.0))?,
@@ -94,8 +112,17 @@ fn text(findings: &[Finding]) -> String {
             State::Note => "note ",
             State::Wrong => "WRONG",
         };
-        lines.push(format!("{mark} {}: {}", finding.what, output::plain(&finding.message)));
-        lines.extend(finding.hint.as_ref().map(|hint| format!("      hint: {}", output::plain(hint))));
+        lines.push(format!(
+            "{mark} {}: {}",
+            finding.what,
+            output::plain(&finding.message)
+        ));
+        lines.extend(
+            finding
+                .hint
+                .as_ref()
+                .map(|hint| format!("      hint: {}", output::plain(hint))),
+        );
     }
     lines.join("\n")
 }
@@ -109,8 +136,14 @@ fn job(findings: &mut Findings) {
     findings.ok("job", job);
     match JobApi::of_this_job().map(|api| api.hold()) {
         Some(Ok(_)) => findings.ok("job API", "answers: secrets are hidden from the log"),
-        Some(Err(error)) => findings.wrong("job API", &Failure::io("reach the job's API", &error).hint("in a container, mount its socket")),
-        None => findings.note("job API", "there is none: secrets that a command prints are not hidden from the log"),
+        Some(Err(error)) => findings.wrong(
+            "job API",
+            &Failure::io("reach the job's API", &error).hint("in a container, mount its socket"),
+        ),
+        None => findings.note(
+            "job API",
+            "there is none: secrets that a command prints are not hidden from the log",
+        ),
     }
     match PrivateFolder::of_this_job() {
         Ok(folder) => {
@@ -124,7 +157,10 @@ fn job(findings: &mut Findings) {
 /// Whether the server can be asked anything.
 fn server(connected: &Connected, findings: &mut Findings) -> bool {
     let begun = Instant::now();
-    let health = match connected.client.health(Deadline::after(Duration::from_secs(LOOK_SECONDS_MAX))) {
+    let health = match connected
+        .client
+        .health(Deadline::after(Duration::from_secs(LOOK_SECONDS_MAX)))
+    {
         Ok(health) => health,
         Err(failure) => {
             findings.wrong("server", &failure);
@@ -132,19 +168,48 @@ fn server(connected: &Connected, findings: &mut Findings) -> bool {
         }
     };
     let took = begun.elapsed();
-    findings.ok("server", format!("{} answers in {} ms, its certificate is trusted", connected.client.server(), took.as_millis()));
+    findings.ok(
+        "server",
+        format!(
+            "{} answers in {} ms, its certificate is trusted",
+            connected.client.server(),
+            took.as_millis()
+        ),
+    );
     version(&health, findings);
     let halfway = SignedDuration::try_from(took / 2).unwrap_or_default();
     let skew = clock::now().duration_since(health.now) - halfway;
     if skew.as_secs().abs() > SKEW_SECONDS_MAX {
-        let direction = if skew.is_negative() { "behind" } else { "ahead of" };
-        let message = format!("this machine's clock is {} {direction} the server's", output::span(skew.abs()));
-        findings.wrong("clock", &Failure::new(Exit::Found, message).hint("set the clocks by NTP; tokens are judged by the server's"));
+        let direction = if skew.is_negative() {
+            "behind"
+        } else {
+            "ahead of"
+        };
+        let message = format!(
+            "this machine's clock is {} {direction} the server's",
+            output::span(skew.abs())
+        );
+        findings.wrong(
+            "clock",
+            &Failure::new(Exit::Found, message)
+                .hint("set the clocks by NTP; tokens are judged by the server's"),
+        );
     } else {
-        findings.ok("clock", format!("within {} s of the server's", skew.as_secs().abs() + 1));
+        findings.ok(
+            "clock",
+            format!("within {} s of the server's", skew.as_secs().abs() + 1),
+        );
     }
-    for (what, state) in health.checks.iter().filter(|(_, state)| state.as_str() != "ok") {
-        findings.wrong("readiness", &Failure::new(Exit::Found, format!("{what}: {state}")).hint("the operator finds more in the server's log"));
+    for (what, state) in health
+        .checks
+        .iter()
+        .filter(|(_, state)| state.as_str() != "ok")
+    {
+        findings.wrong(
+            "readiness",
+            &Failure::new(Exit::Found, format!("{what}: {state}"))
+                .hint("the operator finds more in the server's log"),
+        );
     }
     true
 }
@@ -154,7 +219,10 @@ fn version(health: &Health, findings: &mut Findings) {
     if health.version == own {
         findings.ok("version", own);
     } else {
-        findings.note("version", format!("server {}, this command {own}", health.version));
+        findings.note(
+            "version",
+            format!("server {}, this command {own}", health.version),
+        );
     }
 }
 
@@ -174,7 +242,10 @@ fn identity(connected: &Connected, findings: &mut Findings) {
     };
     match claims(token.expose_secret()) {
         Some(claims) => say_claims(&claims, &connected.audience, findings),
-        None => findings.wrong("identity", &Failure::new(Exit::Found, "the token's claims cannot be read")),
+        None => findings.wrong(
+            "identity",
+            &Failure::new(Exit::Found, "the token's claims cannot be read"),
+        ),
     }
     believed(connected, Caller::Token(&token), findings);
 }
@@ -185,30 +256,68 @@ fn claims(token: &str) -> Option<Value> {
 
 fn say_claims(claims: &Value, audience: &str, findings: &mut Findings) {
     let claim = |name: &str| claims.get(name).and_then(Value::as_str).unwrap_or("absent");
-    let message = format!("{} for {}/{}, job {}", claim("iss"), claim("organization_slug"), claim("pipeline_slug"), claim("job_id"));
+    let message = format!(
+        "{} for {}/{}, job {}",
+        claim("iss"),
+        claim("organization_slug"),
+        claim("pipeline_slug"),
+        claim("job_id")
+    );
     findings.ok("identity", message);
     match claim("aud") {
         found if found == audience => findings.ok("audience", found),
         found => findings.wrong(
             "audience",
-            &Failure::new(Exit::Found, format!("the token is for `{found}`, and `{audience}` was meant")).hint("give the server's audience with `--audience`"),
+            &Failure::new(
+                Exit::Found,
+                format!("the token is for `{found}`, and `{audience}` was meant"),
+            )
+            .hint("give the server's audience with `--audience`"),
         ),
     }
-    let missing: Vec<_> = CLAIMS.split(',').filter(|name| claims.get(*name).is_none_or(Value::is_null)).collect();
+    let missing: Vec<_> = CLAIMS
+        .split(',')
+        .filter(|name| claims.get(*name).is_none_or(Value::is_null))
+        .collect();
     if missing.is_empty() {
         findings.ok("claims", CLAIMS);
     } else {
-        findings.note("claims", format!("absent: {} (`--claim {CLAIMS}` asks for them)", missing.join(", ")));
+        findings.note(
+            "claims",
+            format!(
+                "absent: {} (`--claim {CLAIMS}` asks for them)",
+                missing.join(", ")
+            ),
+        );
     }
 }
 
 /// The cheapest question that needs an identity: the environments of this job.
 fn believed(connected: &Connected, caller: Caller<'_>, findings: &mut Findings) {
-    let filter = Filter { job: variables::get(variables::BUILDKITE_JOB_ID), ..Filter::default() };
-    match connected.client.environments(caller, &filter, Deadline::after(Duration::from_secs(LOOK_SECONDS_MAX))) {
-        Ok(found) => findings.ok("policy", format!("the server knows this caller, and shows {} environments", found.environments.len())),
-        Err(failure) if failure.exit == Exit::Denied && failure.code == Some(kubler_api::error::ErrorCode::Denied) => {
-            findings.note("policy", format!("the server knows this caller; {}", failure.message));
+    let filter = Filter {
+        job: variables::get(variables::BUILDKITE_JOB_ID),
+        ..Filter::default()
+    };
+    match connected.client.environments(
+        caller,
+        &filter,
+        Deadline::after(Duration::from_secs(LOOK_SECONDS_MAX)),
+    ) {
+        Ok(found) => findings.ok(
+            "policy",
+            format!(
+                "the server knows this caller, and shows {} environments",
+                found.environments.len()
+            ),
+        ),
+        Err(failure)
+            if failure.exit == Exit::Denied
+                && failure.code == Some(kubler_api::error::ErrorCode::Denied) =>
+        {
+            findings.note(
+                "policy",
+                format!("the server knows this caller; {}", failure.message),
+            );
         }
         Err(failure) => findings.wrong("policy", &failure),
     }

@@ -74,7 +74,7 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
         Command::Create(create) => {
             let created = creation::create(&connected, &create.wanted)?;
             if let Some(path) = &create.kubeconfig {
-                kubeconfig::write(&connected, &created.environment, path)?;
+                kubeconfig::write(&connected, &created.environment, None, path)?;
             }
             created.environment
         }

@@ -40,7 +40,7 @@ pub fn run(arguments: &Arguments, connection: &Connection, format: Format) -> Ou
         Some(path) => path.clone(),
         None => PrivateFolder::of_this_job()?.file(&file_name(&environment.id)),
     };
-    write(&connected, &environment, &path)?;
+    write(&connected, &environment, None, &path)?;
     match format {
         Format::Json => {
             output::json(&serde_json::json!({ "environment": environment.id, "kubeconfig": path }))
@@ -54,15 +54,21 @@ pub fn file_name(environment: &str) -> String {
     format!("kubeconfig-{environment}")
 }
 
-/// Writes the kubeconfig of `environment` to `path`, readable by this user alone.
-pub fn write(connected: &Connected, environment: &Environment, path: &Path) -> Outcome<()> {
-    folder::write_private(path, text(connected, environment)?.as_bytes())
+/// Writes the kubeconfig of `environment` to `path`, readable by this user alone. `job` names the private folder
+/// that its sessions are kept in, when it is another than that of the Buildkite job.
+pub fn write(
+    connected: &Connected,
+    environment: &Environment,
+    job: Option<&str>,
+    path: &Path,
+) -> Outcome<()> {
+    folder::write_private(path, text(connected, environment, job)?.as_bytes())
         .map_err(|error| Failure::io(&format!("write `{}`", path.display()), &error))
 }
 
 /// The server's kubeconfig with what only this machine knows: where this program is (`PATH` may be another one
 /// where kubectl runs), which file holds the token, and which CA was trusted when the server named none.
-fn text(connected: &Connected, environment: &Environment) -> Outcome<String> {
+fn text(connected: &Connected, environment: &Environment, job: Option<&str>) -> Outcome<String> {
     let own_ca = if environment.gateway.ca.is_none() {
         connected.trust.pem()?
     } else {
@@ -77,6 +83,7 @@ fn text(connected: &Connected, environment: &Environment) -> Outcome<String> {
             variables::KUBLER_JOBS_FOLDER,
             variables::path(variables::KUBLER_JOBS_FOLDER),
         ),
+        (variables::KUBLER_JOB, job.map(PathBuf::from)),
     ];
     let variables = variables
         .into_iter()

@@ -51,7 +51,9 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
 fn checkpoint(connection: &Connection, format: Format) -> Outcome<()> {
     let connected = Connected::new(connection, None, None)?;
     let deadline = Deadline::after(Duration::from_secs(ASK_SECONDS_MAX));
-    let checkpoint = connected.client.checkpoint(connected.proof(deadline)?.caller(), deadline)?;
+    let checkpoint = connected
+        .client
+        .checkpoint(connected.proof(deadline)?.caller(), deadline)?;
     match format {
         Format::Json => output::json(&checkpoint),
         Format::Text => output::data(checkpoint.note.trim_end_matches('\n')),
@@ -60,26 +62,48 @@ fn checkpoint(connection: &Connection, format: Format) -> Outcome<()> {
 
 fn verify(arguments: &Verify, format: Format) -> Outcome<Exit> {
     let key = public_key(arguments)?;
-    let kept = arguments.checkpoint.iter().map(|path| kept(path)).collect::<Outcome<Vec<_>>>()?;
+    let kept = arguments
+        .checkpoint
+        .iter()
+        .map(|path| kept(path))
+        .collect::<Outcome<Vec<_>>>()?;
     // Checkpoints first: a server that is writing adds records before it signs them.
     let notes = match text(&arguments.folder.join(layout::CHECKPOINTS)) {
         Err(failure) if arguments.folder.join(layout::CHECKPOINTS).exists() => return Err(failure),
         notes => notes.unwrap_or_default(),
     };
     let (notes, _unfinished) = split_notes(&notes);
-    let report = verify::verify(lines(&arguments.folder)?, leaves(&arguments.folder)?, notes, &key, &kept);
+    let report = verify::verify(
+        lines(&arguments.folder)?,
+        leaves(&arguments.folder)?,
+        notes,
+        &key,
+        &kept,
+    );
     print(&report, format)?;
     if arguments.public_key.is_none() && format == Format::Text {
-        output::remark("the key was taken from the folder itself: compare it with one that was kept elsewhere (`--public-key`)");
+        output::remark(
+            "the key was taken from the folder itself: compare it with one that was kept elsewhere (`--public-key`)",
+        );
     }
-    Ok(if report.is_intact() { Exit::Done } else { Exit::Found })
+    Ok(if report.is_intact() {
+        Exit::Done
+    } else {
+        Exit::Found
+    })
 }
 
 fn print(report: &Report, format: Format) -> Outcome<()> {
     match format {
-        Format::Json => output::json(&serde_json::json!({ "intact": report.is_intact(), "report": report, "limits": report.limits() })),
+        Format::Json => output::json(
+            &serde_json::json!({ "intact": report.is_intact(), "report": report, "limits": report.limits() }),
+        ),
         Format::Text => {
-            let verdict = if report.is_intact() { "intact" } else { "NOT intact" };
+            let verdict = if report.is_intact() {
+                "intact"
+            } else {
+                "NOT intact"
+            };
             output::data(&format!("{verdict}\n{report}"))
         }
     }
@@ -95,34 +119,49 @@ fn public_key(arguments: &Verify) -> Outcome<PublicKey> {
         }
     };
     PublicKey::parse(&key).map_err(|error| {
-        Failure::usage(format!("{origin} is not the public key of a ledger: {error}")).hint("it has the form `name+01234567+base64`")
+        Failure::usage(format!(
+            "{origin} is not the public key of a ledger: {error}"
+        ))
+        .hint("it has the form `name+01234567+base64`")
     })
 }
 
 fn kept(path: &Path) -> Outcome<Kept> {
-    Ok(Kept { name: path.display().to_string(), note: text(path)? })
+    Ok(Kept {
+        name: path.display().to_string(),
+        note: text(path)?,
+    })
 }
 
 fn text(path: &Path) -> Outcome<String> {
-    std::fs::read_to_string(path).map_err(|error| Failure::usage(format!("cannot read `{}`: {error}", path.display())))
+    std::fs::read_to_string(path)
+        .map_err(|error| Failure::usage(format!("cannot read `{}`: {error}", path.display())))
 }
 
 /// Every line of the records, file by file in the order of their names, with its line feed.
 fn lines(folder: &Path) -> Outcome<impl Iterator<Item = io::Result<Vec<u8>>>> {
-    let entries =
-        std::fs::read_dir(folder).map_err(|error| Failure::usage(format!("cannot read `{}`: {error}", folder.display())))?;
+    let entries = std::fs::read_dir(folder)
+        .map_err(|error| Failure::usage(format!("cannot read `{}`: {error}", folder.display())))?;
     let mut segments: Vec<(u64, PathBuf)> = entries
         .filter_map(|entry| {
             let entry = entry.ok()?;
-            Some((layout::segment_first(entry.file_name().to_str()?)?, entry.path()))
+            Some((
+                layout::segment_first(entry.file_name().to_str()?)?,
+                entry.path(),
+            ))
         })
         .collect();
     segments.sort();
     if segments.is_empty() {
-        return Err(Failure::usage(format!("`{}` holds no ledger", folder.display()))
-            .hint("it is the folder `ledger` in the server's data, or a copy of it"));
+        return Err(
+            Failure::usage(format!("`{}` holds no ledger", folder.display()))
+                .hint("it is the folder `ledger` in the server's data, or a copy of it"),
+        );
     }
-    Ok(segments.into_iter().flat_map(|(_, path)| Lines { path: Some(path), file: None }))
+    Ok(segments.into_iter().flat_map(|(_, path)| Lines {
+        path: Some(path),
+        file: None,
+    }))
 }
 
 /// The lines of one file. It is opened when its turn comes.
@@ -142,7 +181,12 @@ impl Iterator for Lines {
             }
         }
         let mut line = Vec::new();
-        match self.file.as_mut()?.take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
+        match self
+            .file
+            .as_mut()?
+            .take(LINE_BYTES_MAX)
+            .read_until(b'\n', &mut line)
+        {
             Ok(0) => None,
             Ok(_) => Some(Ok(line)),
             Err(error) => Some(Err(error)),
@@ -156,7 +200,12 @@ fn leaves(folder: &Path) -> Outcome<impl Iterator<Item = io::Result<[u8; 32]>>> 
     let mut file = match File::open(&path) {
         Ok(file) => Some(BufReader::new(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(Failure::usage(format!("cannot read `{}`: {error}", path.display()))),
+        Err(error) => {
+            return Err(Failure::usage(format!(
+                "cannot read `{}`: {error}",
+                path.display()
+            )));
+        }
     };
     Ok(std::iter::from_fn(move || {
         let mut hash = [0; 32];

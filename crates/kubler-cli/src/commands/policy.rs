@@ -47,7 +47,11 @@ pub struct Explain {
     #[command(flatten)]
     files: Files,
     /// File with a token, or with the JSON of its claims; `-` is standard input.
-    #[arg(value_name = "FILE", required_unless_present = "operator", conflicts_with = "operator")]
+    #[arg(
+        value_name = "FILE",
+        required_unless_present = "operator",
+        conflicts_with = "operator"
+    )]
     claims: Option<PathBuf>,
     /// Ask for the operator of this name instead.
     #[arg(long, value_name = "NAME")]
@@ -73,7 +77,9 @@ pub fn run(command: &Command, format: Format) -> Outcome<Exit> {
         Command::Check(files) => {
             let (checked, _) = load(files)?;
             match format {
-                Format::Json => output::json(&serde_json::json!({ "digest": checked.set.digest(), "policies": checked.policies.len() }))?,
+                Format::Json => output::json(
+                    &serde_json::json!({ "digest": checked.set.digest(), "policies": checked.policies.len() }),
+                )?,
                 Format::Text => output::data(&checked.to_string())?,
             }
             Ok(Exit::Done)
@@ -88,15 +94,31 @@ fn test(test: &Test, format: Format) -> Outcome<Exit> {
     let mut reports = Vec::new();
     for path in &test.cases {
         let text = read(path)?;
-        let report = policy::test(&checked.set, &configuration, &path.display().to_string(), &text)
-            .map_err(|fault| Failure::usage(fault.to_string()).hint(fault.hint.clone()))?;
+        let report = policy::test(
+            &checked.set,
+            &configuration,
+            &path.display().to_string(),
+            &text,
+        )
+        .map_err(|fault| Failure::usage(fault.to_string()).hint(fault.hint.clone()))?;
         reports.push(report);
     }
     match format {
         Format::Json => output::json(&reports)?,
-        Format::Text => output::data(reports.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n").trim_end())?,
+        Format::Text => output::data(
+            reports
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("\n")
+                .trim_end(),
+        )?,
     }
-    Ok(if reports.iter().all(TestReport::passed) { Exit::Done } else { Exit::Found })
+    Ok(if reports.iter().all(TestReport::passed) {
+        Exit::Done
+    } else {
+        Exit::Found
+    })
 }
 
 fn explained(arguments: &Explain, format: Format) -> Outcome<Exit> {
@@ -106,20 +128,32 @@ fn explained(arguments: &Explain, format: Format) -> Outcome<Exit> {
         (None, Some(path)) => Subject::Claims(read(path)?),
         (None, None) => return Err(Failure::usage("there is nobody to ask for")),
     };
-    let question = Question { action: arguments.action, profile: arguments.profile.clone(), environment: None };
+    let question = Question {
+        action: arguments.action,
+        profile: arguments.profile.clone(),
+        environment: None,
+    };
     let explanation = policy::explain(&checked.set, &configuration, &subject, &question)
         .map_err(|fault| Failure::usage(fault.message.clone()).hint(fault.hint.clone()))?;
     match format {
         Format::Json => output::json(&explanation)?,
         Format::Text => output::data(text(&explanation).trim_end())?,
     }
-    Ok(if explanation.allowed { Exit::Done } else { Exit::Denied })
+    Ok(if explanation.allowed {
+        Exit::Done
+    } else {
+        Exit::Denied
+    })
 }
 
 fn text(explanation: &Explanation) -> String {
     let mut text = format!(
         "{}: `{}` on {}\n",
-        if explanation.allowed { "allowed" } else { "denied" },
+        if explanation.allowed {
+            "allowed"
+        } else {
+            "denied"
+        },
         explanation.action.as_str(),
         explanation.target
     );
@@ -152,15 +186,27 @@ fn text(explanation: &Explanation) -> String {
 
 fn load(files: &Files) -> Outcome<(Checked, Configuration)> {
     let path = &files.configuration;
-    let configuration: Configuration = serde_saphyr::from_str(&read(path)?)
-        .map_err(|error| Failure::usage(format!("`{}` is not a configuration: {error}", path.display())))?;
+    let configuration: Configuration = serde_saphyr::from_str(&read(path)?).map_err(|error| {
+        Failure::usage(format!(
+            "`{}` is not a configuration: {error}",
+            path.display()
+        ))
+    })?;
     if let Some(fault) = configuration.faults().first() {
-        return Err(Failure::usage(format!("`{}`: {fault}", path.display())).hint(fault.hint.clone()));
+        return Err(
+            Failure::usage(format!("`{}`: {fault}", path.display())).hint(fault.hint.clone())
+        );
     }
-    let folder = path.parent().unwrap_or_else(|| Path::new("")).join(&configuration.policies);
+    let folder = path
+        .parent()
+        .unwrap_or_else(|| Path::new(""))
+        .join(&configuration.policies);
     let checked = policy::check(&policies(&folder)?, &configuration).map_err(|faults| {
         let lines: Vec<_> = faults.iter().map(ToString::to_string).collect();
-        let hint = faults.first().map(|fault| fault.hint.clone()).unwrap_or_default();
+        let hint = faults
+            .first()
+            .map(|fault| fault.hint.clone())
+            .unwrap_or_default();
         Failure::new(Exit::Found, lines.join("\n       ")).hint(hint)
     })?;
     Ok((checked, configuration))
@@ -168,13 +214,26 @@ fn load(files: &Files) -> Outcome<(Checked, Configuration)> {
 
 /// The texts of the folder's own `*.cedar` files, by name.
 fn policies(folder: &Path) -> Outcome<BTreeMap<String, String>> {
-    let entries = std::fs::read_dir(folder)
-        .map_err(|error| Failure::usage(format!("cannot read the policies in `{}`: {error}", folder.display())))?;
+    let entries = std::fs::read_dir(folder).map_err(|error| {
+        Failure::usage(format!(
+            "cannot read the policies in `{}`: {error}",
+            folder.display()
+        ))
+    })?;
     let mut texts = BTreeMap::new();
     for entry in entries {
-        let path = entry.map_err(|error| Failure::io("read the policies", &error))?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if path.extension().is_some_and(|extension| extension == EXTENSION) && !name.starts_with('.') {
+        let path = entry
+            .map_err(|error| Failure::io("read the policies", &error))?
+            .path();
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == EXTENSION)
+            && !name.starts_with('.')
+        {
             texts.insert(name, read(&path)?);
         }
     }
@@ -184,7 +243,10 @@ fn policies(folder: &Path) -> Outcome<BTreeMap<String, String>> {
 fn read(path: &Path) -> Outcome<String> {
     let result = if path == Path::new("-") {
         let mut text = String::new();
-        std::io::stdin().lock().read_to_string(&mut text).map(|_| text)
+        std::io::stdin()
+            .lock()
+            .read_to_string(&mut text)
+            .map(|_| text)
     } else {
         std::fs::read_to_string(path)
     };

@@ -44,9 +44,13 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, connection: &Connection) -> Outcome<u8> {
     let connected = Arc::new(Connected::new(connection, None, None)?);
     if !connected.tokens()?.is_renewable() {
-        return Err(Failure::usage("a token from standard input cannot be renewed").hint("give `--token-file FILE` with a file that is kept fresh"));
+        return Err(
+            Failure::usage("a token from standard input cannot be renewed")
+                .hint("give `--token-file FILE` with a file that is kept fresh"),
+        );
     }
-    let mut signals = Signals::new(PASSED_ON).map_err(|error| Failure::io("listen to signals", &error))?;
+    let mut signals =
+        Signals::new(PASSED_ON).map_err(|error| Failure::io("listen to signals", &error))?;
     let begun = Begun::new(&connected, &arguments.wanted)?;
     let status = begun.around(&arguments.command, &mut signals);
     begun.end();
@@ -59,11 +63,13 @@ struct Begun {
     environment: Environment,
     renewal: Renewal,
     folder: PrivateFolder,
+    job: String,
 }
 
 impl Begun {
     fn new(connected: &Arc<Connected>, wanted: &Wanted) -> Outcome<Self> {
-        let folder = PrivateFolder::of_job(&format!("run-{}", std::process::id()))?;
+        let job = format!("run-{}", std::process::id());
+        let folder = PrivateFolder::of_job(&job)?;
         let created = match creation::create(connected, wanted) {
             Ok(created) => created,
             Err(failure) => {
@@ -76,23 +82,42 @@ impl Begun {
             Proof::Certificate => None,
         };
         let every = renewal::every(&created.environment);
-        let renewal = Renewal::start(Arc::clone(connected), created.environment.id.clone(), every, token)
-            .map_err(|error| Failure::io("start renewing", &error))?;
-        Ok(Self { connected: Arc::clone(connected), environment: created.environment, renewal, folder })
+        let renewal = Renewal::start(
+            Arc::clone(connected),
+            created.environment.id.clone(),
+            every,
+            token,
+        )
+        .map_err(|error| Failure::io("start renewing", &error))?;
+        Ok(Self {
+            connected: Arc::clone(connected),
+            environment: created.environment,
+            renewal,
+            folder,
+            job,
+        })
     }
 
     fn around(&self, command: &[OsString], signals: &mut Signals) -> Outcome<ExitStatus> {
         let path = self.folder.file("kubeconfig");
-        kubeconfig::write(&self.connected, &self.environment, &path)?;
-        let (program, arguments) = command.split_first().ok_or_else(|| Failure::usage("there is no command"))?;
+        kubeconfig::write(&self.connected, &self.environment, Some(&self.job), &path)?;
+        let (program, arguments) = command
+            .split_first()
+            .ok_or_else(|| Failure::usage("there is no command"))?;
         let child = Command::new(program)
             .args(arguments)
             .env("KUBECONFIG", &path)
+            .env(variables::KUBLER_JOB, &self.job)
             .env(variables::KUBLER_ENVIRONMENT, &self.environment.id)
             .env(variables::KUBLER_SERVER, self.connected.client.server())
             .env(variables::KUBLER_AUDIENCE, &self.connected.audience)
             .spawn()
-            .map_err(|error| Failure::usage(format!("cannot run `{}`: {error}", program.to_string_lossy())))?;
+            .map_err(|error| {
+                Failure::usage(format!(
+                    "cannot run `{}`: {error}",
+                    program.to_string_lossy()
+                ))
+            })?;
         wait(child, signals)
     }
 
@@ -100,11 +125,23 @@ impl Begun {
         self.renewal.stop();
         let deadline = Deadline::after(Duration::from_secs(CALL_SECONDS_MAX));
         let result = self.token(deadline).and_then(|token| {
-            let answer = self.connected.client.release(Caller::Token(&token), &self.environment.id, 0, deadline);
-            if job::is_released(answer.as_ref()) { Ok(()) } else { answer.map(drop) }
+            let answer = self.connected.client.release(
+                Caller::Token(&token),
+                &self.environment.id,
+                0,
+                deadline,
+            );
+            if job::is_released(answer.as_ref()) {
+                Ok(())
+            } else {
+                answer.map(drop)
+            }
         });
         if let Err(failure) = result {
-            output::remark(&format!("kubler: environment {} could not be released; it ends with its lease", self.environment.id));
+            output::remark(&format!(
+                "kubler: environment {} could not be released; it ends with its lease",
+                self.environment.id
+            ));
             output::remark(&failure.lines());
         }
         self.folder.remove_files("");
@@ -135,13 +172,18 @@ fn wait(mut child: Child, signals: &mut Signals) -> Outcome<ExitStatus> {
                 }
             }
         });
-        let status = child.wait().map_err(|error| Failure::io("wait for the command", &error));
+        let status = child
+            .wait()
+            .map_err(|error| Failure::io("wait for the command", &error));
         handle.close();
         status
     })
 }
 
 fn code(status: ExitStatus) -> u8 {
-    let code = status.code().or_else(|| status.signal().map(|signal| SIGNAL_BASE + signal));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(Exit::Failed as u8)
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| SIGNAL_BASE + signal));
+    code.and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(Exit::Failed as u8)
 }

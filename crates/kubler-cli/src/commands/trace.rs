@@ -22,7 +22,9 @@ pub fn run(arguments: &Arguments, connection: &Connection, format: Format) -> Ou
     let connected = Connected::new(connection, None, None)?;
     let deadline = Deadline::after(Duration::from_secs(ASK_SECONDS_MAX));
     let proof = connected.proof(deadline)?;
-    let found = connected.client.trace(proof.caller(), &arguments.anything, deadline)?;
+    let found = connected
+        .client
+        .trace(proof.caller(), &arguments.anything, deadline)?;
     if found.environments.is_empty() && format == Format::Text {
         return Err(Failure::new(Exit::Ended, format!("nothing was found for `{}`", arguments.anything))
             .hint("give a pipeline, `pipeline/number`, a job's id or a commit; a job sees its own pipeline only"));

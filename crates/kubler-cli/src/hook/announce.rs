@@ -32,7 +32,13 @@ pub fn made(job: &JobEnvironment, environment: &Environment, deadline: Deadline)
     let body = format!(
         "{}{} lease {} s, deadline {}\n",
         head(job),
-        rows(&[("Kubernetes", &environment.kubernetes_version), ("digest", environment.digest.get(..16).unwrap_or(&environment.digest))]),
+        rows(&[
+            ("Kubernetes", &environment.kubernetes_version),
+            (
+                "digest",
+                environment.digest.get(..16).unwrap_or(&environment.digest)
+            )
+        ]),
         environment.lease_seconds,
         environment.deadline
     );
@@ -40,7 +46,12 @@ pub fn made(job: &JobEnvironment, environment: &Environment, deadline: Deadline)
 }
 
 /// Shows how it ended.
-pub fn ended(job: &JobEnvironment, released: &str, checkpoint: Option<&str>, deadline: Deadline) -> Outcome<()> {
+pub fn ended(
+    job: &JobEnvironment,
+    released: &str,
+    checkpoint: Option<&str>,
+    deadline: Deadline,
+) -> Outcome<()> {
     let mut body = format!("{}{released}\n", head(job));
     if let Some(note) = checkpoint {
         let fenced = note.replace("```", "");
@@ -50,7 +61,8 @@ pub fn ended(job: &JobEnvironment, released: &str, checkpoint: Option<&str>, dea
 }
 
 fn head(job: &JobEnvironment) -> String {
-    let trace = variables::get(variables::BUILDKITE_JOB_ID).unwrap_or_else(|| job.environment.clone());
+    let trace =
+        variables::get(variables::BUILDKITE_JOB_ID).unwrap_or_else(|| job.environment.clone());
     format!(
         "**Kubernetes environment** `{}` of profile `{}` · trace: `kubler trace {}`\n\n",
         code(&job.environment),
@@ -60,7 +72,10 @@ fn head(job: &JobEnvironment) -> String {
 }
 
 fn rows(pairs: &[(&str, &str)]) -> String {
-    pairs.iter().map(|(name, value)| format!("{name} `{}`, ", code(value))).collect()
+    pairs
+        .iter()
+        .map(|(name, value)| format!("{name} `{}`, ", code(value)))
+        .collect()
 }
 
 /// Text between backticks.
@@ -70,19 +85,45 @@ fn code(text: &str) -> String {
 
 fn annotate(job: &JobEnvironment, style: &str, body: &str, deadline: Deadline) -> Outcome<()> {
     let context = format!("kubler-{}", job.name);
-    let of_job = agent(&["annotate", "--scope", "job", "--style", style, "--context", &context], body, deadline);
+    let of_job = agent(
+        &[
+            "annotate",
+            "--scope",
+            "job",
+            "--style",
+            style,
+            "--context",
+            &context,
+        ],
+        body,
+        deadline,
+    );
     if of_job.is_ok() {
         return of_job;
     }
     // Agents before v3.112 know no annotations of jobs: then it stands on the build's page, under a name of its own.
     let id = variables::get(variables::BUILDKITE_JOB_ID).unwrap_or_default();
     let context = format!("kubler-{id}-{}", job.name);
-    agent(&["annotate", "--style", style, "--context", context.get(..100).unwrap_or(&context)], body, deadline)
+    agent(
+        &[
+            "annotate",
+            "--style",
+            style,
+            "--context",
+            context.get(..100).unwrap_or(&context),
+        ],
+        body,
+        deadline,
+    )
 }
 
 fn key(what: &str, job: &JobEnvironment) -> String {
     let id = variables::get(variables::BUILDKITE_JOB_ID).unwrap_or_default();
-    if job.name == kubler_api::NAME_DEFAULT { format!("kubler:{what}:{id}") } else { format!("kubler:{what}:{id}:{}", job.name) }
+    if job.name == kubler_api::NAME_DEFAULT {
+        format!("kubler:{what}:{id}")
+    } else {
+        format!("kubler:{what}:{id}:{}", job.name)
+    }
 }
 
 fn set(key: &str, value: &str, deadline: Deadline) -> Outcome<()> {
@@ -93,13 +134,28 @@ fn set(key: &str, value: &str, deadline: Deadline) -> Outcome<()> {
 fn agent(arguments: &[&str], input: &str, deadline: Deadline) -> Outcome<()> {
     let mut command = Command::new(token::agent_program());
     command.args(arguments);
-    let what = || format!("`buildkite-agent {}`", arguments.iter().take(2).copied().collect::<Vec<_>>().join(" "));
+    let what = || {
+        format!(
+            "`buildkite-agent {}`",
+            arguments
+                .iter()
+                .take(2)
+                .copied()
+                .collect::<Vec<_>>()
+                .join(" ")
+        )
+    };
     let deadline = deadline.within(Duration::from_secs(CALL_SECONDS_MAX));
     let finished = process::run(command, input.as_bytes(), deadline, None)
         .map_err(|unfinished| Failure::new(Exit::Failed, format!("{}: {unfinished}", what())))?;
     if finished.status.success() {
         return Ok(());
     }
-    let reason = finished.errors.lines().last().unwrap_or("it gave no reason").to_owned();
+    let reason = finished
+        .errors
+        .lines()
+        .last()
+        .unwrap_or("it gave no reason")
+        .to_owned();
     Err(Failure::new(Exit::Failed, format!("{}: {reason}", what())))
 }

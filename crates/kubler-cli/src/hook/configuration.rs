@@ -68,14 +68,20 @@ const fn wait_default() -> u64 {
 impl Configuration {
     /// The configuration of this hook.
     pub fn of_this_hook() -> Outcome<Self> {
-        Self::read(&variables::get(variables::BUILDKITE_PLUGIN_CONFIGURATION).unwrap_or_else(|| "{}".to_owned()))
+        Self::read(
+            &variables::get(variables::BUILDKITE_PLUGIN_CONFIGURATION)
+                .unwrap_or_else(|| "{}".to_owned()),
+        )
     }
 
     fn read(text: &str) -> Outcome<Self> {
         // A plugin without any configuration is `null`.
         let text = if text.trim() == "null" { "{}" } else { text };
         let configuration: Self = serde_json::from_str(text).map_err(|error| {
-            Failure::usage(format!("the plugin's configuration cannot be used: {error}")).hint("its keys are listed in the plugin's README")
+            Failure::usage(format!(
+                "the plugin's configuration cannot be used: {error}"
+            ))
+            .hint("its keys are listed in the plugin's README")
         })?;
         job::checked_name(&configuration.name)?;
         Ok(configuration)
@@ -83,11 +89,23 @@ impl Configuration {
 
     /// Where the server is. A job's identity is its agent's: nothing else is taken from the environment.
     pub fn connection(&self) -> Outcome<Connection> {
-        let ca = self.ca.clone().or_else(|| variables::path(variables::KUBLER_CA));
-        let ca = ca.map(std::path::absolute).transpose().map_err(|error| Failure::io("find the CA's file", &error))?;
+        let ca = self
+            .ca
+            .clone()
+            .or_else(|| variables::path(variables::KUBLER_CA));
+        let ca = ca
+            .map(std::path::absolute)
+            .transpose()
+            .map_err(|error| Failure::io("find the CA's file", &error))?;
         Ok(Connection {
-            server: self.server.clone().or_else(|| variables::get(variables::KUBLER_SERVER)),
-            audience: self.audience.clone().or_else(|| variables::get(variables::KUBLER_AUDIENCE)),
+            server: self
+                .server
+                .clone()
+                .or_else(|| variables::get(variables::KUBLER_SERVER)),
+            audience: self
+                .audience
+                .clone()
+                .or_else(|| variables::get(variables::KUBLER_AUDIENCE)),
             ca,
             ..Connection::default()
         })
@@ -95,10 +113,20 @@ impl Configuration {
 
     /// What to ask for.
     pub fn wanted(&self) -> Outcome<Wanted> {
-        let profile = self.profile.clone().or_else(|| variables::get(variables::KUBLER_PROFILE)).ok_or_else(|| {
-            Failure::usage("no profile is named").hint("give the plugin a `profile`, or set `KUBLER_PROFILE` for the agent")
-        })?;
-        Ok(Wanted { profile, name: self.name.clone(), scope: self.scope, wait: self.wait })
+        let profile = self
+            .profile
+            .clone()
+            .or_else(|| variables::get(variables::KUBLER_PROFILE))
+            .ok_or_else(|| {
+                Failure::usage("no profile is named")
+                    .hint("give the plugin a `profile`, or set `KUBLER_PROFILE` for the agent")
+            })?;
+        Ok(Wanted {
+            profile,
+            name: self.name.clone(),
+            scope: self.scope,
+            wait: self.wait,
+        })
     }
 }
 
@@ -108,7 +136,8 @@ mod tests {
 
     #[test]
     fn what_is_left_out_has_a_default() {
-        let configuration = Configuration::read(r#"{"server":"https://s","profile":"ci-small"}"#).unwrap();
+        let configuration =
+            Configuration::read(r#"{"server":"https://s","profile":"ci-small"}"#).unwrap();
         assert_eq!(configuration.name, "main");
         assert_eq!(configuration.hook, Phase::PreCommand);
         assert_eq!(configuration.scope, ScopeArgument::Job);
@@ -135,7 +164,10 @@ mod tests {
     #[test]
     fn a_name_is_no_path() {
         for name in ["../x", "", "a.b", "A", "-a"] {
-            assert!(Configuration::read(&serde_json::json!({ "name": name }).to_string()).is_err(), "{name}");
+            assert!(
+                Configuration::read(&serde_json::json!({ "name": name }).to_string()).is_err(),
+                "{name}"
+            );
         }
     }
 }

@@ -14,16 +14,15 @@ use crate::connected::{Connected, Proof};
 use crate::creation;
 use crate::exit::{Failure, Outcome};
 use crate::folder::PrivateFolder;
+use crate::hook::Phase;
 use crate::hook::announce;
 use crate::hook::configuration::{Annotation, Configuration};
-use crate::hook::Phase;
 use crate::job::JobEnvironment;
 use crate::job_api::JobApi;
 use crate::output;
 use crate::renewal;
 use crate::renewer;
 use crate::session::{self, Kept};
-use crate::variables;
 
 /// Longest time for telling the build about the environment, in seconds. It is made meanwhile.
 const ANNOUNCE_SECONDS_MAX: u64 = 5;
@@ -36,17 +35,27 @@ pub fn run(phase: Phase, bootstrap: i32) -> Outcome<()> {
     if configuration.hook != phase {
         return Ok(());
     }
-    if variables::get(variables::BUILDKITE_JOB_ID).is_none() {
-        return Err(Failure::usage("there is no Buildkite job here").hint("this command is for the plugin's hooks"));
-    }
     let connection = configuration.connection()?;
+    let folder = PrivateFolder::of_buildkite_job()?;
     let connected = Arc::new(Connected::new(&connection, None, None)?);
-    let folder = PrivateFolder::of_this_job()?;
-    let mut making = Making { configuration: &configuration, connected: &connected, folder: &folder, bootstrap, ca: connection.ca, begun: None };
-    let created = creation::create_with(&connected, &configuration.wanted()?, |environment, proof| making.begin(environment, proof))?;
-    let Some((job, announced)) = making.begun else { return Ok(()) };
+    let mut making = Making {
+        configuration: &configuration,
+        connected: &connected,
+        folder: &folder,
+        bootstrap,
+        ca: connection.ca,
+        begun: None,
+    };
+    let created = creation::create_with(
+        &connected,
+        &configuration.wanted()?,
+        |environment, proof| making.begin(environment, proof),
+    )?;
+    let Some((job, announced)) = making.begun else {
+        return Ok(());
+    };
     let path = folder.file(&job.kubeconfig());
-    kubeconfig::write(&connected, &created.environment, &path)?;
+    kubeconfig::write(&connected, &created.environment, None, &path)?;
     if let Proof::Token(token) = &created.proof {
         let deadline = Deadline::after(Duration::from_secs(FIRST_SESSION_SECONDS_MAX));
         // Only a convenience: without it the first kubectl asks for itself, and says why it cannot.
@@ -55,13 +64,25 @@ pub fn run(phase: Phase, bootstrap: i32) -> Outcome<()> {
             session::keep(&folder, &kept)?;
         }
     }
-    for failure in announced.into_iter().filter_map(|thread| thread.join().ok()?.err()) {
-        output::remark(&format!("kubler: the build was not told: {}", failure.message));
+    for failure in announced
+        .into_iter()
+        .filter_map(|thread| thread.join().ok()?.err())
+    {
+        output::remark(&format!(
+            "kubler: the build was not told: {}",
+            failure.message
+        ));
     }
     remark(&created.environment);
     let mut exports = job.variables();
     exports.push(("KUBECONFIG", path.display().to_string()));
-    output::data(&exports.iter().map(|(name, value)| export(name, value)).collect::<Vec<_>>().join("\n"))
+    output::data(
+        &exports
+            .iter()
+            .map(|(name, value)| export(name, value))
+            .collect::<Vec<_>>()
+            .join("\n"),
+    )
 }
 
 /// The environment while it is being made.
@@ -106,9 +127,13 @@ impl Making<'_> {
     fn announce(&self, job: &JobEnvironment, environment: &Environment) -> Vec<Announcement> {
         let deadline = Deadline::after(Duration::from_secs(ANNOUNCE_SECONDS_MAX));
         let (first, second) = (job.clone(), (job.clone(), environment.clone()));
-        let mut announced = vec![std::thread::spawn(move || announce::environment(&first, deadline))];
+        let mut announced = vec![std::thread::spawn(move || {
+            announce::environment(&first, deadline)
+        })];
         if self.configuration.annotation == Annotation::Shown {
-            announced.push(std::thread::spawn(move || announce::made(&second.0, &second.1, deadline)));
+            announced.push(std::thread::spawn(move || {
+                announce::made(&second.0, &second.1, deadline)
+            }));
         }
         announced
     }
@@ -116,20 +141,27 @@ impl Making<'_> {
 
 /// Hides a session from the job's log, also as a Secret would show it.
 fn hide(kept: &Kept) {
-    let Some(api) = JobApi::of_this_job() else { return };
+    let Some(api) = JobApi::of_this_job() else {
+        return;
+    };
     for secret in [kept.token.clone(), STANDARD.encode(&kept.token)] {
         if let Err(error) = api.redact(&secret) {
-            output::remark(&format!("kubler: a session could not be hidden from the log: {error}"));
+            output::remark(&format!(
+                "kubler: a session could not be hidden from the log: {error}"
+            ));
         }
     }
 }
 
 fn remark(environment: &Environment) {
-    let took = environment.ready_at.map(|ready_at| output::span(ready_at.duration_since(environment.created_at)));
+    let took = environment
+        .ready_at
+        .map(|ready_at| output::span(ready_at.duration_since(environment.created_at)));
     output::remark(&format!(
         "kubler: environment {} is ready{} (profile {}, Kubernetes {}, at most until {})",
         environment.id,
-        took.map(|took| format!(" after {took}")).unwrap_or_default(),
+        took.map(|took| format!(" after {took}"))
+            .unwrap_or_default(),
         output::plain(&environment.profile),
         output::plain(&environment.kubernetes_version),
         output::moment(environment.deadline, clock::now()),
@@ -149,7 +181,10 @@ mod tests {
     fn a_shell_takes_a_value_as_it_is() {
         for value in ["/tmp/a b", "it's", "$(touch /tmp/x) `id` \"\\\n;", ""] {
             let script = format!("{}\nprintf %s \"$X\"", export("X", value));
-            let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+            let output = std::process::Command::new("sh")
+                .args(["-c", &script])
+                .output()
+                .unwrap();
             assert_eq!(String::from_utf8_lossy(&output.stdout), value);
         }
     }

@@ -23,9 +23,20 @@ const RENEWER_MILLISECONDS_MAX: u64 = 1_700;
 /// Runs the hook.
 pub fn run() {
     let deadline = Deadline::after(Duration::from_secs(PRE_EXIT_SECONDS_MAX));
-    let Some((configuration, folder, job)) = found() else { return };
-    let report = renewer::end(&folder, &job.name, deadline.within(Duration::from_millis(RENEWER_MILLISECONDS_MAX))).unwrap_or_default();
-    let result = if report.released { Ok(report.checkpoint.clone()) } else { release(&job, deadline) };
+    let Some((configuration, folder, job)) = found() else {
+        return;
+    };
+    let report = renewer::end(
+        &folder,
+        &job.name,
+        deadline.within(Duration::from_millis(RENEWER_MILLISECONDS_MAX)),
+    )
+    .unwrap_or_default();
+    let result = if report.released {
+        Ok(report.checkpoint.clone())
+    } else {
+        release(&job, deadline)
+    };
     job.forget(&folder);
     remark(&job, &report, result.as_ref().err());
     announce_end(&configuration, &job, &result, deadline);
@@ -34,7 +45,7 @@ pub fn run() {
 /// What this job's earlier hook left. Nothing, when there was none, or this hook has run already.
 fn found() -> Option<(Configuration, PrivateFolder, JobEnvironment)> {
     let configuration = Configuration::of_this_hook().ok()?;
-    let folder = PrivateFolder::of_this_job().ok()?;
+    let folder = PrivateFolder::of_buildkite_job().ok()?;
     let job = JobEnvironment::read(&folder, &configuration.name);
     if job.is_none() {
         folder.remove_if_empty();
@@ -53,20 +64,33 @@ fn release(job: &JobEnvironment, deadline: Deadline) -> Outcome<Option<String>> 
     let connected = Connected::new(&connection, None, None)?;
     let token = connected.token(deadline, None)?;
     let caller = Caller::Token(&token);
-    let answer = connected.client.release(caller, &job.environment, 0, deadline);
+    let answer = connected
+        .client
+        .release(caller, &job.environment, 0, deadline);
     if !job::is_released(answer.as_ref()) {
         answer?;
     }
-    Ok(connected.client.checkpoint(caller, deadline).ok().map(|checkpoint| checkpoint.note))
+    Ok(connected
+        .client
+        .checkpoint(caller, deadline)
+        .ok()
+        .map(|checkpoint| checkpoint.note))
 }
 
 fn remark(job: &JobEnvironment, report: &Report, failure: Option<&Failure>) {
     let tally = &report.tally;
     if let Some(reason) = tally.last_failure.as_ref().filter(|_| tally.failures > 0) {
-        output::remark(&format!("kubler: {} of {} renewals failed, the last one: {reason}", tally.failures, tally.failures + tally.renewals));
+        output::remark(&format!(
+            "kubler: {} of {} renewals failed, the last one: {reason}",
+            tally.failures,
+            tally.failures + tally.renewals
+        ));
     }
     match failure {
-        None => output::remark(&format!("kubler: environment {} is released, its credentials are dead", job.environment)),
+        None => output::remark(&format!(
+            "kubler: environment {} is released, its credentials are dead",
+            job.environment
+        )),
         Some(failure) => output::remark(&format!(
             "kubler: environment {} could not be released ({}); it ends with its lease, since nobody renews it any more",
             job.environment, failure.message
@@ -74,9 +98,18 @@ fn remark(job: &JobEnvironment, report: &Report, failure: Option<&Failure>) {
     }
 }
 
-fn announce_end(configuration: &Configuration, job: &JobEnvironment, result: &Outcome<Option<String>>, deadline: Deadline) {
+fn announce_end(
+    configuration: &Configuration,
+    job: &JobEnvironment,
+    result: &Outcome<Option<String>>,
+    deadline: Deadline,
+) {
     let checkpoint = result.as_ref().ok().and_then(Option::as_deref);
-    let released = if result.is_ok() { "released with the job" } else { "ends with its lease" };
+    let released = if result.is_ok() {
+        "released with the job"
+    } else {
+        "ends with its lease"
+    };
     std::thread::scope(|scope| {
         if let Some(note) = checkpoint {
             scope.spawn(move || announce::checkpoint(job, note, deadline));

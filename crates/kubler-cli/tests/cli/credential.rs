@@ -27,12 +27,24 @@ fn forty_kubectl_at_once_make_one_exchange() {
     let jobs = tempfile::tempdir().unwrap();
     let file = jobs.path().join("token");
     std::fs::write(&file, token("j")).unwrap();
-    let children: Vec<_> =
-        (0..40).map(|_| credential(&desk, jobs.path(), Some(&file)).stdout(std::process::Stdio::piped()).spawn().unwrap()).collect();
-    let answers: Vec<Value> =
-        children.into_iter().map(|child| serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap()).collect();
+    let children: Vec<_> = (0..40)
+        .map(|_| {
+            credential(&desk, jobs.path(), Some(&file))
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let answers: Vec<Value> = children
+        .into_iter()
+        .map(|child| serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap())
+        .collect();
     assert_eq!(desk.count("POST /v1/token"), 1);
-    assert!(answers.iter().all(|answer| answer["status"]["token"] == answers[0]["status"]["token"]));
+    assert!(
+        answers
+            .iter()
+            .all(|answer| answer["status"]["token"] == answers[0]["status"]["token"])
+    );
     assert_eq!(answers[0]["kind"], "ExecCredential");
 }
 
@@ -44,11 +56,32 @@ fn nobody_else_reads_the_session() {
     let jobs = tempfile::tempdir().unwrap();
     let file = jobs.path().join("token");
     std::fs::write(&file, token("j")).unwrap();
-    assert!(credential(&desk, jobs.path(), Some(&file)).status().unwrap().success());
+    assert!(
+        credential(&desk, jobs.path(), Some(&file))
+            .status()
+            .unwrap()
+            .success()
+    );
     let files = kubler_testkit::leaks::files_in(jobs.path());
-    let session = files.iter().find(|path| path.extension().is_some_and(|extension| extension == "session")).unwrap();
-    assert_eq!(std::fs::metadata(session).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(std::fs::metadata(session.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+    let session = files
+        .iter()
+        .find(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "session")
+        })
+        .unwrap();
+    assert_eq!(
+        std::fs::metadata(session).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert_eq!(
+        std::fs::metadata(session.parent().unwrap())
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777,
+        0o700
+    );
 }
 
 #[test]
@@ -60,11 +93,20 @@ fn an_ended_environment_is_explained_and_nothing_is_kept() {
     let files = tempfile::tempdir().unwrap();
     let file = files.path().join("token");
     std::fs::write(&file, token("j")).unwrap();
-    let output = credential(&desk, jobs.path(), Some(&file)).output().unwrap();
+    let output = credential(&desk, jobs.path(), Some(&file))
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(4));
     let told = errors(&output);
-    assert!(told.contains("env_1 ended at 2026-01-02T03:04:05Z") && told.contains("its job released it"), "{told}");
-    assert!(told.contains("https://buildkite.com/acme/app/builds/7#job"), "{told}");
+    assert!(
+        told.contains("env_1 ended at 2026-01-02T03:04:05Z")
+            && told.contains("its job released it"),
+        "{told}"
+    );
+    assert!(
+        told.contains("https://buildkite.com/acme/app/builds/7#job"),
+        "{told}"
+    );
     assert_eq!(std::fs::read_dir(jobs.path()).unwrap().count(), 0);
 }
 
@@ -88,8 +130,18 @@ fn an_unknown_ca_is_not_believed() {
     let desk = Desk::open();
     let jobs = tempfile::tempdir().unwrap();
     let other = Desk::open();
-    let output = desk.kubler(jobs.path()).arg("--ca").arg(other.ca()).args(["doctor"]).output().unwrap();
-    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), errors(&output));
+    let output = desk
+        .kubler(jobs.path())
+        .arg("--ca")
+        .arg(other.ca())
+        .args(["doctor"])
+        .output()
+        .unwrap();
+    let told = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        errors(&output)
+    );
     assert!(told.contains("--ca"), "{told}");
     assert!(desk.calls().is_empty());
 }

@@ -49,7 +49,8 @@ impl Desk {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("ca.pem"), key.cert.pem()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let private = rustls_pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
+        let private =
+            rustls_pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
         let tls = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -59,7 +60,13 @@ impl Desk {
         let tls = Arc::new(tls);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let state = Arc::new((Mutex::new(State { lease_seconds: 300, ..State::default() }), Condvar::new()));
+        let state = Arc::new((
+            Mutex::new(State {
+                lease_seconds: 300,
+                ..State::default()
+            }),
+            Condvar::new(),
+        ));
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -67,7 +74,11 @@ impl Desk {
                 std::thread::spawn(move || serve(stream, tls, &shared, port));
             }
         });
-        Self { state, port, folder }
+        Self {
+            state,
+            port,
+            folder,
+        }
     }
 
     pub fn lease_seconds(self, seconds: u64) -> Self {
@@ -106,7 +117,10 @@ impl Desk {
     }
 
     pub fn count(&self, beginning: &str) -> usize {
-        self.calls().iter().filter(|noted| noted.call.starts_with(beginning)).count()
+        self.calls()
+            .iter()
+            .filter(|noted| noted.call.starts_with(beginning))
+            .count()
     }
 
     /// Waits until `holds` is true of the calls so far.
@@ -121,13 +135,21 @@ impl Desk {
     }
 
     pub fn is_released(&self, id: &str) -> bool {
-        self.state.0.lock().unwrap().environments.get(id).is_some_and(|environment| environment["phase"] == "gone")
+        self.state
+            .0
+            .lock()
+            .unwrap()
+            .environments
+            .get(id)
+            .is_some_and(|environment| environment["phase"] == "gone")
     }
 
     /// `kubler` with this server and nothing else in its environment.
     pub fn kubler(&self, jobs: &Path) -> Command {
         let mut command = kubler(jobs);
-        command.env("KUBLER_SERVER", self.url()).env("KUBLER_CA", self.ca());
+        command
+            .env("KUBLER_SERVER", self.url())
+            .env("KUBLER_CA", self.ca());
         command
     }
 }
@@ -135,38 +157,68 @@ impl Desk {
 /// `kubler` with nothing in its environment.
 pub fn kubler(jobs: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubler"));
-    command.env_clear().env("PATH", "/usr/bin:/bin").env("KUBLER_JOBS_FOLDER", jobs);
+    command
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("KUBLER_JOBS_FOLDER", jobs);
     command
 }
 
 /// An unsigned token of a job.
 pub fn token(job: &str) -> String {
     let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
-    format!("{}.{}.c2ln", part(json!({ "alg": "RS256" })), part(json!({ "job_id": job, "jti": "t1" })))
+    format!(
+        "{}.{}.c2ln",
+        part(json!({ "alg": "RS256" })),
+        part(json!({ "job_id": job, "jti": "t1" }))
+    )
 }
 
 fn serve(stream: TcpStream, tls: Arc<ServerConfig>, shared: &(Mutex<State>, Condvar), port: u16) {
-    let Ok(connection) = ServerConnection::new(tls) else { return };
+    let Ok(connection) = ServerConnection::new(tls) else {
+        return;
+    };
     let mut stream = BufReader::new(StreamOwned::new(connection, stream));
     while let Some((call, authorization, body)) = request(&mut stream) {
         let claims = authorization.as_deref().and_then(|token| claims(token));
-        let claim = |name: &str| claims.as_ref().and_then(|claims| claims[name].as_str()).map(str::to_owned);
+        let claim = |name: &str| {
+            claims
+                .as_ref()
+                .and_then(|claims| claims[name].as_str())
+                .map(str::to_owned)
+        };
         let (status, answer) = {
             let mut state = shared.0.lock().unwrap();
-            state.calls.push(Noted { call: call.clone(), job: claim("job_id"), token_id: claim("jti") });
-            let answer = state.refusal.clone().unwrap_or_else(|| answer(&mut state, &call, &body, claim("job_id"), port));
+            state.calls.push(Noted {
+                call: call.clone(),
+                job: claim("job_id"),
+                token_id: claim("jti"),
+            });
+            let answer = state
+                .refusal
+                .clone()
+                .unwrap_or_else(|| answer(&mut state, &call, &body, claim("job_id"), port));
             shared.1.notify_all();
             answer
         };
         let text = answer.to_string();
-        let head = format!("HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", text.len());
-        if stream.get_mut().write_all(format!("{head}{text}").as_bytes()).is_err() {
+        let head = format!(
+            "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            text.len()
+        );
+        if stream
+            .get_mut()
+            .write_all(format!("{head}{text}").as_bytes())
+            .is_err()
+        {
             return;
         }
     }
 }
 
-fn request(stream: &mut BufReader<StreamOwned<ServerConnection, TcpStream>>) -> Option<(String, Option<String>, Vec<u8>)> {
+fn request(
+    stream: &mut BufReader<StreamOwned<ServerConnection, TcpStream>>,
+) -> Option<(String, Option<String>, Vec<u8>)> {
     let mut lines = Vec::new();
     loop {
         let mut line = String::new();
@@ -181,11 +233,17 @@ fn request(stream: &mut BufReader<StreamOwned<ServerConnection, TcpStream>>) -> 
     let header = |name: &str| {
         lines.iter().skip(1).find_map(|line| {
             let (key, value) = line.split_once(':')?;
-            key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+            key.eq_ignore_ascii_case(name)
+                .then(|| value.trim().to_owned())
         })
     };
     let call = lines.first()?.rsplit_once(' ')?.0.to_owned();
-    let mut body = vec![0; header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0)];
+    let mut body = vec![
+        0;
+        header("content-length")
+            .and_then(|length| length.parse().ok())
+            .unwrap_or(0)
+    ];
     stream.read_exact(&mut body).ok()?;
     Some((call, header("authorization"), body))
 }
@@ -195,18 +253,43 @@ fn claims(authorization: &str) -> Option<Value> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
 }
 
-fn answer(state: &mut State, call: &str, body: &[u8], job: Option<String>, port: u16) -> (u16, Value) {
+fn answer(
+    state: &mut State,
+    call: &str,
+    body: &[u8],
+    job: Option<String>,
+    port: u16,
+) -> (u16, Value) {
     let (method, path) = call.split_once(' ').unwrap();
-    let parts: Vec<&str> = path.split('?').next().unwrap().trim_start_matches('/').split('/').collect();
-    let ended = |id: &str| problem(404, "environment_ended", &format!("environment {id} has ended"));
+    let parts: Vec<&str> = path
+        .split('?')
+        .next()
+        .unwrap()
+        .trim_start_matches('/')
+        .split('/')
+        .collect();
+    let ended = |id: &str| {
+        problem(
+            404,
+            "environment_ended",
+            &format!("environment {id} has ended"),
+        )
+    };
     match (method, parts.as_slice()) {
         ("POST", ["v1", "environments"]) => {
             let asked: Value = serde_json::from_slice(body).unwrap();
             let name = asked["name"].as_str().unwrap();
             let id = format!("env_{}_{name}", job.unwrap().replace('-', ""));
-            let phase = if asked["wait_seconds"] == 0 { "provisioning" } else { "ready" };
+            let phase = if asked["wait_seconds"] == 0 {
+                "provisioning"
+            } else {
+                "ready"
+            };
             let lease = state.lease_seconds;
-            let known = state.environments.entry(id.clone()).or_insert_with(|| environment(&id, name, phase, port, lease));
+            let known = state
+                .environments
+                .entry(id.clone())
+                .or_insert_with(|| environment(&id, name, phase, port, lease));
             if known["phase"] == "provisioning" {
                 known["phase"] = phase.into();
             }
@@ -235,26 +318,44 @@ fn answer(state: &mut State, call: &str, body: &[u8], job: Option<String>, port:
         }
         ("POST", ["v1", "token"]) => {
             let form = String::from_utf8_lossy(body).into_owned();
-            let id = form.split('&').find_map(|pair| pair.strip_prefix("resource=")).unwrap_or_default().to_owned();
+            let id = form
+                .split('&')
+                .find_map(|pair| pair.strip_prefix("resource="))
+                .unwrap_or_default()
+                .to_owned();
             match state.environments.get(&id) {
-                Some(environment) if environment["phase"] != "gone" => (200, session(state.calls.len())),
+                Some(environment) if environment["phase"] != "gone" => {
+                    (200, session(state.calls.len()))
+                }
                 Some(_) => ended(&id),
                 None => problem(404, "not_found", "there is no such environment"),
             }
         }
         ("GET", ["v1", "tombstones", id]) => match state.environments.get(*id) {
-            Some(environment) if environment["phase"] == "gone" => (200, json!({ "id": id, "ended_at": "2026-01-02T03:04:05Z", "gone": true,
-                "end": { "code": "released", "message": "its job released it" }, "run_url": "https://buildkite.com/acme/app/builds/7#job" })),
+            Some(environment) if environment["phase"] == "gone" => (
+                200,
+                json!({ "id": id, "ended_at": "2026-01-02T03:04:05Z", "gone": true,
+                "end": { "code": "released", "message": "its job released it" }, "run_url": "https://buildkite.com/acme/app/builds/7#job" }),
+            ),
             _ => problem(404, "not_found", "there is no tombstone"),
         },
-        ("GET", ["v1", "ledger", "checkpoint"]) => (200, json!({ "note": "kubler.test/ledger\n1\nabc\n\n— kubler.test/ledger xyz\n", "size": 1 })),
-        ("GET", ["readyz"]) => (200, json!({ "status": "ok", "checks": { "store": "ok" }, "version": "0.1.0", "now": "2026-01-02T03:04:05Z" })),
+        ("GET", ["v1", "ledger", "checkpoint"]) => (
+            200,
+            json!({ "note": "kubler.test/ledger\n1\nabc\n\n— kubler.test/ledger xyz\n", "size": 1 }),
+        ),
+        ("GET", ["readyz"]) => (
+            200,
+            json!({ "status": "ok", "checks": { "store": "ok" }, "version": "0.1.0", "now": "2026-01-02T03:04:05Z" }),
+        ),
         _ => problem(404, "not_found", "there is no such path"),
     }
 }
 
 fn problem(status: u16, code: &str, detail: &str) -> (u16, Value) {
-    (status, json!({ "type": "about:blank", "title": code, "status": status, "code": code, "detail": detail, "hint": "look", "request_id": "req_0" }))
+    (
+        status,
+        json!({ "type": "about:blank", "title": code, "status": status, "code": code, "detail": detail, "hint": "look", "request_id": "req_0" }),
+    )
 }
 
 fn session(number: usize) -> Value {

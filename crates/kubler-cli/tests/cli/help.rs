@@ -5,19 +5,36 @@ use std::process::Output;
 use crate::desk::{Desk, kubler, token};
 
 fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 fn help(arguments: &[&str]) -> String {
     let jobs = tempfile::tempdir().unwrap();
-    let output = kubler(jobs.path()).env("COLUMNS", "100").args(arguments).arg("--help").output().unwrap();
+    let output = kubler(jobs.path())
+        .env("COLUMNS", "100")
+        .args(arguments)
+        .arg("--help")
+        .output()
+        .unwrap();
     assert!(output.status.success());
     text(&output)
 }
 
 #[test]
 fn help_pages() {
-    let pages = [&[][..], &["env"], &["env", "create"], &["run"], &["credential"], &["ledger", "verify"], &["policy", "explain"]];
+    let pages = [
+        &[][..],
+        &["env"],
+        &["env", "create"],
+        &["run"],
+        &["credential"],
+        &["ledger", "verify"],
+        &["policy", "explain"],
+    ];
     for page in pages {
         insta::assert_snapshot!(format!("help_{}", page.join("_")), help(page));
     }
@@ -29,14 +46,31 @@ fn errors_say_what_to_do_next() {
     let jobs = tempfile::tempdir().unwrap();
     let file = jobs.path().join("token");
     std::fs::write(&file, token("j")).unwrap();
-    let run = |arguments: &[&str]| text(&desk.kubler(jobs.path()).arg("--token-file").arg(&file).args(arguments).output().unwrap());
-    let without_server = kubler(jobs.path()).args(["env", "show", "env_1"]).output().unwrap();
+    let run = |arguments: &[&str]| {
+        text(
+            &desk
+                .kubler(jobs.path())
+                .arg("--token-file")
+                .arg(&file)
+                .args(arguments)
+                .output()
+                .unwrap(),
+        )
+    };
+    let without_server = kubler(jobs.path())
+        .args(["env", "show", "env_1"])
+        .output()
+        .unwrap();
     assert_eq!(without_server.status.code(), Some(2));
     insta::assert_snapshot!(text(&without_server), @r"
     error: no server is named
     hint: give `--server https://name:port` or set `KUBLER_SERVER`
     ");
-    let nobody = desk.kubler(jobs.path()).args(["env", "list"]).output().unwrap();
+    let nobody = desk
+        .kubler(jobs.path())
+        .args(["env", "list"])
+        .output()
+        .unwrap();
     assert_eq!(nobody.status.code(), Some(3));
     insta::assert_snapshot!(text(&nobody), @r"
     error: there is no identity to call with
@@ -47,7 +81,12 @@ fn errors_say_what_to_do_next() {
     hint: look
     request: req_0
     ");
-    desk.refuse(403, "denied", "no policy allows it", "`kubler policy explain` shows which policy came closest");
+    desk.refuse(
+        403,
+        "denied",
+        "no policy allows it",
+        "`kubler policy explain` shows which policy came closest",
+    );
     insta::assert_snapshot!(run(&["env", "create", "--profile", "p"]), @r"
     error: no policy allows it (`denied`)
     hint: `kubler policy explain` shows which policy came closest
@@ -61,16 +100,30 @@ fn an_environment_for_people_and_for_scripts() {
     let jobs = tempfile::tempdir().unwrap();
     let file = jobs.path().join("token");
     std::fs::write(&file, token("j")).unwrap();
-    let run = |arguments: &[&str]| desk.kubler(jobs.path()).arg("--token-file").arg(&file).args(arguments).output().unwrap();
+    let run = |arguments: &[&str]| {
+        desk.kubler(jobs.path())
+            .arg("--token-file")
+            .arg(&file)
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
     let made = run(&["env", "create", "--profile", "ci-small", "--output", "json"]);
     let value: serde_json::Value = serde_json::from_slice(&made.stdout).unwrap();
     assert_eq!(value["phase"], "ready");
     assert!(made.stderr.is_empty());
     let id = value["id"].as_str().unwrap();
     let shown = text(&run(&["env", "show", id]));
-    assert!(shown.contains("ci-small (local engine, Kubernetes v1.34.4)") && shown.contains("(after 1 s)"), "{shown}");
+    assert!(
+        shown.contains("ci-small (local engine, Kubernetes v1.34.4)")
+            && shown.contains("(after 1 s)"),
+        "{shown}"
+    );
     let listed = text(&run(&["env", "list"]));
-    assert!(listed.starts_with("ENVIRONMENT") && listed.contains("acme/app"), "{listed}");
+    assert!(
+        listed.starts_with("ENVIRONMENT") && listed.contains("acme/app"),
+        "{listed}"
+    );
     assert!(run(&["env", "renew", id]).status.success());
     assert!(text(&run(&["env", "release", id])).contains("`released`"));
     let renewed = run(&["env", "renew", id]);

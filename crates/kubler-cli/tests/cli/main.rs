@@ -1,5 +1,6 @@
 //! The real `kubler`, run as a job, a person or kubectl runs it.
 #![allow(
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -12,4 +13,6 @@ mod credential;
 mod desk;
 mod help;
 mod hooks;
+mod offline;
 mod plugin;
+mod run;

@@ -10,7 +10,10 @@ fn plugin() -> PathBuf {
 }
 
 fn hooks() -> Vec<PathBuf> {
-    let mut hooks: Vec<_> = std::fs::read_dir(plugin().join("hooks")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut hooks: Vec<_> = std::fs::read_dir(plugin().join("hooks"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     hooks.sort();
     hooks
 }
@@ -22,42 +25,85 @@ fn description() -> Value {
 #[test]
 fn hooks_are_executable_posix_shell() {
     use std::os::unix::fs::PermissionsExt as _;
-    let names: Vec<_> = hooks().iter().map(|hook| hook.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+    let names: Vec<_> = hooks()
+        .iter()
+        .map(|hook| hook.file_name().unwrap().to_str().unwrap().to_owned())
+        .collect();
     assert_eq!(names, ["environment", "pre-command", "pre-exit"]);
     for hook in hooks() {
         let text = std::fs::read_to_string(&hook).unwrap();
         assert!(text.starts_with("#!/bin/sh\n"), "{}", hook.display());
-        assert_eq!(std::fs::metadata(&hook).unwrap().permissions().mode() & 0o111, 0o111);
+        assert_eq!(
+            std::fs::metadata(&hook).unwrap().permissions().mode() & 0o111,
+            0o111
+        );
         let checked = Command::new("sh").arg("-n").arg(&hook).output().unwrap();
-        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+        assert!(
+            checked.status.success(),
+            "{}",
+            String::from_utf8_lossy(&checked.stderr)
+        );
     }
 }
 
 #[test]
 fn shellcheck_finds_nothing() {
-    let checked = Command::new("shellcheck").args(["--shell=sh", "--severity=style"]).args(hooks()).output();
+    let checked = Command::new("shellcheck")
+        .args(["--shell=sh", "--severity=style"])
+        .args(hooks())
+        .output();
     let checked = checked.expect("shellcheck is a Debian package: apt-get install shellcheck");
-    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+    assert!(
+        checked.status.success(),
+        "{}",
+        String::from_utf8_lossy(&checked.stdout)
+    );
 }
 
 #[test]
 fn the_description_keeps_the_linters_rules() {
     let description = description();
     let fields = description.as_object().unwrap();
-    for required in ["name", "description", "author", "requirements", "configuration"] {
+    for required in [
+        "name",
+        "description",
+        "author",
+        "requirements",
+        "configuration",
+    ] {
         assert!(fields.contains_key(required), "{required}");
     }
     for key in fields.keys() {
-        assert!(["name", "description", "author", "public", "requirements", "configuration"].contains(&key.as_str()), "{key}");
+        assert!(
+            [
+                "name",
+                "description",
+                "author",
+                "public",
+                "requirements",
+                "configuration"
+            ]
+            .contains(&key.as_str()),
+            "{key}"
+        );
     }
     for text in ["name", "description", "author"] {
         assert!(!fields[text].as_str().unwrap().trim().is_empty());
     }
-    assert!(fields["requirements"].as_array().unwrap().iter().all(Value::is_string));
+    assert!(
+        fields["requirements"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(Value::is_string)
+    );
     let configuration = fields["configuration"].as_object().unwrap();
     assert_eq!(configuration["additionalProperties"], false);
     for (name, property) in configuration["properties"].as_object().unwrap() {
-        assert!(["string", "integer", "boolean"].contains(&property["type"].as_str().unwrap()), "{name}");
+        assert!(
+            ["string", "integer", "boolean"].contains(&property["type"].as_str().unwrap()),
+            "{name}"
+        );
     }
 }
 
@@ -76,7 +122,10 @@ fn every_example_in_the_readme_is_a_configuration_that_kubler_takes() {
                     let property = &properties[key];
                     assert!(!property.is_null(), "`{key}` is not in plugin.yml");
                     let allowed = property["enum"].as_array();
-                    assert!(allowed.is_none_or(|allowed| allowed.contains(value)), "{key}: {value}");
+                    assert!(
+                        allowed.is_none_or(|allowed| allowed.contains(value)),
+                        "{key}: {value}"
+                    );
                 }
                 seen += 1;
             }
@@ -89,12 +138,20 @@ fn every_example_in_the_readme_is_a_configuration_that_kubler_takes() {
 fn without_kubler_the_job_is_told_what_is_missing() {
     let run = |hook: &str| {
         let path = plugin().join("hooks").join(hook);
-        Command::new("/bin/sh").arg(path).env_clear().env("PATH", "/nowhere").output().unwrap()
+        Command::new("/bin/sh")
+            .arg(path)
+            .env_clear()
+            .env("PATH", "/nowhere")
+            .output()
+            .unwrap()
     };
     let output = run("pre-command");
     assert_eq!(output.status.code(), Some(1));
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(told.contains("error: the command `kubler`") && told.contains("hint: "), "{told}");
+    assert!(
+        told.contains("error: the command `kubler`") && told.contains("hint: "),
+        "{told}"
+    );
     assert!(run("environment").status.success());
     assert!(run("pre-exit").status.success());
 }
