@@ -85,6 +85,14 @@ pub fn start(
         &every,
     ]);
     command.envs(job.variables());
+    // The job's identity is its agent's, whatever else the surroundings offer.
+    for other in [
+        variables::KUBLER_TOKEN_FILE,
+        variables::KUBLER_CLIENT_CERTIFICATE,
+        variables::KUBLER_CLIENT_KEY,
+    ] {
+        command.env_remove(other);
+    }
     // Nothing of the hook's own: the agent waits for whoever keeps its output open.
     let mut child = command
         .stdin(Stdio::piped())

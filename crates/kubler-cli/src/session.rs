@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use jiff::{SignedDuration, Timestamp};
 use kubler_api::IssuedToken;
 use secrecy::SecretString;
@@ -12,6 +14,8 @@ use crate::clock::{self, Deadline};
 use crate::connected::Connected;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::folder::PrivateFolder;
+use crate::job_api::JobApi;
+use crate::output;
 
 /// How much earlier than the server a session's end is reported, in seconds, so that a 401 is the exception.
 pub const EARLY_SECONDS: u64 = 60;
@@ -104,8 +108,23 @@ fn obtain(connected: &Connected, folder: &PrivateFolder, environment: &str) -> O
     let deadline = Deadline::after(Duration::from_secs(SESSION_SECONDS_MAX));
     let token = connected.token(deadline, None)?;
     let kept = exchange(connected, &token, environment, deadline)?;
+    hide(&kept);
     keep(folder, &kept)?;
     Ok(kept)
+}
+
+/// Hides a session from the log of a Buildkite job, also in the form that a Secret would show it in.
+pub fn hide(kept: &Kept) {
+    let Some(api) = JobApi::of_this_job() else {
+        return;
+    };
+    for secret in [kept.token.clone(), STANDARD.encode(&kept.token)] {
+        if let Err(error) = api.redact(&secret) {
+            output::remark(&format!(
+                "kubler: a session could not be hidden from the log: {error}"
+            ));
+        }
+    }
 }
 
 /// Exchanges `token` for a session.

@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use kubler_api::Environment;
 
 use crate::clock::{self, Deadline};
@@ -18,11 +16,10 @@ use crate::hook::Phase;
 use crate::hook::announce;
 use crate::hook::configuration::{Annotation, Configuration};
 use crate::job::JobEnvironment;
-use crate::job_api::JobApi;
 use crate::output;
 use crate::renewal;
 use crate::renewer;
-use crate::session::{self, Kept};
+use crate::session;
 
 /// Longest time for telling the build about the environment, in seconds. It is made meanwhile.
 const ANNOUNCE_SECONDS_MAX: u64 = 5;
@@ -60,7 +57,7 @@ pub fn run(phase: Phase, bootstrap: i32) -> Outcome<()> {
         let deadline = Deadline::after(Duration::from_secs(FIRST_SESSION_SECONDS_MAX));
         // Only a convenience: without it the first kubectl asks for itself, and says why it cannot.
         if let Ok(kept) = session::exchange(&connected, token, &job.environment, deadline) {
-            hide(&kept);
+            session::hide(&kept);
             session::keep(&folder, &kept)?;
         }
     }
@@ -136,20 +133,6 @@ impl Making<'_> {
             }));
         }
         announced
-    }
-}
-
-/// Hides a session from the job's log, also as a Secret would show it.
-fn hide(kept: &Kept) {
-    let Some(api) = JobApi::of_this_job() else {
-        return;
-    };
-    for secret in [kept.token.clone(), STANDARD.encode(&kept.token)] {
-        if let Err(error) = api.redact(&secret) {
-            output::remark(&format!(
-                "kubler: a session could not be hidden from the log: {error}"
-            ));
-        }
     }
 }
 
