@@ -125,6 +125,9 @@ pub enum Command {
     Doctor,
     /// Print completions for a shell.
     Completions(commands::completions::Arguments),
+    /// Print the reference page.
+    #[command(hide = true)]
+    Reference,
     /// What the Buildkite plugin's hooks call.
     #[command(subcommand, hide = true)]
     Hook(hook::Command),

@@ -7,6 +7,7 @@ pub mod environment;
 pub mod kubeconfig;
 pub mod ledger;
 pub mod policy;
+pub mod reference;
 pub mod run;
 pub mod trace;
 

@@ -3,8 +3,8 @@
 
 use std::path::PathBuf;
 
-use kubler_api::Environment;
 use kubler_api::error::ErrorCode;
+use kubler_api::{Environment, Scope};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{Exit, Failure, Outcome};
@@ -20,6 +20,8 @@ pub struct JobEnvironment {
     pub environment: String,
     /// The profile it is made of.
     pub profile: String,
+    /// Who may use it. What the jobs of a build share ends with none of them, but with its lease, once none renews it.
+    pub scope: Scope,
     /// The server.
     pub server: String,
     /// Audience of identity tokens.

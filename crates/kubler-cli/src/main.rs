@@ -66,6 +66,7 @@ fn run(arguments: &Arguments) -> Outcome<ExitCode> {
         }
         Command::Doctor => return Ok(ended(commands::doctor::run(connection, *output)?)),
         Command::Completions(arguments) => commands::completions::run(arguments)?,
+        Command::Reference => commands::reference::run()?,
         Command::Hook(command) => hook::run(command)?,
         Command::Renewer(arguments) => renewer::run(arguments, connection)?,
     }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use kubler_api::Scope;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -237,10 +238,10 @@ impl Prepared {
     }
 
     fn keep_alive(mut self) {
-        let end = self.watches.wait();
+        let mut end = self.watches.wait();
         self.renewal.stop();
         if end == End::Agent {
-            self.watches.wait_without_agent();
+            end = self.watches.wait_without_agent();
         }
         let report = self.release();
         if end == End::Asked {
@@ -273,12 +274,13 @@ impl Prepared {
             return report;
         };
         let caller = Caller::Token(&token);
-        report.released = job::is_released(
-            self.connected
+        if self.job.scope == Scope::Job {
+            let answer = self
+                .connected
                 .client
-                .release(caller, &self.job.environment, 0, deadline)
-                .as_ref(),
-        );
+                .release(caller, &self.job.environment, 0, deadline);
+            report.released = job::is_released(answer.as_ref());
+        }
         report.checkpoint = self
             .connected
             .client
@@ -322,9 +324,13 @@ impl Watches {
     }
 
     /// The agent is gone. The job's own hooks may still run, and `pre-exit` may still ask.
-    fn wait_without_agent(&self) {
+    fn wait_without_agent(&self) -> End {
         let deadline = Deadline::after(Duration::from_secs(WITHOUT_AGENT_SECONDS_MAX));
-        let _ = watched::first_of(&[self.asked.as_fd(), self.job.as_fd()], deadline);
+        match watched::first_of(&[self.asked.as_fd(), self.job.as_fd()], deadline) {
+            Ok(Some(0)) => End::Asked,
+            Ok(Some(_)) | Err(_) => End::Job,
+            Ok(None) => End::Agent,
+        }
     }
 }
 

@@ -7,7 +7,6 @@ macro_rules! variables {
         $($(#[doc = $doc])+ pub const $name: &str = stringify!($name);)+
 
         /// Name and meaning of each.
-        #[cfg(test)]
         pub const ALL: &[(&str, &str)] = &[$(($name, concat!($($doc),+)),)+];
     };
 }

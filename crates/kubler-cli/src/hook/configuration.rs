@@ -125,7 +125,7 @@ impl Configuration {
             profile,
             name: self.name.clone(),
             scope: self.scope,
-            wait: self.wait,
+            wait: self.wait.max(1),
         })
     }
 }

@@ -10,7 +10,7 @@ use crate::clock::{self, Deadline};
 use crate::commands::kubeconfig;
 use crate::connected::{Connected, Proof};
 use crate::creation;
-use crate::exit::{Failure, Outcome};
+use crate::exit::Outcome;
 use crate::folder::PrivateFolder;
 use crate::hook::Phase;
 use crate::hook::announce;
@@ -101,6 +101,7 @@ impl Making<'_> {
             name: self.configuration.name.clone(),
             environment: environment.id.clone(),
             profile: environment.profile.clone(),
+            scope: environment.scope,
             server: self.connected.client.server().to_owned(),
             audience: self.connected.audience.clone(),
             ca: self.ca.clone(),

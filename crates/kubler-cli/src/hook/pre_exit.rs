@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use kubler_api::Scope;
+
 use crate::arguments::Connection;
 use crate::client::Caller;
 use crate::clock::Deadline;
@@ -13,6 +15,7 @@ use crate::hook::announce;
 use crate::hook::configuration::{Annotation, Configuration};
 use crate::job::{self, JobEnvironment};
 use crate::output;
+use crate::renewal::Tally;
 use crate::renewer::{self, Report};
 
 /// Longest time for all of it, in seconds: a cancelled job shares a few with its command's own end.
@@ -20,26 +23,48 @@ const PRE_EXIT_SECONDS_MAX: u64 = 3;
 /// How much of that the renewer may take, in milliseconds. The rest is for doing its work without it.
 const RENEWER_MILLISECONDS_MAX: u64 = 1_700;
 
+/// How the environment ends.
+enum Ending {
+    /// The server knows that the job is over.
+    Released,
+    /// Other jobs of the build may be using it.
+    LeftToTheBuild,
+    /// The server could not be told, and why.
+    WithItsLease(Failure),
+}
+
 /// Runs the hook.
 pub fn run() {
     let deadline = Deadline::after(Duration::from_secs(PRE_EXIT_SECONDS_MAX));
     let Some((configuration, folder, job)) = found() else {
         return;
     };
-    let report = renewer::end(
-        &folder,
-        &job.name,
-        deadline.within(Duration::from_millis(RENEWER_MILLISECONDS_MAX)),
-    )
-    .unwrap_or_default();
-    let result = if report.released {
-        Ok(report.checkpoint.clone())
-    } else {
-        release(&job, deadline)
-    };
+    let renewer_bound = deadline.within(Duration::from_millis(RENEWER_MILLISECONDS_MAX));
+    let report = renewer::end(&folder, &job.name, renewer_bound).unwrap_or_default();
+    let (ending, checkpoint) = end(&job, &report, deadline);
     job.forget(&folder);
-    remark(&job, &report, result.as_ref().err());
-    announce_end(&configuration, &job, &result, deadline);
+    remark(&job, &report.tally, &ending);
+    announce_end(
+        &configuration,
+        &job,
+        &ending,
+        checkpoint.as_deref(),
+        deadline,
+    );
+}
+
+/// Ends the environment, unless the renewer did, or it is not this job's alone.
+fn end(job: &JobEnvironment, report: &Report, deadline: Deadline) -> (Ending, Option<String>) {
+    if job.scope == Scope::Build {
+        return (Ending::LeftToTheBuild, report.checkpoint.clone());
+    }
+    if report.released {
+        return (Ending::Released, report.checkpoint.clone());
+    }
+    match release(job, deadline) {
+        Ok(checkpoint) => (Ending::Released, checkpoint),
+        Err(failure) => (Ending::WithItsLease(failure), None),
+    }
 }
 
 /// What this job's earlier hook left. Nothing, when there was none, or this hook has run already.
@@ -77,45 +102,47 @@ fn release(job: &JobEnvironment, deadline: Deadline) -> Outcome<Option<String>> 
         .map(|checkpoint| checkpoint.note))
 }
 
-fn remark(job: &JobEnvironment, report: &Report, failure: Option<&Failure>) {
-    let tally = &report.tally;
-    if let Some(reason) = tally.last_failure.as_ref().filter(|_| tally.failures > 0) {
+fn remark(job: &JobEnvironment, tally: &Tally, ending: &Ending) {
+    let id = &job.environment;
+    if let Some(reason) = &tally.last_failure {
+        let tries = tally.failures + tally.renewals;
         output::remark(&format!(
-            "kubler: {} of {} renewals failed, the last one: {reason}",
-            tally.failures,
-            tally.failures + tally.renewals
+            "kubler: {} of {tries} renewals failed, the last one: {reason}",
+            tally.failures
         ));
     }
-    match failure {
-        None => output::remark(&format!(
-            "kubler: environment {} is released, its credentials are dead",
-            job.environment
-        )),
-        Some(failure) => output::remark(&format!(
-            "kubler: environment {} could not be released ({}); it ends with its lease, since nobody renews it any more",
-            job.environment, failure.message
-        )),
-    }
+    output::remark(&match ending {
+        Ending::Released => {
+            format!("kubler: environment {id} is released, its credentials are dead")
+        }
+        Ending::LeftToTheBuild => {
+            format!("kubler: environment {id} is left to the other jobs of this build")
+        }
+        Ending::WithItsLease(failure) => format!(
+            "kubler: environment {id} could not be released ({}); it ends with its lease, since nobody renews it any more",
+            failure.message
+        ),
+    });
 }
 
 fn announce_end(
     configuration: &Configuration,
     job: &JobEnvironment,
-    result: &Outcome<Option<String>>,
+    ending: &Ending,
+    checkpoint: Option<&str>,
     deadline: Deadline,
 ) {
-    let checkpoint = result.as_ref().ok().and_then(Option::as_deref);
-    let released = if result.is_ok() {
-        "released with the job"
-    } else {
-        "ends with its lease"
+    let words = match ending {
+        Ending::Released => "released with the job",
+        Ending::LeftToTheBuild => "left to the other jobs of this build",
+        Ending::WithItsLease(_) => "ends with its lease",
     };
     std::thread::scope(|scope| {
         if let Some(note) = checkpoint {
             scope.spawn(move || announce::checkpoint(job, note, deadline));
         }
         if configuration.annotation == Annotation::Shown {
-            scope.spawn(move || announce::ended(job, released, checkpoint, deadline));
+            scope.spawn(move || announce::ended(job, words, checkpoint, deadline));
         }
     });
 }

@@ -290,6 +290,7 @@ fn answer(
                 .environments
                 .entry(id.clone())
                 .or_insert_with(|| environment(&id, name, phase, port, lease));
+            known["scope"] = asked["scope"].clone();
             if known["phase"] == "provisioning" {
                 known["phase"] = phase.into();
             }

@@ -129,3 +129,16 @@ fn an_environment_for_people_and_for_scripts() {
     let renewed = run(&["env", "renew", id]);
     assert_eq!(renewed.status.code(), Some(4), "{}", text(&renewed));
 }
+
+#[test]
+fn the_reference_page_says_what_the_program_knows() {
+    let jobs = tempfile::tempdir().unwrap();
+    let output = kubler(jobs.path()).arg("reference").output().unwrap();
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/kubler.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    assert!(
+        page == text(&output),
+        "run `kubler reference > docs/reference/kubler.md`"
+    );
+}

@@ -321,3 +321,32 @@ async fn environment_hook_serves_the_checkout_and_v4_order_ends_once() {
     assert!(job.build().annotations().is_empty());
     scene.is_over(&job, &mut agent).await;
 }
+
+#[tokio::test]
+async fn what_a_build_shares_does_not_end_with_one_of_its_jobs() {
+    let scene = Scene::new();
+    let configuration = json!({ "server": scene.desk.url(), "ca": scene.desk.ca(), "profile": "ci-small", "scope": "build" });
+    let build = scene.buildkite.build("app").start();
+    let job = build
+        .job("test")
+        .command("true")
+        .plugin(&scene.plugin.plugin_reference(), configuration)
+        .create();
+    let mut agent = scene.agent(&job).start();
+    assert!(agent.wait(BOUND).await.unwrap().success(), "{}", job.log());
+    agent.wait_until_nothing_lives(BOUND).await.unwrap();
+    assert!(
+        !scene.desk.is_released(&environment(&job)),
+        "{:#?}",
+        scene.desk.calls()
+    );
+    assert!(
+        job.log().contains("left to the other jobs"),
+        "{}",
+        job.log()
+    );
+    assert_eq!(
+        files_in(scene.jobs.path()),
+        Vec::<std::path::PathBuf>::new()
+    );
+}
