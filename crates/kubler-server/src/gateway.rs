@@ -125,7 +125,7 @@ impl Gateway {
             Ok(understood) if understood.record().path.is_some() => Shown::OnlyWarnings,
             Ok(_) | Err(_) => Shown::Status,
         };
-        match Box::pin(self.shared.pass(arrival, id, understood)).await {
+        match self.shared.pass(arrival, id, understood).await {
             Ok(response) => response,
             Err(refused) => refused.response(request_id, shown),
         }
@@ -156,7 +156,9 @@ impl Shared {
         let (gate, admitted) = match self.admit(&arrival, id, understood) {
             Ok(passed) => passed,
             Err(stop) => {
-                self.record_refusal(&stop, &arrival, noted).await;
+                let record = self.refusal(&stop, &arrival, noted);
+                drop(arrival);
+                self.note(record).await;
                 return Err(stop.refused);
             }
         };
@@ -283,11 +285,13 @@ impl Shared {
         }
     }
 
-    async fn record_refusal(&self, stop: &Stop, arrival: &Arrival, request: Option<KubernetesRequest>) {
-        let session = stop.session.as_ref().filter(|_| stop.note == Note::Record);
-        let Some(session) = session else {
-            let refusal = RefusalBeforeVerification { peer: arrival.peer, reason: stop.refused.code };
-            return self.parts.ledger.refuse(refusal);
+    /// The record of a refusal, when it gets one of its own; else it is counted.
+    fn refusal(&self, stop: &Stop, arrival: &Arrival, request: Option<KubernetesRequest>) -> Option<RecordBody> {
+        let Some(session) = stop.session.as_ref().filter(|_| stop.note == Note::Record) else {
+            let identity = stop.session.as_ref().map(|session| Box::new(session.identity.clone()));
+            let (peer, request_id) = (arrival.peer, arrival.request_id);
+            self.parts.ledger.refuse(RefusalBeforeVerification { peer, reason: stop.refused.code, identity, request_id });
+            return None;
         };
         let mut record = RecordBody::new(Kind::Event, LedgerAction::KubernetesRequest);
         record.request_id = Some(arrival.request_id);
@@ -302,6 +306,11 @@ impl Shared {
             message: Some(stop.refused.message.clone()),
             ..Outcome::default()
         });
+        Some(record)
+    }
+
+    async fn note(&self, record: Option<RecordBody>) {
+        let Some(record) = record else { return };
         // Nothing was sent on, so the answer does not wait for the ledger to be well again.
         if let Err(error) = self.parts.ledger.event(record, Durability::Process).await {
             tracing::error!(%error, "a refusal could not be recorded");

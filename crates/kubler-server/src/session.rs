@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use kubler_core::identity::Identity;
 use kubler_core::identity::json;
 use kubler_core::ids::{EnvironmentId, SessionId, TokenDigest};
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -28,8 +29,8 @@ use keys::KeyRing;
 
 /// Longest session token that is looked at, in bytes: room for every untrusted text at its bound.
 pub const SESSION_TOKEN_BYTES_MAX: usize = 16 * 1024;
-/// Verified sessions that are remembered. The least recently used one goes first.
-const VERIFIED_MAX: u64 = 20_000;
+/// Verified sessions that are remembered, about 1.5 KiB each. The least recently used one goes first.
+const VERIFIED_MAX: u64 = 4096;
 /// The one audience of a session.
 const AUDIENCE: &str = "kubler-gateway";
 
@@ -133,7 +134,8 @@ impl Sessions {
     /// `Storage`, `NoEntropy`; `Keys` when others may read the file or it is not one of ours.
     pub fn open(folder: &Path, clock: Arc<dyn Clock>) -> Result<Self, SessionError> {
         let keys = KeyRing::open(folder, clock.now())?;
-        Ok(Self { keys, verified: Cache::new(VERIFIED_MAX), clock })
+        let verified = Cache::builder().max_capacity(VERIFIED_MAX).eviction_policy(EvictionPolicy::lru()).build();
+        Ok(Self { keys, verified, clock })
     }
 
     /// Signs a session. The same session gives the same token for as long as a session can live.

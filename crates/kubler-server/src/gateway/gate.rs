@@ -22,7 +22,7 @@ use super::status::Refused;
 use super::stream::{Cut, OpenStream};
 use crate::session::Session;
 
-/// At least this often the gate looks at the clock and at policy: a quarter of the second it has.
+/// At least this often the gate looks at the clock: a quarter of the second it has.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// The gate of one environment.
@@ -144,7 +144,9 @@ impl Gate {
     async fn wait_for_end(&self, parts: &GatewayParts) -> Cut {
         let Some(mut watched) = parts.directory.watch(self.id) else { return forgotten(self.id) };
         let mut serving_since = parts.directory.watch_serving_since();
+        let mut policies = parts.policies.watch();
         loop {
+            policies.mark_unchanged();
             let environment = Arc::clone(&watched.borrow_and_update());
             let since = *serving_since.borrow_and_update();
             let now = parts.clock.now();
@@ -157,6 +159,7 @@ impl Gate {
             tokio::select! {
                 changed = watched.changed() => if changed.is_err() { return forgotten(self.id) },
                 _ = serving_since.changed() => {}
+                _ = policies.changed() => {}
                 () = parts.shutdown.cancelled() => return stopping(),
                 () = tokio::time::sleep(nap) => {}
             }

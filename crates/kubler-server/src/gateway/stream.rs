@@ -132,6 +132,19 @@ enum Flow {
     Over,
 }
 
+impl Flow {
+    /// What runs, which then runs no more; what has ended already stays as it is.
+    fn take_running(&mut self) -> Option<Box<Running>> {
+        match std::mem::replace(self, Self::Over) {
+            Self::Running(running) => Some(running),
+            ended => {
+                *self = ended;
+                None
+            }
+        }
+    }
+}
+
 struct State {
     flow: Flow,
     admission: Arc<Admission>,
@@ -175,7 +188,7 @@ impl OpenStream {
     /// unless it has stopped reading.
     pub(super) fn cut(&self, cut: &Cut) {
         let mut state = self.state();
-        let Flow::Running(running) = std::mem::replace(&mut state.flow, Flow::Over) else { return };
+        let Some(running) = state.flow.take_running() else { return };
         let last = match running.framing {
             Framing::Lines { is_between: true } => Some(cut.refused.watch_event(self.request_id)),
             Framing::Text => Some(Bytes::new()),
@@ -266,7 +279,7 @@ impl AnswerBody {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(_))) => {
-                if let Flow::Running(running) = std::mem::replace(&mut state.flow, Flow::Over) {
+                if let Some(running) = state.flow.take_running() {
                     running.broken("upstream");
                 }
                 Poll::Ready(Some(Err(BrokenOff)))
@@ -276,7 +289,7 @@ impl AnswerBody {
 }
 
 fn finish(state: &mut State, gate: &Gate, span: Span) {
-    if let Flow::Running(running) = std::mem::replace(&mut state.flow, Flow::Over) {
+    if let Some(running) = state.flow.take_running() {
         // Being over is what a short answer is for; whoever follows wants to know why it stopped.
         running.over(gate, (span != Span::Short).then_some("upstream"));
     }
@@ -318,7 +331,7 @@ impl Drop for AnswerBody {
     fn drop(&mut self) {
         self.leave();
         let mut state = self.stream.state();
-        if let Flow::Running(running) = std::mem::replace(&mut state.flow, Flow::Over) {
+        if let Some(running) = state.flow.take_running() {
             running.broken("client");
         }
     }

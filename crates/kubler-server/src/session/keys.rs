@@ -119,6 +119,11 @@ impl KeyRing {
         right.then_some(claims)
     }
 
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     fn is_due(&self, now: Timestamp) -> bool {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         keys.last().is_none_or(|newest| newest.private.is_none() || seconds_since(newest.made_at, now) >= KEY_SIGNS_SECONDS)

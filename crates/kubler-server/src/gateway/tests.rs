@@ -1,0 +1,6 @@
+mod upstream;
+mod world;
+
+mod passing;
+mod refusing;
+mod streams;

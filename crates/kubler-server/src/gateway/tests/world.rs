@@ -1,0 +1,256 @@
+//! One environment with its API server behind a gateway, and a clock that stands still.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::body::Body;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use jiff::Timestamp;
+use kubler_core::configuration::Configuration;
+use kubler_core::environment::{EndReason, Environment, Event};
+pub(super) use kubler_core::environment::{Phase as EnvironmentPhase, Scope as EnvironmentScope};
+use kubler_core::identity::{Identity, Job, Named, Run, Runner, Source};
+use kubler_core::ids::{EnvironmentId, SessionId};
+use kubler_core::ledger::record::{Kind, Record};
+use kubler_core::plan::Observed;
+use kubler_core::profile::{EngineKind, ResolvedProfile};
+use kubler_core::text::UntrustedText;
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::upstream::TestUpstream;
+use crate::clock::{Clock as _, ManualClock};
+use crate::directory::Directory;
+use crate::engine::{Engine, EngineError, Evidence, Upstream};
+use crate::gateway::{Gateway, GatewayParts};
+use crate::ledger::Ledger;
+use crate::policy::Policies;
+use crate::session::{NewSession, Sessions};
+
+pub(super) const ORGANIZATION: &str = "01945ecf-0000-4000-8000-000000000001";
+
+pub(super) struct World {
+    pub(super) folder: tempfile::TempDir,
+    pub(super) clock: Arc<ManualClock>,
+    pub(super) directory: Arc<Directory>,
+    pub(super) policies: Arc<Policies>,
+    pub(super) ledger: Ledger,
+    pub(super) shutdown: CancellationToken,
+    pub(super) upstream: TestUpstream,
+    pub(super) gateway: Gateway,
+    pub(super) id: EnvironmentId,
+    sessions: Arc<Sessions>,
+    sessions_issued: std::sync::atomic::AtomicU8,
+}
+
+/// `seconds` after the tests' beginning of time.
+pub(super) fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + seconds).unwrap()
+}
+
+/// The nth job of one build.
+pub(super) fn job(nth: u8) -> Identity {
+    Identity {
+        issuer: "https://agent.buildkite.com".into(),
+        organization: Named { id: ORGANIZATION.into(), slug: "acme".into() },
+        project: Named { id: "01945ecf-0000-4000-8000-000000000002".into(), slug: "web".into() },
+        run: Run { id: "01945ecf-0000-4000-8000-000000000003".into(), number: 5, url: "https://buildkite.com/acme/web/builds/5".into() },
+        job: Job {
+            id: format!("01945ecf-0000-4000-8000-0000000001{nth:02}"),
+            step_key: None,
+            url: format!("https://buildkite.com/acme/web/builds/5#job-{nth}"),
+        },
+        source: Source { branch: None, tag: None, commit: UntrustedText::new("HEAD"), trigger: "ui".into() },
+        runner: Runner { environment: "self-hosted".into(), ..Runner::default() },
+    }
+}
+
+fn configuration() -> Configuration {
+    serde_json::from_value(json!({
+        "url": "https://localhost:8443",
+        "issuers": [{ "kind": "buildkite", "audience": "kubler", "organizations": [{ "id": ORGANIZATION, "slug": "acme" }] }],
+        "kubernetes": { "1.34": {} },
+        "profiles": [{ "name": "ci-small", "kubernetes": "1.34", "request_bytes_max": 1000 }],
+    }))
+    .unwrap()
+}
+
+fn environment(id: EnvironmentId) -> Environment {
+    let profile = configuration().profiles.remove(0);
+    let resolved = ResolvedProfile { profile, kubernetes_version: "v1.34.4".into(), manifests: BTreeMap::new() };
+    let mut environment: Environment = serde_json::from_value(json!({
+        "id": id, "name": "main", "scope": "job", "identity": job(1), "resolved": resolved, "digest": resolved.digest(),
+        "phase": "requested", "created_at": at(0), "lease_end": at(300), "deadline": at(7200), "version": 0,
+    }))
+    .unwrap();
+    for event in [Event::ProvisioningStarted, Event::BecameReady] {
+        environment = environment.transition(event, at(2)).unwrap().unwrap();
+    }
+    environment
+}
+
+struct OneUpstream(Arc<Upstream>);
+
+#[async_trait]
+impl Engine for OneUpstream {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Local
+    }
+    async fn provision(&self, _: &Environment) -> Result<(), EngineError> {
+        Ok(())
+    }
+    async fn observe(&self) -> Result<Vec<Observed>, EngineError> {
+        Ok(Vec::new())
+    }
+    async fn remove(&self, _: EnvironmentId) -> Result<Evidence, EngineError> {
+        Ok(Evidence::default())
+    }
+    fn upstream(&self, _: EnvironmentId) -> Option<Arc<Upstream>> {
+        Some(Arc::clone(&self.0))
+    }
+    async fn changed(&self) {
+        std::future::pending().await
+    }
+}
+
+pub(super) fn records(ledger: &Ledger) -> Vec<Record> {
+    ledger.records.lock().unwrap().clone()
+}
+
+impl World {
+    pub(super) async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// A world whose environment is changed before anybody sees it.
+    pub(super) async fn with(change: impl FnOnce(&mut Environment)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new(at(10)));
+        let directory = Arc::new(Directory::new(at(0)));
+        let policies = folder.path().join("policies");
+        std::fs::create_dir(&policies).unwrap();
+        for (name, text) in kubler_core::policy::starter(ORGANIZATION, "acme") {
+            std::fs::write(policies.join(name), text).unwrap();
+        }
+        let policies = Arc::new(Policies::load(&policies, Arc::new(configuration())).unwrap());
+        let ledger = open_ledger(folder.path(), &clock);
+        let sessions = Arc::new(Sessions::open(&folder.path().join("sessions"), Arc::clone(&clock) as _).unwrap());
+        let counted = ledger.clone();
+        let upstream = TestUpstream::start(folder.path(), move || records(&counted).len());
+        let shutdown = CancellationToken::new();
+        let gateway = Gateway::new(GatewayParts {
+            directory: Arc::clone(&directory),
+            sessions: Arc::clone(&sessions),
+            policies: Arc::clone(&policies),
+            ledger: ledger.clone(),
+            engines: vec![Arc::new(OneUpstream(Arc::clone(&upstream.upstream)))],
+            clock: Arc::clone(&clock) as _,
+            shutdown: shutdown.clone(),
+        });
+        let id = EnvironmentId::from_random([7; 16]);
+        let mut environment = environment(id);
+        change(&mut environment);
+        environment.digest = environment.resolved.digest();
+        directory.put(environment);
+        let sessions_issued = std::sync::atomic::AtomicU8::new(0);
+        Self { folder, clock, directory, policies, ledger, shutdown, upstream, gateway, id, sessions, sessions_issued }
+    }
+
+    /// A session of the environment's own job that ends `seconds` after the beginning of time.
+    pub(super) fn session(&self, seconds: i64) -> String {
+        self.session_of(job(1), seconds)
+    }
+
+    pub(super) fn session_of(&self, identity: Identity, seconds: i64) -> String {
+        let nth = self.sessions_issued.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let new = NewSession {
+            id: SessionId::from_random([nth; 16]),
+            environment: self.id,
+            identity,
+            issued_at: at(0),
+            expires_at: at(seconds),
+        };
+        self.sessions.issue(new).unwrap().expose_secret().to_owned()
+    }
+
+    /// A request to the environment, with a session that lives long.
+    pub(super) fn request(&self, method: &str, below: &str) -> http::request::Builder {
+        let token = self.session(100_000);
+        Request::builder().method(method).uri(format!("/k8s/{}{below}", self.id)).header("authorization", format!("Bearer {token}"))
+    }
+
+    pub(super) async fn send(&self, request: http::request::Builder) -> Response<Body> {
+        self.send_with(request, "").await
+    }
+
+    pub(super) async fn send_with(&self, request: http::request::Builder, body: &'static str) -> Response<Body> {
+        let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        self.gateway.handle(request.body(Full::<bytes::Bytes>::from(body)).unwrap(), peer).await
+    }
+
+    pub(super) async fn get(&self, below: &str) -> Response<Body> {
+        self.send(self.request("GET", below)).await
+    }
+
+    /// Changes the environment as the store would.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Environment)) {
+        let mut environment = (*self.directory.get(self.id).unwrap()).clone();
+        environment.version += 1;
+        change(&mut environment);
+        self.directory.put(environment);
+    }
+
+    pub(super) fn release(&self, reason: EndReason) {
+        let environment = self.directory.get(self.id).unwrap();
+        let next = environment.transition(Event::ReleaseRequested(reason), self.clock.now()).unwrap().unwrap();
+        self.directory.put(next);
+    }
+
+    pub(super) fn clock_now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Nothing more can be recorded.
+    pub(super) fn fill_the_ledger(&self) {
+        self.ledger.full.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// The outcome of the nth forwarded request, when it has one.
+    pub(super) async fn outcome(&self) -> kubler_core::ledger::record::Outcome {
+        let ended = || records(&self.ledger).into_iter().rfind(|record| record.body.kind == Kind::End);
+        eventually(|| ended().is_some()).await;
+        ended().unwrap().body.outcome.unwrap()
+    }
+}
+
+pub(super) fn open_ledger(_folder: &std::path::Path, _clock: &Arc<ManualClock>) -> Ledger {
+    Ledger::default()
+}
+
+/// Waits until something is so.
+pub(super) async fn eventually(mut is_so: impl FnMut() -> bool) {
+    let limit = tokio::time::Instant::now() + Duration::from_secs(5);
+    while !is_so() {
+        assert!(tokio::time::Instant::now() < limit, "it never came to be");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Status and body of a complete answer.
+pub(super) async fn read(response: Response<Body>) -> (StatusCode, Value) {
+    let status = response.status();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&bytes).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned())))
+}
+
+/// The next bytes of an answer; `None` at its end.
+pub(super) async fn next(body: &mut Body) -> Option<Result<String, axum::Error>> {
+    let frame = tokio::time::timeout(Duration::from_secs(5), body.frame()).await.expect("something comes");
+    frame.map(|frame| frame.map(|frame| String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap()))
+}
+
