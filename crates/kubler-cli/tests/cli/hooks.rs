@@ -184,7 +184,7 @@ async fn another_pre_exit_that_fails_first_does_not_keep_it_alive() {
 async fn a_killed_bootstrap_ends_it() {
     let scene = Scene::new();
     let job = scene.draft("echo waiting; sleep 100").create();
-    let mut agent = scene.agent(&job).start();
+    let agent = scene.agent(&job).start();
     job.wait_for_log("waiting", BOUND).await.unwrap();
     let bootstrap = agent
         .processes()
