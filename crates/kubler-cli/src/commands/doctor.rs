@@ -1,0 +1,324 @@
+//! `kubler doctor`: one thing after the other that must hold before a job gets its environment, and what to do
+//! about each that does not.
+
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::SignedDuration;
+use kubler_api::Health;
+use secrecy::ExposeSecret as _;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::arguments::{Connection, Format};
+use crate::client::{Caller, Filter};
+use crate::clock::{self, Deadline};
+use crate::connected::Connected;
+use crate::exit::{Exit, Failure, Outcome};
+use crate::folder::PrivateFolder;
+use crate::job_api::JobApi;
+use crate::output;
+use crate::token::CLAIMS;
+use crate::variables;
+
+/// Difference between two clocks from which tokens may be refused, in seconds.
+const SKEW_SECONDS_MAX: i64 = 30;
+/// Longest time for one look, in seconds.
+const LOOK_SECONDS_MAX: u64 = 20;
+
+/// How one thing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    /// As it must be.
+    Ok,
+    /// To be known, nothing to be done.
+    Note,
+    /// Something must be done.
+    Wrong,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: &'static str,
+    state: State,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn ok(&mut self, what: &'static str, message: impl Into<String>) {
+        self.0.push(Finding {
+            what,
+            state: State::Ok,
+            message: message.into(),
+            hint: None,
+        });
+    }
+
+    fn note(&mut self, what: &'static str, message: impl Into<String>) {
+        self.0.push(Finding {
+            what,
+            state: State::Note,
+            message: message.into(),
+            hint: None,
+        });
+    }
+
+    fn wrong(&mut self, what: &'static str, failure: &Failure) {
+        self.0.push(Finding {
+            what,
+            state: State::Wrong,
+            message: failure.message.clone(),
+            hint: failure.hint.clone(),
+        });
+    }
+}
+
+/// Runs the command. Returns how to end.
+pub fn run(connection: &Connection, format: Format) -> Outcome<Exit> {
+    let mut findings = Findings::default();
+    job(&mut findings);
+    match Connected::new(connection, None, None) {
+        Err(failure) => findings.wrong("server", &failure),
+        Ok(connected) => {
+            if server(&connected, &mut findings) {
+                identity(&connected, &mut findings);
+            }
+        }
+    }
+    findings.note("pods", "a `local` environment has no nodes: pods stay Pending, and controllers, CRDs, RBAC and webhooks work");
+    let is_well = findings
+        .0
+        .iter()
+        .all(|finding| finding.state != State::Wrong);
+    match format {
+        Format::Json => output::json(&findings.0)?,
+        Format::Text => output::data(&text(&findings.0))?,
+    }
+    Ok(if is_well { Exit::Done } else { Exit::Found })
+}
+
+fn text(findings: &[Finding]) -> String {
+    let mut lines = Vec::new();
+    for finding in findings {
+        let mark = match finding.state {
+            State::Ok => "ok   ",
+            State::Note => "note ",
+            State::Wrong => "WRONG",
+        };
+        lines.push(format!(
+            "{mark} {}: {}",
+            finding.what,
+            output::plain(&finding.message)
+        ));
+        lines.extend(
+            finding
+                .hint
+                .as_ref()
+                .map(|hint| format!("      hint: {}", output::plain(hint))),
+        );
+    }
+    lines.join("\n")
+}
+
+/// What the agent gives a job.
+fn job(findings: &mut Findings) {
+    let Some(job) = variables::get(variables::BUILDKITE_JOB_ID) else {
+        findings.note("job", "this is not a Buildkite job: tokens come from `--token-file` or an operator's certificate is used");
+        return;
+    };
+    findings.ok("job", job);
+    match JobApi::of_this_job().map(|api| api.hold()) {
+        Some(Ok(_)) => findings.ok("job API", "answers: secrets are hidden from the log"),
+        Some(Err(error)) => findings.wrong(
+            "job API",
+            &Failure::io("reach the job's API", &error).hint("in a container, mount its socket"),
+        ),
+        None => findings.note(
+            "job API",
+            "there is none: secrets that a command prints are not hidden from the log",
+        ),
+    }
+    match PrivateFolder::of_this_job() {
+        Ok(folder) => {
+            findings.ok("private folder", folder.path().display().to_string());
+            folder.remove_if_empty();
+        }
+        Err(failure) => findings.wrong("private folder", &failure),
+    }
+}
+
+/// Whether the server can be asked anything.
+fn server(connected: &Connected, findings: &mut Findings) -> bool {
+    let begun = Instant::now();
+    let health = match connected
+        .client
+        .health(Deadline::after(Duration::from_secs(LOOK_SECONDS_MAX)))
+    {
+        Ok(health) => health,
+        Err(failure) => {
+            findings.wrong("server", &failure);
+            return false;
+        }
+    };
+    let took = begun.elapsed();
+    findings.ok(
+        "server",
+        format!(
+            "{} answers in {} ms, its certificate is trusted",
+            connected.client.server(),
+            took.as_millis()
+        ),
+    );
+    version(&health, findings);
+    let halfway = SignedDuration::try_from(took / 2).unwrap_or_default();
+    let skew = clock::now().duration_since(health.now) - halfway;
+    if skew.as_secs().abs() > SKEW_SECONDS_MAX {
+        let direction = if skew.is_negative() {
+            "behind"
+        } else {
+            "ahead of"
+        };
+        let message = format!(
+            "this machine's clock is {} {direction} the server's",
+            output::span(skew.abs())
+        );
+        findings.wrong(
+            "clock",
+            &Failure::new(Exit::Found, message)
+                .hint("set the clocks by NTP; tokens are judged by the server's"),
+        );
+    } else {
+        findings.ok(
+            "clock",
+            format!("within {} s of the server's", skew.as_secs().abs() + 1),
+        );
+    }
+    for (what, state) in health
+        .checks
+        .iter()
+        .filter(|(_, state)| state.as_str() != "ok")
+    {
+        findings.wrong(
+            "readiness",
+            &Failure::new(Exit::Found, format!("{what}: {state}"))
+                .hint("the operator finds more in the server's log"),
+        );
+    }
+    true
+}
+
+fn version(health: &Health, findings: &mut Findings) {
+    let own = env!("CARGO_PKG_VERSION");
+    if health.version == own {
+        findings.ok("version", own);
+    } else {
+        findings.note(
+            "version",
+            format!("server {}, this command {own}", health.version),
+        );
+    }
+}
+
+/// Who this would be, and whether the server believes it.
+fn identity(connected: &Connected, findings: &mut Findings) {
+    let deadline = Deadline::after(Duration::from_secs(LOOK_SECONDS_MAX));
+    if connected.tokens().is_err() {
+        match connected.proof(deadline) {
+            Ok(proof) => believed(connected, proof.caller(), findings),
+            Err(failure) => findings.wrong("identity", &failure),
+        }
+        return;
+    }
+    let token = match connected.token(deadline, None) {
+        Ok(token) => token,
+        Err(failure) => return findings.wrong("identity", &failure),
+    };
+    match claims(token.expose_secret()) {
+        Some(claims) => say_claims(&claims, &connected.audience, findings),
+        None => findings.wrong(
+            "identity",
+            &Failure::new(Exit::Found, "the token's claims cannot be read"),
+        ),
+    }
+    believed(connected, Caller::Token(&token), findings);
+}
+
+fn claims(token: &str) -> Option<Value> {
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?).ok()
+}
+
+fn say_claims(claims: &Value, audience: &str, findings: &mut Findings) {
+    let claim = |name: &str| claims.get(name).and_then(Value::as_str).unwrap_or("absent");
+    let message = format!(
+        "{} for {}/{}, job {}",
+        claim("iss"),
+        claim("organization_slug"),
+        claim("pipeline_slug"),
+        claim("job_id")
+    );
+    findings.ok("identity", message);
+    match claim("aud") {
+        found if found == audience => findings.ok("audience", found),
+        found => findings.wrong(
+            "audience",
+            &Failure::new(
+                Exit::Found,
+                format!("the token is for `{found}`, and `{audience}` was meant"),
+            )
+            .hint("give the server's audience with `--audience`"),
+        ),
+    }
+    let missing: Vec<_> = CLAIMS
+        .split(',')
+        .filter(|name| claims.get(*name).is_none_or(Value::is_null))
+        .collect();
+    if missing.is_empty() {
+        findings.ok("claims", CLAIMS);
+    } else {
+        findings.note(
+            "claims",
+            format!(
+                "absent: {} (`--claim {CLAIMS}` asks for them)",
+                missing.join(", ")
+            ),
+        );
+    }
+}
+
+/// The cheapest question that needs an identity: the environments of this job.
+fn believed(connected: &Connected, caller: Caller<'_>, findings: &mut Findings) {
+    let filter = Filter {
+        job: variables::get(variables::BUILDKITE_JOB_ID),
+        ..Filter::default()
+    };
+    match connected.client.environments(
+        caller,
+        &filter,
+        Deadline::after(Duration::from_secs(LOOK_SECONDS_MAX)),
+    ) {
+        Ok(found) => findings.ok(
+            "policy",
+            format!(
+                "the server knows this caller, and shows {} environments",
+                found.environments.len()
+            ),
+        ),
+        Err(failure)
+            if failure.exit == Exit::Denied
+                && failure.code == Some(kubler_api::error::ErrorCode::Denied) =>
+        {
+            findings.note(
+                "policy",
+                format!("the server knows this caller; {}", failure.message),
+            );
+        }
+        Err(failure) => findings.wrong("policy", &failure),
+    }
+}

@@ -1,0 +1,140 @@
+//! `kubler env`: make, look at, keep and end environments.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use crate::arguments::{Connection, Existing, Format, Wanted};
+use crate::client::{CALL_SECONDS_MAX, Filter};
+use crate::clock::{self, Deadline};
+use crate::commands::ASK_SECONDS_MAX;
+use crate::commands::kubeconfig;
+use crate::connected::Connected;
+use crate::creation;
+use crate::exit::Outcome;
+use crate::output;
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Ask for an environment, and wait until it is usable. Repeats return the same one.
+    Create(Create),
+    /// List the environments of this pipeline.
+    List(List),
+    /// Show one environment.
+    Show(Existing),
+    /// Prove life: the lease counts from the moment the token was minted.
+    Renew(Existing),
+    /// End an environment: its credentials die at once. Repeats are harmless.
+    Release(Release),
+}
+
+#[derive(Debug, Args)]
+pub struct Create {
+    #[command(flatten)]
+    wanted: Wanted,
+    /// Also write a kubeconfig to this file.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct List {
+    /// Only of this pipeline (id or slug).
+    #[arg(long, value_name = "PIPELINE")]
+    pipeline: Option<String>,
+    /// Only of this build (its number).
+    #[arg(long, value_name = "NUMBER")]
+    build: Option<u64>,
+    /// Only of this job.
+    #[arg(long, value_name = "JOB")]
+    job: Option<String>,
+    /// Only of this commit.
+    #[arg(long, value_name = "COMMIT")]
+    commit: Option<String>,
+    /// Only in this phase.
+    #[arg(long, value_name = "PHASE", value_parser = ["requested", "provisioning", "ready", "failed", "releasing", "gone"])]
+    phase: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Release {
+    #[command(flatten)]
+    existing: Existing,
+    /// Longest time to wait until it is verified gone, in seconds; 0 returns as soon as its credentials are dead.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=kubler_api::WAIT_SECONDS_MAX))]
+    wait: u64,
+}
+
+/// Runs the command.
+pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcome<()> {
+    let connected = Connected::new(connection, None, None)?;
+    let deadline = Deadline::after(Duration::from_secs(ASK_SECONDS_MAX));
+    let environment = match command {
+        Command::Create(create) => {
+            let created = creation::create(&connected, &create.wanted)?;
+            if let Some(path) = &create.kubeconfig {
+                kubeconfig::write(&connected, &created.environment, None, path)?;
+            }
+            created.environment
+        }
+        Command::List(list) => return self::list(list, &connected, deadline, format),
+        Command::Show(existing) => connected.client.environment(
+            connected.proof(deadline)?.caller(),
+            &existing.environment,
+            deadline,
+        )?,
+        Command::Renew(existing) => {
+            let token = connected.token(deadline, None)?;
+            crate::client::retrying(deadline, || {
+                connected
+                    .client
+                    .renew(&token, &existing.environment, deadline)
+            })?
+        }
+        Command::Release(release) => {
+            let deadline = Deadline::after(Duration::from_secs(release.wait + CALL_SECONDS_MAX));
+            connected.client.release(
+                connected.proof(deadline)?.caller(),
+                &release.existing.environment,
+                release.wait,
+                deadline,
+            )?
+        }
+    };
+    match format {
+        Format::Json => output::json(&environment),
+        Format::Text => output::data(&output::environment(&environment, clock::now())),
+    }
+}
+
+fn list(list: &List, connected: &Connected, deadline: Deadline, format: Format) -> Outcome<()> {
+    let filter = Filter {
+        pipeline: list.pipeline.clone(),
+        build: list.build.clone(),
+        job: list.job.clone(),
+        commit: list.commit.clone(),
+        phase: list.phase.clone(),
+    };
+    let found =
+        connected
+            .client
+            .environments(connected.proof(deadline)?.caller(), &filter, deadline)?;
+    print(&found, format)
+}
+
+/// Prints what was found.
+pub fn print(found: &kubler_api::Environments, format: Format) -> Outcome<()> {
+    if format == Format::Json {
+        return output::json(found);
+    }
+    if found.environments.is_empty() {
+        output::remark("nothing was found");
+        return Ok(());
+    }
+    output::data(&output::environments(found, clock::now()))?;
+    if found.truncated {
+        output::remark("there are older ones; ask for less at once");
+    }
+    Ok(())
+}

@@ -1,0 +1,254 @@
+//! `kubler policy`: what the server would say, asked of its files. Needs no server.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use kubler_core::configuration::Configuration;
+use kubler_core::policy::{self, Action, Checked, Explanation, Question, Subject, TestReport};
+
+use crate::arguments::Format;
+use crate::exit::{Exit, Failure, Outcome};
+use crate::output;
+
+/// What policy files end in.
+const EXTENSION: &str = "cedar";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Read the policies as the server does, and name every fault.
+    Check(Files),
+    /// Run golden cases: what the policies are expected to say.
+    Test(Test),
+    /// Say whether a token or its claims would be allowed, and why.
+    Explain(Explain),
+}
+
+#[derive(Debug, Args)]
+pub struct Files {
+    /// The server's configuration; policies are where it says.
+    #[arg(long, value_name = "FILE", default_value = "kubler.yaml")]
+    configuration: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Test {
+    #[command(flatten)]
+    files: Files,
+    /// Files of golden cases.
+    #[arg(required = true, value_name = "FILE")]
+    cases: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Explain {
+    #[command(flatten)]
+    files: Files,
+    /// File with a token, or with the JSON of its claims; `-` is standard input.
+    #[arg(
+        value_name = "FILE",
+        required_unless_present = "operator",
+        conflicts_with = "operator"
+    )]
+    claims: Option<PathBuf>,
+    /// Ask for the operator of this name instead.
+    #[arg(long, value_name = "NAME")]
+    operator: Option<String>,
+    /// What it would do, such as `create_environment`.
+    #[arg(long, value_name = "ACTION", default_value = "create_environment", value_parser = action)]
+    action: Action,
+    /// With which profile.
+    #[arg(long, value_name = "PROFILE")]
+    profile: Option<String>,
+}
+
+fn action(word: &str) -> Result<Action, String> {
+    Action::from_word(word).ok_or_else(|| {
+        let known: Vec<_> = Action::ALL.iter().map(|action| action.as_str()).collect();
+        format!("one of {}", known.join(", "))
+    })
+}
+
+/// Runs the command. Returns how to end.
+pub fn run(command: &Command, format: Format) -> Outcome<Exit> {
+    match command {
+        Command::Check(files) => {
+            let (checked, _) = load(files)?;
+            match format {
+                Format::Json => output::json(
+                    &serde_json::json!({ "digest": checked.set.digest(), "policies": checked.policies.len() }),
+                )?,
+                Format::Text => output::data(&checked.to_string())?,
+            }
+            Ok(Exit::Done)
+        }
+        Command::Test(test) => self::test(test, format),
+        Command::Explain(arguments) => self::explained(arguments, format),
+    }
+}
+
+fn test(test: &Test, format: Format) -> Outcome<Exit> {
+    let (checked, configuration) = load(&test.files)?;
+    let mut reports = Vec::new();
+    for path in &test.cases {
+        let text = read(path)?;
+        let report = policy::test(
+            &checked.set,
+            &configuration,
+            &path.display().to_string(),
+            &text,
+        )
+        .map_err(|fault| Failure::usage(fault.to_string()).hint(fault.hint.clone()))?;
+        reports.push(report);
+    }
+    match format {
+        Format::Json => output::json(&reports)?,
+        Format::Text => output::data(
+            reports
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("\n")
+                .trim_end(),
+        )?,
+    }
+    Ok(if reports.iter().all(TestReport::passed) {
+        Exit::Done
+    } else {
+        Exit::Found
+    })
+}
+
+fn explained(arguments: &Explain, format: Format) -> Outcome<Exit> {
+    let (checked, configuration) = load(&arguments.files)?;
+    let subject = match (&arguments.operator, &arguments.claims) {
+        (Some(name), _) => Subject::Operator(name.clone()),
+        (None, Some(path)) => Subject::Claims(read(path)?),
+        (None, None) => return Err(Failure::usage("there is nobody to ask for")),
+    };
+    let question = Question {
+        action: arguments.action,
+        profile: arguments.profile.clone(),
+        environment: None,
+    };
+    let explanation = policy::explain(&checked.set, &configuration, &subject, &question)
+        .map_err(|fault| Failure::usage(fault.message.clone()).hint(fault.hint.clone()))?;
+    match format {
+        Format::Json => output::json(&explanation)?,
+        Format::Text => output::data(text(&explanation).trim_end())?,
+    }
+    Ok(if explanation.allowed {
+        Exit::Done
+    } else {
+        Exit::Denied
+    })
+}
+
+fn text(explanation: &Explanation) -> String {
+    let mut text = format!(
+        "{}: `{}` on {}\n",
+        if explanation.allowed {
+            "allowed"
+        } else {
+            "denied"
+        },
+        explanation.action.as_str(),
+        explanation.target
+    );
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name}: {}", output::plain(value));
+    };
+    if !explanation.policies.is_empty() {
+        line("decided by", &explanation.policies.join(", "));
+    }
+    if let Some(detail) = &explanation.detail {
+        line("detail", detail);
+    }
+    for miss in &explanation.closest {
+        line("close", &miss.to_string());
+    }
+    for (name, value) in &explanation.caller {
+        line(&format!("caller.{name}"), value);
+    }
+    for (name, value) in &explanation.resource {
+        line(&format!("target.{name}"), value);
+    }
+    for caveat in &explanation.caveats {
+        line("note", caveat);
+    }
+    if let Some(hint) = &explanation.hint {
+        line("hint", hint);
+    }
+    text
+}
+
+fn load(files: &Files) -> Outcome<(Checked, Configuration)> {
+    let path = &files.configuration;
+    let configuration: Configuration = serde_saphyr::from_str(&read(path)?).map_err(|error| {
+        Failure::usage(format!(
+            "`{}` is not a configuration: {error}",
+            path.display()
+        ))
+    })?;
+    if let Some(fault) = configuration.faults().first() {
+        return Err(
+            Failure::usage(format!("`{}`: {fault}", path.display())).hint(fault.hint.clone())
+        );
+    }
+    let folder = path
+        .parent()
+        .unwrap_or_else(|| Path::new(""))
+        .join(&configuration.policies);
+    let checked = policy::check(&policies(&folder)?, &configuration).map_err(|faults| {
+        let lines: Vec<_> = faults.iter().map(ToString::to_string).collect();
+        let hint = faults
+            .first()
+            .map(|fault| fault.hint.clone())
+            .unwrap_or_default();
+        Failure::new(Exit::Found, lines.join("\n       ")).hint(hint)
+    })?;
+    Ok((checked, configuration))
+}
+
+/// The texts of the folder's own `*.cedar` files, by name.
+fn policies(folder: &Path) -> Outcome<BTreeMap<String, String>> {
+    let entries = std::fs::read_dir(folder).map_err(|error| {
+        Failure::usage(format!(
+            "cannot read the policies in `{}`: {error}",
+            folder.display()
+        ))
+    })?;
+    let mut texts = BTreeMap::new();
+    for entry in entries {
+        let path = entry
+            .map_err(|error| Failure::io("read the policies", &error))?
+            .path();
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == EXTENSION)
+            && !name.starts_with('.')
+        {
+            texts.insert(name, read(&path)?);
+        }
+    }
+    Ok(texts)
+}
+
+fn read(path: &Path) -> Outcome<String> {
+    let result = if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin()
+            .lock()
+            .read_to_string(&mut text)
+            .map(|_| text)
+    } else {
+        std::fs::read_to_string(path)
+    };
+    result.map_err(|error| Failure::usage(format!("cannot read `{}`: {error}", path.display())))
+}

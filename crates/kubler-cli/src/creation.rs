@@ -1,0 +1,118 @@
+//! Asking for an environment and waiting until it is usable.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kubler_api::{CreateEnvironment, Environment, Phase, WAIT_SECONDS_MAX};
+
+use crate::arguments::Wanted;
+use crate::client::CALL_SECONDS_MAX;
+use crate::clock::{self, Deadline};
+use crate::connected::{Connected, Proof};
+use crate::exit::{Exit, Failure, Outcome};
+
+/// A token is good for several calls, but not to its last second.
+const TOKEN_REUSE_SECONDS_MAX: i64 = 120;
+
+/// What was made, and the token it was made with: good for one session of it.
+pub struct Created {
+    /// The environment.
+    pub environment: Environment,
+    /// The proof, when it is still young.
+    pub proof: Proof,
+}
+
+/// Asks for the environment and waits as long as wanted.
+///
+/// # Errors
+/// As [`create_with`].
+pub fn create(connected: &Connected, wanted: &Wanted) -> Outcome<Created> {
+    create_with(connected, wanted, |_, _| Ok(()))
+}
+
+/// Asks for the environment and waits as long as wanted. `asked` is called once, as soon as the server knows
+/// of it and before it is usable.
+///
+/// # Errors
+/// `EnvironmentFailed` when it could not be made, `Ended` when it ended meanwhile, `Unavailable` when it was
+/// not usable in time, and whatever the server refuses.
+pub fn create_with(
+    connected: &Connected,
+    wanted: &Wanted,
+    asked: impl FnOnce(&Environment, &Proof) -> Outcome<()>,
+) -> Outcome<Created> {
+    let deadline = Deadline::after(Duration::from_secs(wanted.wait.max(1) + CALL_SECONDS_MAX));
+    let ready_by = Deadline::after(Duration::from_secs(wanted.wait));
+    let mut minted_at = clock::now();
+    let mut proof = connected.proof(deadline)?;
+    let mut environment = connected
+        .client
+        .create(proof.caller(), &request(wanted, 0), deadline)?;
+    asked(&environment, &proof)?;
+    while !is_settled(&environment)? {
+        let left = ready_by.left().as_secs();
+        if left == 0 {
+            if wanted.wait == 0 {
+                break;
+            }
+            return Err(not_in_time(&environment, wanted.wait));
+        }
+        if is_old(minted_at, clock::now()) {
+            minted_at = clock::now();
+            proof = connected.proof(deadline)?;
+        }
+        let wait_seconds = left.min(WAIT_SECONDS_MAX);
+        environment =
+            connected
+                .client
+                .create(proof.caller(), &request(wanted, wait_seconds), deadline)?;
+    }
+    Ok(Created { environment, proof })
+}
+
+fn is_old(minted_at: Timestamp, now: Timestamp) -> bool {
+    now.duration_since(minted_at).as_secs() + i64::try_from(WAIT_SECONDS_MAX).unwrap_or(i64::MAX)
+        > TOKEN_REUSE_SECONDS_MAX
+}
+
+fn request(wanted: &Wanted, wait_seconds: u64) -> CreateEnvironment {
+    CreateEnvironment {
+        profile: wanted.profile.clone(),
+        name: wanted.name.clone(),
+        scope: wanted.scope.into(),
+        wait_seconds,
+    }
+}
+
+/// Whether waiting is over because it is usable.
+fn is_settled(environment: &Environment) -> Outcome<bool> {
+    let reason = || {
+        environment
+            .end
+            .as_ref()
+            .map_or("no reason was given", |end| end.message.as_str())
+    };
+    match environment.phase {
+        Phase::Ready => Ok(true),
+        Phase::Requested | Phase::Provisioning => Ok(false),
+        Phase::Failed => Err(Failure::new(Exit::EnvironmentFailed, format!("environment {} could not be made: {}", environment.id, reason()))
+            .hint("try again in a new job; the operator finds the cause with `kubler trace` and in the server's log")),
+        Phase::Releasing | Phase::Gone => {
+            let failed = environment.end.as_ref().is_some_and(|end| end.code == "failed");
+            let exit = if failed { Exit::EnvironmentFailed } else { Exit::Ended };
+            Err(Failure::new(exit, format!("environment {} has ended: {}", environment.id, reason()))
+                .hint("a job gets one environment per name: give another `--name`, or start a new job"))
+        }
+    }
+}
+
+fn not_in_time(environment: &Environment, seconds: u64) -> Failure {
+    Failure::new(
+        Exit::Unavailable,
+        format!(
+            "environment {} was not ready within {seconds} s",
+            environment.id
+        ),
+    )
+    .hint("it is still being made: ask again with the same name, or wait longer with `--wait`")
+}

@@ -1,0 +1,173 @@
+//! The plugin's configuration, as the agent hands it over: JSON in one variable.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::arguments::{Connection, ScopeArgument, Wanted};
+use crate::commands::WAIT_SECONDS_DEFAULT;
+use crate::exit::{Failure, Outcome};
+use crate::hook::Phase;
+use crate::job;
+use crate::variables;
+
+/// What a pipeline's author wrote below the plugin's name.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Configuration {
+    /// The server's URL; `KUBLER_SERVER` when absent.
+    pub server: Option<String>,
+    /// Audience of identity tokens; the server's URL when absent.
+    pub audience: Option<String>,
+    /// PEM file of the CA to trust; `KUBLER_CA`, then the system's store, when absent.
+    pub ca: Option<PathBuf>,
+    /// The profile; `KUBLER_PROFILE` when absent.
+    pub profile: Option<String>,
+    /// The environment's name within the job or build.
+    #[serde(default = "name_default")]
+    pub name: String,
+    /// Who may use it.
+    #[serde(default)]
+    pub scope: ScopeArgument,
+    /// When it is made.
+    #[serde(default)]
+    pub hook: Phase,
+    /// Longest time to wait until it is usable, in seconds.
+    #[serde(default = "wait_default")]
+    pub wait: u64,
+    /// Whether the job's page says which environment it had.
+    #[serde(default)]
+    pub annotation: Annotation,
+}
+
+/// Whether there is an annotation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "bool")]
+pub enum Annotation {
+    /// Yes.
+    #[default]
+    Shown,
+    /// No.
+    Hidden,
+}
+
+impl From<bool> for Annotation {
+    fn from(shown: bool) -> Self {
+        if shown { Self::Shown } else { Self::Hidden }
+    }
+}
+
+fn name_default() -> String {
+    kubler_api::NAME_DEFAULT.to_owned()
+}
+
+const fn wait_default() -> u64 {
+    WAIT_SECONDS_DEFAULT
+}
+
+impl Configuration {
+    /// The configuration of this hook.
+    pub fn of_this_hook() -> Outcome<Self> {
+        Self::read(
+            &variables::get(variables::BUILDKITE_PLUGIN_CONFIGURATION)
+                .unwrap_or_else(|| "{}".to_owned()),
+        )
+    }
+
+    fn read(text: &str) -> Outcome<Self> {
+        // A plugin without any configuration is `null`.
+        let text = if text.trim() == "null" { "{}" } else { text };
+        let configuration: Self = serde_json::from_str(text).map_err(|error| {
+            Failure::usage(format!(
+                "the plugin's configuration cannot be used: {error}"
+            ))
+            .hint("its keys are listed in the plugin's README")
+        })?;
+        job::checked_name(&configuration.name)?;
+        Ok(configuration)
+    }
+
+    /// Where the server is. A job's identity is its agent's: nothing else is taken from the environment.
+    pub fn connection(&self) -> Outcome<Connection> {
+        let ca = self
+            .ca
+            .clone()
+            .or_else(|| variables::path(variables::KUBLER_CA));
+        let ca = ca
+            .map(std::path::absolute)
+            .transpose()
+            .map_err(|error| Failure::io("find the CA's file", &error))?;
+        Ok(Connection {
+            server: self
+                .server
+                .clone()
+                .or_else(|| variables::get(variables::KUBLER_SERVER)),
+            audience: self
+                .audience
+                .clone()
+                .or_else(|| variables::get(variables::KUBLER_AUDIENCE)),
+            ca,
+            ..Connection::default()
+        })
+    }
+
+    /// What to ask for.
+    pub fn wanted(&self) -> Outcome<Wanted> {
+        let profile = self
+            .profile
+            .clone()
+            .or_else(|| variables::get(variables::KUBLER_PROFILE))
+            .ok_or_else(|| {
+                Failure::usage("no profile is named")
+                    .hint("give the plugin a `profile`, or set `KUBLER_PROFILE` for the agent")
+            })?;
+        Ok(Wanted {
+            profile,
+            name: self.name.clone(),
+            scope: self.scope,
+            wait: self.wait.max(1),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_has_a_default() {
+        let configuration =
+            Configuration::read(r#"{"server":"https://s","profile":"ci-small"}"#).unwrap();
+        assert_eq!(configuration.name, "main");
+        assert_eq!(configuration.hook, Phase::PreCommand);
+        assert_eq!(configuration.scope, ScopeArgument::Job);
+        assert_eq!(configuration.wait, WAIT_SECONDS_DEFAULT);
+        assert!(Configuration::read("null").is_ok());
+    }
+
+    #[test]
+    fn everything_can_be_said() {
+        let text = r#"{"server":"https://s","audience":"a","ca":"/ca.pem","profile":"p","name":"db","scope":"build",
+            "hook":"environment","wait":5,"annotation":false}"#;
+        let configuration = Configuration::read(text).unwrap();
+        assert_eq!(configuration.hook, Phase::Environment);
+        assert_eq!(configuration.annotation, Annotation::Hidden);
+        assert_eq!(configuration.wanted().unwrap().wait, 5);
+    }
+
+    #[test]
+    fn a_wrong_key_is_named() {
+        let failure = Configuration::read(r#"{"profil":"x"}"#).unwrap_err();
+        assert!(failure.message.contains("profil"), "{failure:?}");
+    }
+
+    #[test]
+    fn a_name_is_no_path() {
+        for name in ["../x", "", "a.b", "A", "-a"] {
+            assert!(
+                Configuration::read(&serde_json::json!({ "name": name }).to_string()).is_err(),
+                "{name}"
+            );
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! After everything: the environment ends, the job's folder goes. Never fails and never takes long, because the
+//! job's own result must stand whatever happens here.
+
+use std::time::Duration;
+
+use kubler_api::Scope;
+
+use crate::arguments::Connection;
+use crate::client::Caller;
+use crate::clock::Deadline;
+use crate::connected::Connected;
+use crate::exit::{Failure, Outcome};
+use crate::folder::PrivateFolder;
+use crate::hook::announce;
+use crate::hook::configuration::{Annotation, Configuration};
+use crate::job::{self, JobEnvironment};
+use crate::output;
+use crate::renewal::Tally;
+use crate::renewer::{self, Report};
+
+/// Longest time for all of it, in seconds: a cancelled job shares a few with its command's own end.
+const PRE_EXIT_SECONDS_MAX: u64 = 3;
+/// How much of that the renewer may take, in milliseconds. The rest is for doing its work without it.
+const RENEWER_MILLISECONDS_MAX: u64 = 1_700;
+
+/// How the environment ends.
+enum Ending {
+    /// The server knows that the job is over.
+    Released,
+    /// Other jobs of the build may be using it.
+    LeftToTheBuild,
+    /// The server could not be told, and why.
+    WithItsLease(Failure),
+}
+
+/// Runs the hook.
+pub fn run() {
+    let deadline = Deadline::after(Duration::from_secs(PRE_EXIT_SECONDS_MAX));
+    let Some((configuration, folder, job)) = found() else {
+        return;
+    };
+    let renewer_bound = deadline.within(Duration::from_millis(RENEWER_MILLISECONDS_MAX));
+    let report = renewer::end(&folder, &job.name, renewer_bound).unwrap_or_default();
+    let (ending, checkpoint) = end(&job, &report, deadline);
+    job.forget(&folder);
+    remark(&job, &report.tally, &ending);
+    announce_end(
+        &configuration,
+        &job,
+        &ending,
+        checkpoint.as_deref(),
+        deadline,
+    );
+}
+
+/// Ends the environment, unless the renewer did, or it is not this job's alone.
+fn end(job: &JobEnvironment, report: &Report, deadline: Deadline) -> (Ending, Option<String>) {
+    if job.scope == Scope::Build {
+        return (Ending::LeftToTheBuild, report.checkpoint.clone());
+    }
+    if report.released {
+        return (Ending::Released, report.checkpoint.clone());
+    }
+    match release(job, deadline) {
+        Ok(checkpoint) => (Ending::Released, checkpoint),
+        Err(failure) => (Ending::WithItsLease(failure), None),
+    }
+}
+
+/// What this job's earlier hook left. Nothing, when there was none, or this hook has run already.
+fn found() -> Option<(Configuration, PrivateFolder, JobEnvironment)> {
+    let configuration = Configuration::of_this_hook().ok()?;
+    let folder = PrivateFolder::of_buildkite_job().ok()?;
+    let job = JobEnvironment::read(&folder, &configuration.name);
+    if job.is_none() {
+        folder.remove_if_empty();
+    }
+    Some((configuration, folder, job?))
+}
+
+/// Releases without the renewer. Returns the ledger's checkpoint, if it could be had.
+fn release(job: &JobEnvironment, deadline: Deadline) -> Outcome<Option<String>> {
+    let connection = Connection {
+        server: Some(job.server.clone()),
+        audience: Some(job.audience.clone()),
+        ca: job.ca.clone(),
+        ..Connection::default()
+    };
+    let connected = Connected::new(&connection, None, None)?;
+    let token = connected.token(deadline, None)?;
+    let caller = Caller::Token(&token);
+    let answer = connected
+        .client
+        .release(caller, &job.environment, 0, deadline);
+    if !job::is_released(answer.as_ref()) {
+        answer?;
+    }
+    Ok(connected
+        .client
+        .checkpoint(caller, deadline)
+        .ok()
+        .map(|checkpoint| checkpoint.note))
+}
+
+fn remark(job: &JobEnvironment, tally: &Tally, ending: &Ending) {
+    let id = &job.environment;
+    if let Some(reason) = &tally.last_failure {
+        let tries = tally.failures + tally.renewals;
+        output::remark(&format!(
+            "kubler: {} of {tries} renewals failed, the last one: {reason}",
+            tally.failures
+        ));
+    }
+    output::remark(&match ending {
+        Ending::Released => {
+            format!("kubler: environment {id} is released, its credentials are dead")
+        }
+        Ending::LeftToTheBuild => {
+            format!("kubler: environment {id} is left to the other jobs of this build")
+        }
+        Ending::WithItsLease(failure) => format!(
+            "kubler: environment {id} could not be released ({}); it ends with its lease, since nobody renews it any more",
+            failure.message
+        ),
+    });
+}
+
+fn announce_end(
+    configuration: &Configuration,
+    job: &JobEnvironment,
+    ending: &Ending,
+    checkpoint: Option<&str>,
+    deadline: Deadline,
+) {
+    let words = match ending {
+        Ending::Released => "released with the job",
+        Ending::LeftToTheBuild => "left to the other jobs of this build",
+        Ending::WithItsLease(_) => "ends with its lease",
+    };
+    std::thread::scope(|scope| {
+        if let Some(note) = checkpoint {
+            scope.spawn(move || announce::checkpoint(job, note, deadline));
+        }
+        if configuration.annotation == Annotation::Shown {
+            scope.spawn(move || announce::ended(job, words, checkpoint, deadline));
+        }
+    });
+}

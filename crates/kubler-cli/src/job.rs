@@ -1,0 +1,107 @@
+//! What a job's hooks and its renewer know of each environment: in the job's private folder, found by the job's
+//! id alone, since what a failed hook exported is lost.
+
+use std::path::PathBuf;
+
+use kubler_api::error::ErrorCode;
+use kubler_api::{Environment, Scope};
+use serde::{Deserialize, Serialize};
+
+use crate::exit::{Exit, Failure, Outcome};
+use crate::folder::PrivateFolder;
+use crate::variables;
+
+/// One environment of this job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobEnvironment {
+    /// Its name within the job.
+    pub name: String,
+    /// `env_…`.
+    pub environment: String,
+    /// The profile it is made of.
+    pub profile: String,
+    /// Who may use it. What the jobs of a build share ends with none of them, but with its lease, once none renews it.
+    pub scope: Scope,
+    /// The server.
+    pub server: String,
+    /// Audience of identity tokens.
+    pub audience: String,
+    /// The CA's file, when one was named.
+    pub ca: Option<PathBuf>,
+}
+
+impl JobEnvironment {
+    /// What is known of the environment `name`.
+    pub fn read(folder: &PrivateFolder, name: &str) -> Option<Self> {
+        folder.read_json(&file_name(name))
+    }
+
+    /// Keeps it for later hooks.
+    pub fn write(&self, folder: &PrivateFolder) -> Outcome<()> {
+        folder.write_json(&file_name(&self.name), self).map(drop)
+    }
+
+    /// The variables that mean this environment to `kubler`. No secrets.
+    pub fn variables(&self) -> Vec<(&'static str, String)> {
+        let mut all = vec![
+            (variables::KUBLER_ENVIRONMENT, self.environment.clone()),
+            (variables::KUBLER_SERVER, self.server.clone()),
+            (variables::KUBLER_AUDIENCE, self.audience.clone()),
+        ];
+        all.extend(
+            self.ca
+                .as_ref()
+                .map(|ca| (variables::KUBLER_CA, ca.display().to_string())),
+        );
+        all
+    }
+
+    /// The file name of its kubeconfig.
+    pub fn kubeconfig(&self) -> String {
+        format!("{}.kubeconfig", self.name)
+    }
+
+    /// Removes its credential.
+    pub fn forget_session(&self, folder: &PrivateFolder) {
+        folder.remove_files(&format!("{}.", self.environment));
+    }
+
+    /// Removes all that is kept of it, and the folder with it when nothing else is in there.
+    pub fn forget(&self, folder: &PrivateFolder) {
+        self.forget_session(folder);
+        folder.remove_files(&format!("{}.", self.name));
+        folder.remove_if_empty();
+    }
+}
+
+/// Whether the server knows that the environment is to end.
+pub fn is_released(answer: Result<&Environment, &Failure>) -> bool {
+    match answer {
+        Ok(_) => true,
+        Err(failure) => failure.code == Some(ErrorCode::EnvironmentEnded),
+    }
+}
+
+/// A name that is a name: it becomes part of file names.
+pub fn checked_name(name: &str) -> Outcome<()> {
+    let is_label = !name.is_empty()
+        && name.len() <= 63
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-');
+    if is_label {
+        Ok(())
+    } else {
+        Err(Failure::new(
+            Exit::Usage,
+            format!("`{}` is not an environment's name", name.escape_default()),
+        )
+        .hint("use lower-case letters, digits and `-`, at most 63"))
+    }
+}
+
+fn file_name(name: &str) -> String {
+    format!("{name}.environment")
+}

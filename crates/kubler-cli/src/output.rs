@@ -1,0 +1,231 @@
+//! What is printed: data on standard output, all else on standard error.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is the one place"
+)]
+
+use std::io::Write as _;
+
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use jiff::{SignedDuration, Timestamp};
+use kubler_api::{Environment, Environments, Phase};
+use serde::Serialize;
+
+use crate::exit::{Exit, Failure, Outcome};
+
+/// Data, as it is.
+pub fn data(text: &str) -> Outcome<()> {
+    let mut stdout = std::io::stdout().lock();
+    let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    written.map_err(|error| Failure::io("write to standard output", &error))
+}
+
+/// Data as JSON.
+pub fn json(value: &impl Serialize) -> Outcome<()> {
+    data(
+        &serde_json::to_string_pretty(value)
+            .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?,
+    )
+}
+
+/// A remark for people.
+pub fn remark(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Text of somebody outside, without what a terminal would act on.
+pub fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
+        .collect()
+}
+
+/// Rows below a head.
+pub fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(head);
+    table.add_rows(
+        rows.into_iter()
+            .map(|row| row.into_iter().map(|cell| plain(&cell)).collect::<Vec<_>>()),
+    );
+    trimmed(&table)
+}
+
+/// Names beside values.
+pub fn pairs(pairs: impl IntoIterator<Item = (&'static str, String)>) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.add_rows(
+        pairs
+            .into_iter()
+            .map(|(name, value)| [name.to_owned(), plain(&value)]),
+    );
+    trimmed(&table)
+}
+
+fn trimmed(table: &Table) -> String {
+    table
+        .lines()
+        .map(|line| line.trim().to_owned())
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// The phase in one word.
+pub const fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Requested => "requested",
+        Phase::Provisioning => "provisioning",
+        Phase::Ready => "ready",
+        Phase::Failed => "failed",
+        Phase::Releasing => "releasing",
+        Phase::Gone => "gone",
+    }
+}
+
+/// A moment, and how far it is from `now`.
+pub fn moment(moment: Timestamp, now: Timestamp) -> String {
+    let distance = moment.duration_since(now);
+    let relative = if distance.is_negative() {
+        format!("{} ago", span(-distance))
+    } else {
+        format!("in {}", span(distance))
+    };
+    format!("{} ({relative})", round(moment))
+}
+
+fn round(moment: Timestamp) -> Timestamp {
+    Timestamp::from_second(moment.as_second()).unwrap_or(moment)
+}
+
+/// A span in at most two units.
+pub fn span(span: SignedDuration) -> String {
+    let seconds = span.as_secs();
+    match seconds {
+        0 => format!("{} ms", span.subsec_millis()),
+        1..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+/// One environment for people.
+pub fn environment(environment: &Environment, now: Timestamp) -> String {
+    let owner = &environment.owner;
+    let mut rows = vec![
+        ("environment", environment.id.clone()),
+        ("phase", phase(environment.phase).to_owned()),
+    ];
+    if let Some(end) = &environment.end {
+        rows.push(("ended", format!("{} (`{}`)", end.message, end.code)));
+    }
+    rows.extend([
+        ("name", environment.name.clone()),
+        (
+            "profile",
+            format!(
+                "{} ({} engine, Kubernetes {})",
+                environment.profile, environment.engine, environment.kubernetes_version
+            ),
+        ),
+        (
+            "job",
+            format!(
+                "{}/{} #{} {}",
+                owner.organization, owner.pipeline, owner.build_number, owner.job_id
+            ),
+        ),
+        (
+            "commit",
+            format!(
+                "{} ({})",
+                owner.commit,
+                owner.branch.as_deref().unwrap_or("no branch")
+            ),
+        ),
+        ("url", owner.url.clone()),
+        ("created", moment(environment.created_at, now)),
+    ]);
+    if let Some(ready_at) = environment.ready_at {
+        let took = span(ready_at.duration_since(environment.created_at));
+        rows.push(("ready", format!("{} (after {took})", round(ready_at))));
+    }
+    match environment.dead_at {
+        Some(dead_at) => rows.push(("credentials dead", moment(dead_at, now))),
+        None => {
+            rows.push(("lease ends", moment(environment.lease_end, now)));
+            rows.push(("deadline", moment(environment.deadline, now)));
+        }
+    }
+    if let Some(gone_at) = environment.gone_at {
+        rows.push(("verified gone", moment(gone_at, now)));
+    }
+    rows.push(("gateway", environment.gateway.url.clone()));
+    rows.push(("digest", environment.digest.clone()));
+    pairs(rows)
+}
+
+/// Environments for people.
+pub fn environments(found: &Environments, now: Timestamp) -> String {
+    let head = [
+        "ENVIRONMENT",
+        "PHASE",
+        "PROFILE",
+        "PIPELINE",
+        "BUILD",
+        "JOB",
+        "COMMIT",
+        "CREATED",
+        "ENDED",
+    ];
+    table(
+        &head,
+        found.environments.iter().map(|environment| {
+            let owner = &environment.owner;
+            vec![
+                environment.id.clone(),
+                phase(environment.phase).to_owned(),
+                environment.profile.clone(),
+                format!("{}/{}", owner.organization, owner.pipeline),
+                owner.build_number.to_string(),
+                owner.job_id.clone(),
+                owner.commit.chars().take(12).collect(),
+                moment(environment.created_at, now),
+                environment
+                    .end
+                    .as_ref()
+                    .map_or_else(|| "-".to_owned(), |end| end.code.clone()),
+            ]
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_have_at_most_two_units() {
+        let text = |seconds| span(SignedDuration::from_secs(seconds));
+        assert_eq!(
+            [text(5), text(65), text(7260)],
+            ["5 s", "1 min 5 s", "2 h 1 min"]
+        );
+        assert_eq!(span(SignedDuration::from_millis(20)), "20 ms");
+    }
+
+    #[test]
+    fn c6_a_terminal_gets_no_commands_of_outsiders() {
+        assert_eq!(plain("a\u{1b}[2Jb\nc"), "a\u{fffd}[2Jb\u{fffd}c");
+        assert!(!table(&["X"], [vec!["\u{1b}]0;x\u{7}".to_owned()]]).contains('\u{1b}'));
+    }
+}

@@ -1,0 +1,18 @@
+//! The real `kubler`, run as a job, a person or kubectl runs it.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+mod credential;
+mod desk;
+mod help;
+mod hooks;
+mod offline;
+mod plugin;
+mod run;
