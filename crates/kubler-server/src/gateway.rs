@@ -288,9 +288,7 @@ impl Shared {
     /// The record of a refusal, when it gets one of its own; else it is counted.
     fn refusal(&self, stop: &Stop, arrival: &Arrival, request: Option<KubernetesRequest>) -> Option<RecordBody> {
         let Some(session) = stop.session.as_ref().filter(|_| stop.note == Note::Record) else {
-            let identity = stop.session.as_ref().map(|session| Box::new(session.identity.clone()));
-            let (peer, request_id) = (arrival.peer, arrival.request_id);
-            self.parts.ledger.refuse(RefusalBeforeVerification { peer, reason: stop.refused.code, identity, request_id });
+            self.parts.ledger.refuse(RefusalBeforeVerification { peer: arrival.peer, reason: stop.refused.code });
             return None;
         };
         let mut record = RecordBody::new(Kind::Event, LedgerAction::KubernetesRequest);

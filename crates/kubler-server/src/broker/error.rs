@@ -160,7 +160,7 @@ impl BrokerError {
 }
 
 /// When and why an environment ended, and which run it belonged to.
-pub fn ended_sentence(environment: &Environment) -> String {
+pub(super) fn ended_sentence(environment: &Environment) -> String {
     let when = environment.dead_at.unwrap_or(environment.deadline.min(environment.lease_end));
     let why = environment.reason.as_ref().map_or_else(|| "its lease or deadline was over".to_owned(), kubler_core::environment::EndReason::sentence);
     format!("environment {} ended at {when:.0}: {why} (run {})", environment.id, environment.identity.job.url)

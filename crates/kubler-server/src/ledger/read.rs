@@ -13,7 +13,7 @@ use kubler_core::ledger::record::Body;
 use serde_json::Value;
 
 /// Records that one answer holds at most, and when the caller does not say.
-pub const READ_MAX: usize = 1000;
+pub(super) const READ_MAX: usize = 1000;
 const READ_DEFAULT: usize = 100;
 /// Records that one call looks at, at most: it then says where to go on.
 const SCAN_MAX: u64 = 100_000;

@@ -150,9 +150,10 @@ impl Process {
     }
 }
 
+#[allow(deprecated, reason = "an `OwnedFd` is closed by its `AsyncFd` alone; the replacement is an unsafe function")]
 fn open(pid: i32) -> io::Result<AsyncFd<OwnedFd>> {
     let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
-    AsyncFd::register_with_interest(rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?, Interest::READABLE)
+    AsyncFd::with_interest(rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?, Interest::READABLE)
 }
 
 fn start_time(pid: i32) -> Option<u64> {
