@@ -1,11 +1,10 @@
 //! Puts the parts together, runs them, and takes them apart in order. The only place that knows all of them.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kubler_core::configuration::KubernetesVersion;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use kubler_core::profile::{Profile, ResolvedProfile};
 use tokio::net::TcpListener;
@@ -15,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::Broker;
 use crate::broker::webhook::WebhookSecret;
 use crate::clock::Clock;
-use crate::config::{ConfigError, Loaded};
+use crate::config::{ConfigError, Loaded, Surroundings};
 use crate::directory::Directory;
-use crate::engine::local::{self, LocalEngine, LocalSettings, Programs, ProgramsError, Recorder, Search, StopMode};
+use crate::engine::local::binaries::{self, Binaries, BinariesError};
+use crate::engine::local::{LocalEngine, LocalSettings, StopMode};
 use crate::engine::{Engine, EngineError};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::http::listen::{self, CertificateError, Certificates};
@@ -70,7 +70,7 @@ pub enum StartError {
     Engine(#[from] EngineError),
     /// Programs of a Kubernetes version.
     #[error(transparent)]
-    Programs(#[from] ProgramsError),
+    Binaries(#[from] BinariesError),
     /// TLS.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
@@ -98,7 +98,7 @@ impl StartError {
         match self {
             Self::Config(error) => error.hint(),
             Self::Policy(_) => "`kubler policy check` shows every fault with its line".into(),
-            Self::Programs(error) => error.hint.clone(),
+            Self::Binaries(error) => error.hint(),
             Self::Listen { .. } => "another server may be running; `listen` in the configuration chooses another address".into(),
             Self::Folder { .. } | Self::Store(_) | Self::Ledger(_) | Self::Session(_) => "check the data folder's owner and the free space".into(),
             Self::Identity(_) | Self::Engine(_) | Self::Certificate(_) => "`kubler-server check` reads everything without starting".into(),
@@ -111,10 +111,10 @@ impl App {
     ///
     /// # Errors
     /// The first thing that does not work.
-    pub async fn start(loaded: &Loaded, search: &Search, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+    pub async fn start(loaded: &Loaded, surroundings: &Surroundings, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         let configuration = Arc::new(loaded.configuration.clone());
-        let programs = find_programs(loaded, search)?;
-        let profiles = resolve_profiles(loaded, &programs)?;
+        let binaries = find_binaries(loaded, surroundings)?;
+        let profiles = resolve_profiles(loaded, &binaries)?;
         let tls = read_tls(loaded)?;
         let policies = Arc::new(Policies::load(&loaded.path(&configuration.policies), Arc::clone(&configuration))?);
         let verifier = Verifier::new(&configuration, &loaded.folder, Arc::clone(&clock))?;
@@ -130,8 +130,11 @@ impl App {
         let directory = Arc::new(Directory::new(clock.now()));
         let store = Arc::new(Store::open(&data.join("store.sqlite"), Arc::clone(&directory), configuration.limits.clone()).await?);
         let sessions = Arc::new(Sessions::open(&data.join("sessions"), Arc::clone(&clock))?);
-        let settings = local_settings(loaded, &data, programs, search)?;
-        let engine = LocalEngine::start(settings, Arc::clone(&clock), recorder(&ledger)).await?;
+        let mut settings = LocalSettings::new(&data, binaries);
+        if let Some(run) = &configuration.run {
+            settings.run = loaded.path(run);
+        }
+        let engine = LocalEngine::start(settings, Arc::clone(&clock), ledger.clone()).await?;
 
         let listener = TcpListener::bind(&configuration.listen).await.map_err(|source| StartError::Listen { address: configuration.listen.clone(), source })?;
         let shutdown = CancellationToken::new();
@@ -220,53 +223,28 @@ impl App {
     }
 }
 
-/// The programs of every Kubernetes version that the configuration names.
+/// The programs that the configuration needs.
 ///
 /// # Errors
 /// When some are missing, with how to get them.
-pub fn find_programs(loaded: &Loaded, search: &Search) -> Result<BTreeMap<String, Programs>, ProgramsError> {
-    let find = |(name, version): (&String, &KubernetesVersion)| {
-        let folder = version.folder.as_ref().map(|folder| loaded.path(folder));
-        Ok((name.clone(), Programs::find(name, folder.as_deref(), search)?))
-    };
-    loaded.configuration.kubernetes.iter().map(find).collect()
+pub fn find_binaries(loaded: &Loaded, surroundings: &Surroundings) -> Result<Binaries, BinariesError> {
+    binaries::resolve_all(&loaded.configuration, &loaded.folder, surroundings)
 }
 
 /// Profiles with everything that their names stand for.
 ///
 /// # Errors
 /// When a manifest cannot be read.
-pub fn resolve_profiles(loaded: &Loaded, programs: &BTreeMap<String, Programs>) -> Result<BTreeMap<String, ResolvedProfile>, ConfigError> {
+pub fn resolve_profiles(loaded: &Loaded, binaries: &Binaries) -> Result<BTreeMap<String, ResolvedProfile>, ConfigError> {
     let mut manifests = loaded.manifests()?;
     let resolve = |profile: &Profile| ResolvedProfile {
         profile: profile.clone(),
         // The configuration was checked: every profile names a version that is there.
-        kubernetes_version: programs.get(&profile.kubernetes).map(|programs| programs.version.clone()).unwrap_or_default(),
+        kubernetes_version: binaries.version(&profile.kubernetes).unwrap_or_default().to_owned(),
         manifests: manifests.remove(&profile.name).unwrap_or_default(),
     };
     let resolved = loaded.configuration.profiles.iter().map(resolve);
     Ok(resolved.map(|resolved| (resolved.profile.name.clone(), resolved)).collect())
-}
-
-fn local_settings(loaded: &Loaded, data: &Path, programs: BTreeMap<String, Programs>, search: &Search) -> Result<LocalSettings, ProgramsError> {
-    let folders = loaded.configuration.kubernetes.values().filter_map(|version| version.folder.as_ref());
-    let folders: Vec<_> = folders.map(|folder| loaded.path(folder)).collect();
-    Ok(LocalSettings {
-        etcd: local::find_etcd(&folders, search)?,
-        run: loaded.configuration.run.as_ref().map_or_else(|| data.join("run"), |run| loaded.path(run)),
-        data: data.join("local"),
-        programs,
-        start_max: Duration::from_secs(local::START_SECONDS_MAX_DEFAULT),
-    })
-}
-
-/// What leaves an environment, or tries to, goes into the ledger before it goes anywhere else.
-fn recorder(ledger: &Ledger) -> Recorder {
-    let ledger = ledger.clone();
-    Arc::new(move |body| {
-        let ledger = ledger.clone();
-        Box::pin(async move { ledger.event(body, Durability::Process).await.is_ok() })
-    })
 }
 
 fn read_tls(loaded: &Loaded) -> Result<Arc<rustls::ServerConfig>, StartError> {

@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use kubler_core::configuration::{Configuration, ConfigurationFault};
 use secrecy::SecretString;
 
-use crate::engine::local::Search;
-
 /// Longest configuration or manifest file, in bytes.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// How unlike a known key a wrong one may be to be taken for a slip, in edits.
@@ -196,19 +194,27 @@ fn suggestion(message: &str) -> Option<String> {
     Some(format!("known here: {}", known.join(", ")))
 }
 
-/// Where programs may be: `KUBLER_CACHE`, `XDG_CACHE_HOME`, `HOME`, `KUBEBUILDER_ASSETS` and `PATH`, read once.
-#[allow(clippy::disallowed_methods)] // this is the place
-pub fn surroundings() -> Search {
-    let folder =
-        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = folder("KUBLER_CACHE").or_else(|| {
-        let home = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
-        home.map(|home| home.join("kubler"))
-    });
-    let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect());
-    Search {
-        cache: cache.map(|cache| cache.join("kube")),
-        assets: folder("KUBEBUILDER_ASSETS"),
-        path: path.unwrap_or_default(),
+/// Where programs may be, from the environment, read once.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// Kubler's cache: `kube/build` puts what it makes below it.
+    pub cache: Option<PathBuf>,
+    /// What envtest users have, for etcd.
+    pub kubebuilder_assets: Option<PathBuf>,
+    /// The folders of `PATH`, for etcd.
+    pub path: Vec<PathBuf>,
+}
+
+impl Surroundings {
+    /// Reads `KUBLER_CACHE`, `XDG_CACHE_HOME`, `HOME`, `KUBEBUILDER_ASSETS` and `PATH`.
+    #[allow(clippy::disallowed_methods)] // this is the place
+    pub fn read() -> Self {
+        let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let cache = folder("KUBLER_CACHE").or_else(|| {
+            let home = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
+            home.map(|home| home.join("kubler"))
+        });
+        let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect());
+        Self { cache, kubebuilder_assets: folder("KUBEBUILDER_ASSETS"), path: path.unwrap_or_default() }
     }
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kubler_core::configuration::Configuration;
-use kubler_server::app::{App, StartError, find_programs, resolve_profiles};
+use kubler_server::app::{App, StartError, find_binaries, resolve_profiles};
 use kubler_server::clock::{Clock as _, SystemClock};
-use kubler_server::config;
+use kubler_server::config::{self, Surroundings};
 use kubler_server::engine::local::StopMode;
 use kubler_server::init::{Init, InitError, TrialIssuer, init, next_steps};
 use kubler_server::policy::Policies;
@@ -159,7 +159,7 @@ fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
     tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
     runtime()?.block_on(async {
         let loaded = config::load(&arguments.config.config)?;
-        let app = App::start(&loaded, &config::surroundings(), Arc::new(SystemClock)).await?;
+        let app = App::start(&loaded, &Surroundings::read(), Arc::new(SystemClock)).await?;
         tracing::info!(address = %app.address()?, url = loaded.configuration.url, "serving");
         let (shutdown, api) = (app.shutdown(), app.api());
         let mut terminate = signal(SignalKind::terminate())?;
@@ -188,8 +188,8 @@ fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
 #[allow(clippy::print_stdout)]
 fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
     let loaded = config::load(&argument.config)?;
-    let programs = find_programs(&loaded, &config::surroundings()).map_err(StartError::from)?;
-    let profiles = resolve_profiles(&loaded, &programs)?;
+    let binaries = find_binaries(&loaded, &Surroundings::read()).map_err(StartError::from)?;
+    let profiles = resolve_profiles(&loaded, &binaries)?;
     let configuration = Arc::new(loaded.configuration.clone());
     let policies = Policies::load(&loaded.path(&configuration.policies), configuration).map_err(StartError::from)?;
     for (name, resolved) in &profiles {

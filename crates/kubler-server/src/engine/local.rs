@@ -5,6 +5,7 @@
 //! environment's id (folder, mark of the process, etcd user and prefix), so that each works from the world alone.
 
 mod api;
+pub mod binaries;
 mod build_facts;
 mod certificates;
 mod egress;
@@ -13,12 +14,11 @@ mod folder;
 mod manifests;
 mod observe;
 mod process;
-mod programs;
 mod provision;
 mod remove;
 mod upstream;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,17 +35,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use build_facts::{CONFIG_MAP, LABEL_PREFIX};
-pub use egress::Recorder;
-pub use programs::{ETCD_VERSION_MIN, Programs, ProgramsError, Search, find_etcd};
 
+use self::binaries::{Binaries, Programs};
+use self::egress::Recorder;
 use self::etcd::Etcd;
 use self::folder::{RunFolder, make_private, write_private};
 use self::process::{Mark, Process};
 use super::{Engine, EngineError, ErrorClass, Evidence, Upstream};
 use crate::clock::Clock;
+use crate::ledger::{Durability, Ledger};
 
 /// How long an environment may take to become usable when the settings do not say, in seconds.
 pub const START_SECONDS_MAX_DEFAULT: u64 = 60;
+/// Where environments are when the data folder's path is too long.
+pub const SHORT_FOLDER: &str = "/tmp";
 /// What etcd's mark says instead of an environment's id.
 const ETCD_SUBJECT: &str = "etcd";
 
@@ -54,14 +57,21 @@ const ETCD_SUBJECT: &str = "etcd";
 pub struct LocalSettings {
     /// Folder for etcd and what identifies this installation. Made if need be, mode 0700.
     pub data: PathBuf,
-    /// Folder for the environments' sockets and keys: at most 59 bytes long, mode 0700, best in memory.
+    /// Folder for the environments' sockets and keys, mode 0700. When its path is too long for sockets below
+    /// it, one in [`SHORT_FOLDER`] is used instead.
     pub run: PathBuf,
-    /// The programs of each Kubernetes version, by its name in the configuration.
-    pub programs: BTreeMap<String, Programs>,
-    /// The etcd to run.
-    pub etcd: PathBuf,
+    /// The programs.
+    pub binaries: Binaries,
     /// How long an environment may take to become usable.
     pub start_max: Duration,
+}
+
+impl LocalSettings {
+    /// Everything below the server's data folder, with the usual bounds.
+    pub fn new(data: &Path, binaries: Binaries) -> Self {
+        let data = data.join("local");
+        Self { run: data.join("run"), data, binaries, start_max: Duration::from_secs(START_SECONDS_MAX_DEFAULT) }
+    }
 }
 
 /// What becomes of environments when the server stops.
@@ -118,15 +128,27 @@ impl LocalEngine {
     ///
     /// # Errors
     /// When another server uses the folder, a folder cannot be used, or etcd does not start.
-    pub async fn start(settings: LocalSettings, clock: Arc<dyn Clock>, recorder: Recorder) -> Result<Arc<Self>, EngineError> {
+    pub async fn start(settings: LocalSettings, clock: Arc<dyn Clock>, ledger: Ledger) -> Result<Arc<Self>, EngineError> {
+        let recorder: Recorder = Arc::new(move |body| {
+            let ledger = ledger.clone();
+            Box::pin(async move {
+                let recorded = ledger.event(body, Durability::Process).await;
+                recorded.inspect_err(|error| tracing::error!(%error, "a connection out cannot be recorded")).is_ok()
+            })
+        });
+        Self::start_with(settings, clock, recorder).await
+    }
+
+    async fn start_with(settings: LocalSettings, clock: Arc<dyn Clock>, recorder: Recorder) -> Result<Arc<Self>, EngineError> {
         let unusable = |error: io::Error| permanent(format!("the engine's folder cannot be used: {error}"));
         make_private(&settings.data).map_err(unusable)?;
         let lock = lock(&settings.data).map_err(unusable)?;
         let installation = installation(&settings.data).map_err(unusable)?;
-        let run = RunFolder::open(&settings.run).map_err(unusable)?;
+        let short = Path::new(SHORT_FOLDER).join(format!("kubler-{}", installation.get(..12).unwrap_or_default()));
+        let run = RunFolder::open(&settings.run, &short).map_err(unusable)?;
         let changes = Arc::new(Notify::new());
         let etcd = Etcd::start(
-            settings.etcd.clone(),
+            settings.binaries.etcd.clone(),
             settings.data.join("etcd"),
             Mark::new(&installation, ETCD_SUBJECT),
             Arc::clone(&changes),
@@ -154,7 +176,10 @@ impl LocalEngine {
             first_error = self.remove(found.id).await.err().or(first_error);
         }
         match first_error {
-            None => self.inner.etcd.destroy().await,
+            None => {
+                self.inner.etcd.destroy().await?;
+                self.inner.run.destroy().map_err(|error| transient(format!("the run folder stays: {error}")))
+            }
             Some(error) => Err(error),
         }
     }

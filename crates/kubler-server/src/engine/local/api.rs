@@ -83,6 +83,11 @@ impl ApiClient {
         self.send(http::Method::GET, path, None).await
     }
 
+    #[cfg(test)]
+    pub(super) async fn post(&self, path: &str, object: &Value) -> io::Result<Answer> {
+        self.send(http::Method::POST, path, Some(object)).await
+    }
+
     /// Server-side apply of `object` at `path`.
     pub(super) async fn apply(&self, path: &str, object: &Value) -> io::Result<Answer> {
         let path = format!("{path}?fieldManager={FIELD_MANAGER}&force=true");
@@ -90,14 +95,16 @@ impl ApiClient {
     }
 
     async fn send(&self, method: http::Method, path: &str, body: Option<&Value>) -> io::Result<Answer> {
+        let method_is_patch = method == http::Method::PATCH;
         let mut request = http::Request::builder()
             .method(method)
             .uri(format!("https://environment{path}"))
             .header(http::header::AUTHORIZATION, self.authorization.expose_secret())
             .header(http::header::ACCEPT, "application/json");
         if body.is_some() {
-            // JSON is YAML; this type asks for server-side apply.
-            request = request.header(http::header::CONTENT_TYPE, "application/apply-patch+yaml");
+            // JSON is YAML; the first type asks for server-side apply.
+            let kind = if method_is_patch { "application/apply-patch+yaml" } else { "application/json" };
+            request = request.header(http::header::CONTENT_TYPE, kind);
         }
         let body = body.map(Value::to_string).unwrap_or_default();
         let request = request.body(Full::new(Bytes::from(body))).map_err(io::Error::other)?;

@@ -92,9 +92,12 @@ impl Authority {
     }
 }
 
-/// A key alone, PEM: for signing service account tokens.
+/// A key alone for signing service account tokens, and its public half, PEM: the API server reads private keys
+/// of this form only for signing, and looks in the same file for what checks.
 pub(super) fn signing_key() -> Result<Zeroizing<String>, rcgen::Error> {
-    Ok(Zeroizing::new(KeyPair::generate()?.serialize_pem()))
+    let key = KeyPair::generate()?;
+    let private = Zeroizing::new(key.serialize_pem());
+    Ok(Zeroizing::new(format!("{}\n{}", private.trim_end(), key.public_key_pem())))
 }
 
 fn params(name: &str, validity: Validity) -> CertificateParams {

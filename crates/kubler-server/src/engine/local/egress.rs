@@ -36,7 +36,7 @@ const WINDOW_SECONDS: u64 = 60;
 const TARGETS_PER_WINDOW_MAX: usize = 32;
 
 /// Where connections are written down: gives false when that was not possible.
-pub type Recorder = Arc<dyn Fn(Body) -> BoxFuture<'static, bool> + Send + Sync>;
+pub(super) type Recorder = Arc<dyn Fn(Body) -> BoxFuture<'static, bool> + Send + Sync>;
 
 /// Serves the socket at `path` for one environment until the handle is dropped.
 ///
@@ -62,7 +62,8 @@ async fn accept(listener: UnixListener, gate: Arc<Gate>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     // Dropped with this task, and all connections with it.
     let mut connections = JoinSet::new();
-    let mut window = tokio::time::interval(Duration::from_secs(WINDOW_SECONDS));
+    let window = Duration::from_secs(WINDOW_SECONDS);
+    let mut window = tokio::time::interval_at(tokio::time::Instant::now() + window, window);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {

@@ -4,7 +4,7 @@
 
 mod client;
 pub(super) mod keyspace;
-mod wire;
+pub(super) mod wire;
 
 use std::io;
 use std::net::TcpListener;
@@ -22,8 +22,7 @@ use zeroize::Zeroizing;
 use super::certificates::{Authority, Pair, Validity};
 use super::folder::{make_private, replace_private, write_private};
 use super::process::{Mark, Process, ProcessRecord};
-use self::client::Client;
-pub(super) use self::client::EtcdError;
+pub(super) use self::client::{Client, EtcdError};
 use crate::engine::{EngineError, ErrorClass};
 
 /// How long a start may take, in seconds.

@@ -52,23 +52,24 @@ pub(super) struct EnvironmentRecord {
 pub(super) struct RunFolder(PathBuf);
 
 impl RunFolder {
-    /// Opens the folder, made if need be.
+    /// Opens the folder at `path`, made if need be; or at `short` when sockets below `path` would have no path.
     ///
     /// # Errors
-    /// When it cannot be made, is open to others, or is so deep that sockets below it would have no path.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        make_private(path)?;
-        let opened = Self(path.canonicalize()?);
-        let longest = opened.environment(EnvironmentId::from_random([0; 16])).egress_socket();
-        let length = longest.as_os_str().len();
-        if length > SOCKET_PATH_BYTES_MAX {
-            return Err(io::Error::other(format!(
-                "the run folder `{}` is {} bytes too long for sockets below it",
-                opened.0.display(),
-                length - SOCKET_PATH_BYTES_MAX
-            )));
-        }
-        Ok(opened)
+    /// When it cannot be made, or is open to others.
+    pub(super) fn open(path: &Path, short: &Path) -> io::Result<Self> {
+        let fits = |folder: &Path| {
+            let longest = Self(folder.to_owned()).environment(EnvironmentId::from_random([0; 16])).egress_socket();
+            longest.as_os_str().len() <= SOCKET_PATH_BYTES_MAX
+        };
+        let path = std::path::absolute(path)?;
+        let chosen = if fits(&path) { &path } else { short };
+        make_private(chosen)?;
+        Ok(Self(chosen.to_owned()))
+    }
+
+    /// Takes the folder away once no environment is left in it.
+    pub(super) fn destroy(&self) -> io::Result<()> {
+        fs::remove_dir(&self.0)
     }
 
     pub(super) fn environment(&self, id: EnvironmentId) -> EnvironmentFolder {
@@ -192,21 +193,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_folder_that_others_may_enter_or_that_is_too_deep_is_refused() {
+    fn a_run_folder_that_others_may_enter_is_refused_and_one_that_is_too_deep_is_replaced() {
         let place = tempfile::tempdir().unwrap();
         let open = place.path().join("open");
         fs::create_dir(&open).unwrap();
         fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(RunFolder::open(&open).unwrap_err().to_string().contains("open to others"));
+        let short = place.path().join("short");
+        assert!(RunFolder::open(&open, &short).unwrap_err().to_string().contains("open to others"));
         let deep = place.path().join("d".repeat(SOCKET_PATH_BYTES_MAX));
-        assert!(RunFolder::open(&deep).unwrap_err().to_string().contains("too long"));
-        RunFolder::open(&place.path().join("run")).unwrap();
+        let opened = RunFolder::open(&deep, &short).unwrap();
+        assert!(opened.environment(EnvironmentId::from_random([1; 16])).path().starts_with(&short));
+        assert!(!deep.exists());
     }
 
     #[test]
     fn environments_are_found_by_their_folders_and_files_are_private() {
         let place = tempfile::tempdir().unwrap();
-        let run = RunFolder::open(&place.path().join("run")).unwrap();
+        let run = RunFolder::open(&place.path().join("run"), place.path()).unwrap();
         let id = EnvironmentId::from_random([7; 16]);
         let folder = run.environment(id);
         folder.create().unwrap();

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -61,9 +62,15 @@ pub(super) type Ending = String;
 pub(super) struct Process {
     record: ProcessRecord,
     descriptor: AsyncFd<OwnedFd>,
+    /// Once it has ended: how. Only the first to ask is told by the system.
+    ending: Mutex<Option<Ending>>,
 }
 
 impl Process {
+    fn new(record: ProcessRecord, descriptor: AsyncFd<OwnedFd>) -> Self {
+        Self { record, descriptor, ending: Mutex::default() }
+    }
+
     /// Starts `command` with `mark` and a cleaned environment, in a process group of its own, so that no signal
     /// of the server's terminal reaches it.
     pub(super) fn start(command: &mut Command, mark: &Mark) -> io::Result<Self> {
@@ -77,14 +84,14 @@ impl Process {
         // Not reaped yet, so the number still means our child.
         let descriptor = open(pid)?;
         let started = start_time(pid).unwrap_or_default();
-        Ok(Self { record: ProcessRecord { pid, started }, descriptor })
+        Ok(Self::new(ProcessRecord { pid, started }, descriptor))
     }
 
     /// The recorded process, if it still lives and carries the mark.
     pub(super) fn find(record: ProcessRecord, mark: &Mark) -> Option<Self> {
         // The descriptor comes first: what is read afterwards is about the same process or about none.
         let descriptor = open(record.pid).ok()?;
-        let found = Self { record, descriptor };
+        let found = Self::new(record, descriptor);
         let same = start_time(record.pid) == Some(record.started)
             && read_mark(record.pid).as_deref() == Some(mark.value().as_str());
         (same && found.is_alive()).then_some(found)
@@ -98,7 +105,7 @@ impl Process {
             let Some(subject) = subject_of(pid, installation) else { continue };
             // Once more with the descriptor open, since the number may have changed hands in between.
             let (Ok(descriptor), Some(started)) = (open(pid), start_time(pid)) else { continue };
-            let process = Self { record: ProcessRecord { pid, started }, descriptor };
+            let process = Self::new(ProcessRecord { pid, started }, descriptor);
             if subject_of(pid, installation).as_ref() == Some(&subject) && process.is_alive() {
                 found.push((subject, process));
             }
@@ -118,8 +125,19 @@ impl Process {
 
     /// Waits for its end, and reaps it if it is our child.
     pub(super) async fn ended(&self) -> Ending {
-        // An error means that the runtime ends, and with it whoever asks.
-        let _ = self.descriptor.readable().await;
+        while self.is_alive() {
+            match self.descriptor.readable().await {
+                Ok(mut ready) if self.is_alive() => ready.clear_ready(),
+                Ok(_) => break,
+                // The runtime ends, and with it whoever asks.
+                Err(_) => return "is not watched any more".to_owned(),
+            }
+        }
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| self.reap()).clone()
+    }
+
+    /// Succeeds once, and only for a child of ours.
+    fn reap(&self) -> Ending {
         match rustix::process::waitid(WaitId::PidFd(self.fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
             Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => format!("exited with code {code}"),
@@ -150,7 +168,8 @@ impl Process {
     }
 }
 
-#[allow(deprecated, reason = "an `OwnedFd` is closed by its `AsyncFd` alone; the replacement is an unsafe function")]
+// Its successor is unsafe for want of a promise that the descriptor stays open, which owning it gives.
+#[allow(deprecated)]
 fn open(pid: i32) -> io::Result<AsyncFd<OwnedFd>> {
     let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
     AsyncFd::with_interest(rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?, Interest::READABLE)
@@ -174,6 +193,16 @@ fn read_mark(pid: i32) -> Option<String> {
 
 fn subject_of(pid: i32, installation: &str) -> Option<String> {
     Some(read_mark(pid)?.strip_prefix(installation)?.strip_prefix('/')?.to_owned())
+}
+
+/// The same without descriptors: for tests that clean up.
+#[cfg(test)]
+pub(super) fn subjects(installation: &str) -> Vec<(i32, String)> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut found: Vec<_> = pids.filter_map(|pid| Some((pid, subject_of(pid, installation)?))).collect();
+    found.sort();
+    found
 }
 
 #[cfg(test)]

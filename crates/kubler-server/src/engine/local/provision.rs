@@ -36,7 +36,7 @@ const DEFAULT_SERVICE_ACCOUNT: &str = "/api/v1/namespaces/default/serviceaccount
 pub(super) async fn provision(inner: &Arc<Inner>, environment: &Environment) -> Result<(), EngineError> {
     let resolved = &environment.resolved;
     let version = &resolved.profile.kubernetes;
-    let programs = inner.settings.programs.get(version).cloned();
+    let programs = inner.settings.binaries.versions.get(version).cloned();
     let programs = programs.ok_or_else(|| permanent(format!("there are no programs for Kubernetes `{version}`")))?;
     let manifests = manifests::read(&resolved.manifests)?;
     let slot = inner.slot(environment.id);

@@ -38,7 +38,7 @@ pub(in super::super) enum EtcdError {
 
 impl EtcdError {
     /// Whether it is a refusal with this text.
-    pub(super) fn says(&self, text: &str) -> bool {
+    pub(in super::super) fn says(&self, text: &str) -> bool {
         matches!(self, Self::Refused(message) if message.contains(text))
     }
 }

@@ -4,7 +4,7 @@
 use prost::Message;
 
 /// A request and where it goes.
-pub(super) trait Call: Message {
+pub(in super::super) trait Call: Message {
     /// `/SERVICE/METHOD`.
     const PATH: &'static str;
     /// What comes back.
@@ -36,124 +36,124 @@ calls! {
 
 /// An answer of which nothing is read.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Done {}
+pub(in super::super) struct Done {}
 
 /// Names of users or roles.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Names {
+pub(in super::super) struct Names {
     #[prost(string, repeated, tag = "2")]
-    pub(super) names: Vec<String>,
+    pub(in super::super) names: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Range {
+pub(in super::super) struct Range {
     #[prost(bytes = "vec", tag = "1")]
-    pub(super) key: Vec<u8>,
+    pub(in super::super) key: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
-    pub(super) range_end: Vec<u8>,
+    pub(in super::super) range_end: Vec<u8>,
     #[prost(int64, tag = "3")]
-    pub(super) limit: i64,
+    pub(in super::super) limit: i64,
     #[prost(bool, tag = "8")]
-    pub(super) keys_only: bool,
+    pub(in super::super) keys_only: bool,
     #[prost(bool, tag = "9")]
-    pub(super) count_only: bool,
+    pub(in super::super) count_only: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct RangeAnswer {
+pub(in super::super) struct RangeAnswer {
     #[prost(message, repeated, tag = "2")]
-    pub(super) kvs: Vec<KeyValue>,
+    pub(in super::super) kvs: Vec<KeyValue>,
     #[prost(int64, tag = "4")]
-    pub(super) count: i64,
+    pub(in super::super) count: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct KeyValue {
+pub(in super::super) struct KeyValue {
     #[prost(bytes = "vec", tag = "1")]
-    pub(super) key: Vec<u8>,
+    pub(in super::super) key: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct DeleteRange {
+pub(in super::super) struct DeleteRange {
     #[prost(bytes = "vec", tag = "1")]
-    pub(super) key: Vec<u8>,
+    pub(in super::super) key: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
-    pub(super) range_end: Vec<u8>,
+    pub(in super::super) range_end: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct UserAdd {
+pub(in super::super) struct UserAdd {
     #[prost(string, tag = "1")]
-    pub(super) name: String,
+    pub(in super::super) name: String,
     #[prost(message, optional, tag = "3")]
-    pub(super) options: Option<UserAddOptions>,
+    pub(in super::super) options: Option<UserAddOptions>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct UserAddOptions {
+pub(in super::super) struct UserAddOptions {
     #[prost(bool, tag = "1")]
-    pub(super) no_password: bool,
+    pub(in super::super) no_password: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct UserDelete {
+pub(in super::super) struct UserDelete {
     #[prost(string, tag = "1")]
-    pub(super) name: String,
+    pub(in super::super) name: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct UserGrantRole {
+pub(in super::super) struct UserGrantRole {
     #[prost(string, tag = "1")]
-    pub(super) user: String,
+    pub(in super::super) user: String,
     #[prost(string, tag = "2")]
-    pub(super) role: String,
+    pub(in super::super) role: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct UserList {}
+pub(in super::super) struct UserList {}
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct RoleAdd {
+pub(in super::super) struct RoleAdd {
     #[prost(string, tag = "1")]
-    pub(super) name: String,
+    pub(in super::super) name: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct RoleDelete {
+pub(in super::super) struct RoleDelete {
     #[prost(string, tag = "1")]
-    pub(super) role: String,
+    pub(in super::super) role: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct RoleGrantPermission {
+pub(in super::super) struct RoleGrantPermission {
     #[prost(string, tag = "1")]
-    pub(super) name: String,
+    pub(in super::super) name: String,
     #[prost(message, optional, tag = "2")]
-    pub(super) permission: Option<Permission>,
+    pub(in super::super) permission: Option<Permission>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Permission {
+pub(in super::super) struct Permission {
     /// [`READ_WRITE`].
     #[prost(int32, tag = "1")]
-    pub(super) kind: i32,
+    pub(in super::super) kind: i32,
     #[prost(bytes = "vec", tag = "2")]
-    pub(super) key: Vec<u8>,
+    pub(in super::super) key: Vec<u8>,
     #[prost(bytes = "vec", tag = "3")]
-    pub(super) range_end: Vec<u8>,
+    pub(in super::super) range_end: Vec<u8>,
 }
 
 /// The kind of permission that opens a range for everything.
-pub(super) const READ_WRITE: i32 = 2;
+pub(in super::super) const READ_WRITE: i32 = 2;
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct RoleList {}
+pub(in super::super) struct RoleList {}
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct AuthEnable {}
+pub(in super::super) struct AuthEnable {}
 
 /// The end of the range of all keys that begin with `prefix`, which must end in a character below `0xff`.
-pub(super) fn prefix_end(prefix: &str) -> Vec<u8> {
+pub(in super::super) fn prefix_end(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
     if let Some(last) = end.last_mut() {
         *last = last.saturating_add(1);

@@ -2,12 +2,17 @@
 //! fills; etcd also where users of envtest have it. Paths are arguments: only the configuration reads the
 //! environment.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
+
+use kubler_core::configuration::Configuration;
+
+use crate::config::Surroundings;
 
 /// Oldest etcd that is taken from elsewhere: the first with the fixes to its users and roles we rely on.
 pub const ETCD_VERSION_MIN: (u32, u32) = (3, 5);
@@ -18,15 +23,16 @@ const SEARCH_BYTES: usize = 1 << 20;
 /// Longest version with what stands before it, in bytes: how far two searched parts overlap.
 const SEARCH_OVERLAP_BYTES: usize = 128;
 
-/// Where programs may be.
-#[derive(Debug, Clone, Default)]
-pub struct Search {
-    /// The cache of `kube/build`: holds folders `KEY/bin`.
-    pub cache: Option<PathBuf>,
-    /// `KUBEBUILDER_ASSETS`, for etcd.
-    pub assets: Option<PathBuf>,
-    /// The folders of `PATH`, for etcd.
-    pub path: Vec<PathBuf>,
+/// Below the cache's folder: where `kube/build` puts folders `KEY/bin`.
+const BUILT: &str = "kube";
+
+/// Every program that the configuration needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binaries {
+    /// By the version's name in the configuration.
+    pub versions: BTreeMap<String, Programs>,
+    /// The etcd under all of them.
+    pub etcd: PathBuf,
 }
 
 /// The programs of one Kubernetes version.
@@ -43,11 +49,48 @@ pub struct Programs {
 /// A program that is not where it should be, or is not the right one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct ProgramsError {
+pub struct BinariesError {
     /// What is missing, and where it was looked for.
-    pub message: String,
+    message: String,
     /// What to do.
-    pub hint: String,
+    hint: String,
+}
+
+impl BinariesError {
+    /// What to do next.
+    pub fn hint(&self) -> String {
+        self.hint.clone()
+    }
+}
+
+/// Finds what the configuration names. Relative folders count from `folder`.
+///
+/// # Errors
+/// When a program is missing, or is of another version than its name says.
+pub fn resolve_all(configuration: &Configuration, folder: &Path, surroundings: &Surroundings) -> Result<Binaries, BinariesError> {
+    let mut versions = BTreeMap::new();
+    let mut configured = Vec::new();
+    for (wanted, version) in &configuration.kubernetes {
+        let own = version.folder.as_ref().map(|own| folder.join(own));
+        versions.insert(wanted.clone(), Programs::find(wanted, own.as_deref(), surroundings)?);
+        configured.extend(own);
+    }
+    let etcd = find_etcd(&configured, surroundings)?;
+    Ok(Binaries { versions, etcd })
+}
+
+impl Binaries {
+    /// The exact version behind a name of the configuration.
+    ///
+    /// # Errors
+    /// When the configuration does not name it.
+    pub fn version(&self, wanted: &str) -> Result<&str, BinariesError> {
+        let found = self.versions.get(wanted).map(|programs| programs.version.as_str());
+        found.ok_or_else(|| BinariesError {
+            message: format!("there are no programs for Kubernetes `{wanted}`"),
+            hint: "list it under `kubernetes` in the configuration".into(),
+        })
+    }
 }
 
 impl Programs {
@@ -56,18 +99,18 @@ impl Programs {
     ///
     /// # Errors
     /// When a program is missing, or is of another version than its name says.
-    pub fn find(wanted: &str, folder: Option<&Path>, search: &Search) -> Result<Self, ProgramsError> {
+    pub fn find(wanted: &str, folder: Option<&Path>, search: &Surroundings) -> Result<Self, BinariesError> {
         let folders = folder.map_or_else(|| cache_folders(search), |folder| vec![folder.to_owned()]);
         let Some(found) = folders.iter().find(|folder| is_program(&folder.join("kubler-control-plane"))) else {
             return Err(missing(&format!("`kubler-control-plane` for Kubernetes `{wanted}`"), &folders, search));
         };
         let control_plane = found.join("kubler-control-plane");
-        let version = version_in(&control_plane).ok_or_else(|| ProgramsError {
+        let version = version_in(&control_plane).ok_or_else(|| BinariesError {
             message: format!("`{}` does not say which Kubernetes it is", control_plane.display()),
             hint: BUILD_HINT.into(),
         })?;
         if !version_fits(wanted, &version) {
-            return Err(ProgramsError {
+            return Err(BinariesError {
                 message: format!("`{}` is Kubernetes {version}, not `{wanted}`", control_plane.display()),
                 hint: format!("name it `{}` in `kubernetes`, or configure another folder", minor_of(&version)),
             });
@@ -81,14 +124,14 @@ impl Programs {
 ///
 /// # Errors
 /// When there is none, or none that is new enough.
-pub fn find_etcd(configured: &[PathBuf], search: &Search) -> Result<PathBuf, ProgramsError> {
+pub fn find_etcd(configured: &[PathBuf], search: &Surroundings) -> Result<PathBuf, BinariesError> {
     let mut folders = configured.to_vec();
     folders.extend(cache_folders(search));
     // These are pinned and verified; the others are asked for their version.
     if let Some(found) = folders.iter().map(|folder| folder.join("etcd")).find(|program| is_program(program)) {
         return Ok(found);
     }
-    let elsewhere: Vec<_> = search.assets.iter().chain(&search.path).cloned().collect();
+    let elsewhere: Vec<_> = search.kubebuilder_assets.iter().chain(&search.path).cloned().collect();
     let mut too_old = None;
     for program in elsewhere.iter().map(|folder| folder.join("etcd")).filter(|program| is_program(program)) {
         match etcd_version(&program) {
@@ -102,24 +145,24 @@ pub fn find_etcd(configured: &[PathBuf], search: &Search) -> Result<PathBuf, Pro
     };
     let version = version.map_or_else(|| "of unknown version".to_owned(), |(major, minor)| format!("version {major}.{minor}"));
     let (major, minor) = ETCD_VERSION_MIN;
-    Err(ProgramsError {
+    Err(BinariesError {
         message: format!("`{}` is {version}; {major}.{minor} or newer is needed", program.display()),
         hint: BUILD_HINT.into(),
     })
 }
 
-fn missing(what: &str, folders: &[PathBuf], search: &Search) -> ProgramsError {
+fn missing(what: &str, folders: &[PathBuf], search: &Surroundings) -> BinariesError {
     let mut places: Vec<_> = folders.iter().map(|folder| format!("`{}`", folder.display())).collect();
     if places.is_empty() {
-        places.extend(search.cache.iter().map(|cache| format!("`{}/*/bin`", cache.display())));
+        places.extend(search.cache.iter().map(|cache| format!("`{}/{BUILT}/*/bin`", cache.display())));
     }
     places.truncate(6);
-    ProgramsError { message: format!("{what} was not found in {}", places.join(", ")), hint: BUILD_HINT.into() }
+    BinariesError { message: format!("{what} was not found in {}", places.join(", ")), hint: BUILD_HINT.into() }
 }
 
 /// The cache's folders of programs, newest first.
-fn cache_folders(search: &Search) -> Vec<PathBuf> {
-    let Some(entries) = search.cache.as_ref().and_then(|cache| std::fs::read_dir(cache).ok()) else {
+fn cache_folders(search: &Surroundings) -> Vec<PathBuf> {
+    let Some(entries) = search.cache.as_ref().and_then(|cache| std::fs::read_dir(cache.join(BUILT)).ok()) else {
         return Vec::new();
     };
     let mut folders: Vec<(SystemTime, PathBuf)> = entries
@@ -194,9 +237,9 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let (folder, cache) = (place.path().join("own"), place.path().join("cache"));
         control_plane(&folder, "v1.33.1");
-        control_plane(&cache.join("key/bin"), "v1.34.4");
-        std::fs::write(cache.join("key/bin/template"), "").unwrap();
-        let search = Search { cache: Some(cache), ..Search::default() };
+        control_plane(&cache.join("kube/key/bin"), "v1.34.4");
+        std::fs::write(cache.join("kube/key/bin/template"), "").unwrap();
+        let search = Surroundings { cache: Some(cache), ..Surroundings::default() };
         let configured = Programs::find("1.33", Some(&folder), &search).unwrap();
         assert_eq!((configured.version.as_str(), configured.template), ("v1.33.1", None));
         let cached = Programs::find("1.34", None, &search).unwrap();
@@ -207,9 +250,9 @@ mod tests {
     #[test]
     fn what_is_missing_or_of_another_version_is_said_with_a_way_out() {
         let place = tempfile::tempdir().unwrap();
-        let search = Search { cache: Some(place.path().join("nothing")), ..Search::default() };
+        let search = Surroundings { cache: Some(place.path().join("nothing")), ..Surroundings::default() };
         let error = Programs::find("1.34", None, &search).unwrap_err();
-        assert!(error.message.contains("kubler-control-plane") && error.message.contains("nothing/*/bin"), "{error}");
+        assert!(error.message.contains("kubler-control-plane") && error.message.contains("nothing/kube/*/bin"), "{error}");
         assert!(error.hint.contains("kube/build"));
         control_plane(&place.path().join("own"), "v1.34.4");
         let error = Programs::find("1.3", Some(&place.path().join("own")), &search).unwrap_err();
@@ -222,15 +265,15 @@ mod tests {
         let (old, new) = (place.path().join("old"), place.path().join("new"));
         program(&old.join("etcd"), "#!/bin/sh\necho etcd Version: 3.4.30\n");
         program(&new.join("etcd"), "#!/bin/sh\necho etcd Version: 3.6.16\n");
-        let search = |assets: &Path, path: &[&Path]| Search {
-            assets: Some(assets.to_owned()),
+        let search = |assets: &Path, path: &[&Path]| Surroundings {
+            kubebuilder_assets: Some(assets.to_owned()),
             path: path.iter().map(|path| (*path).to_owned()).collect(),
-            ..Search::default()
+            ..Surroundings::default()
         };
         assert_eq!(find_etcd(&[], &search(&old, &[&new])).unwrap(), new.join("etcd"));
         let error = find_etcd(&[], &search(&old, &[])).unwrap_err();
         assert!(error.message.contains("version 3.4; 3.5 or newer"), "{error}");
         assert_eq!(find_etcd(&[old.clone()], &search(&new, &[])).unwrap(), old.join("etcd"));
-        assert!(find_etcd(&[], &Search::default()).unwrap_err().message.contains("`etcd` was not found"));
+        assert!(find_etcd(&[], &Surroundings::default()).unwrap_err().message.contains("`etcd` was not found"));
     }
 }
