@@ -28,7 +28,9 @@ pub use decide::{Denial, NearMiss, Permit};
 pub use example::ExampleEnvironment;
 pub use explain::{ExplainFault, Explanation, Question, Subject, explain};
 pub use golden::{CASES_MAX, CaseOutcome, TestFault, TestReport, test};
-pub use parse::{Checked, Effect, POLICY_ID_BYTES_MAX, PolicyFault, PolicySet, PolicySummary, check};
+pub use parse::{
+    Checked, Effect, POLICY_ID_BYTES_MAX, PolicyFault, PolicySet, PolicySummary, check,
+};
 pub use starter::starter;
 
 /// Most policies in one set.
@@ -109,7 +111,10 @@ actions! {
 impl Action {
     /// Reads the word back.
     pub fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|action| action.as_str() == word)
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|action| action.as_str() == word)
     }
 
     /// Whether a job may only ever do it with an environment that is its own, or its build's by scope (rule C8).

@@ -83,20 +83,32 @@ impl ApiRequest {
     /// When it is too long, can be read in more than one way, or the method means nothing.
     pub fn parse(method: &Method, target: &str) -> Result<Self, RequestFault> {
         if target.len() > TARGET_BYTES_MAX {
-            return Err(RequestFault::TooLong { bytes: target.len() });
+            return Err(RequestFault::TooLong {
+                bytes: target.len(),
+            });
         }
-        let (path, query) = target.split_once('?').map_or((target, ""), |(path, query)| (path, query));
+        let (path, query) = target
+            .split_once('?')
+            .map_or((target, ""), |(path, query)| (path, query));
         let decoded = path::read(path)?;
         query::check(query).map_err(RequestFault::Query)?;
         // What was checked is what is sent; a parser that would change one byte of it is not used.
-        let forwarded = PathAndQuery::try_from(target).ok().filter(|forwarded| forwarded.as_str() == target);
+        let forwarded = PathAndQuery::try_from(target)
+            .ok()
+            .filter(|forwarded| forwarded.as_str() == target);
         let forwarded = forwarded.ok_or(PathFault::Character)?;
 
         let (mut record, path_verb) = path::understand(&decoded);
         let effect = resolve_verb(&mut record, path_verb, method, query)?;
-        record.dry_run = effect == Effect::Change && query::values(query, "dryRun").any(|value| value == "All");
+        record.dry_run =
+            effect == Effect::Change && query::values(query, "dryRun").any(|value| value == "All");
         let span = span_of(&record, query);
-        Ok(Self { target: forwarded, record, effect, span })
+        Ok(Self {
+            target: forwarded,
+            record,
+            effect,
+            span,
+        })
     }
 
     /// The bytes that were authorised, to be sent on as they are.
@@ -122,7 +134,8 @@ impl ApiRequest {
     /// Notes the client's name for itself.
     #[must_use]
     pub fn by(mut self, user_agent: Option<&str>) -> Self {
-        self.record.user_agent = user_agent.map(|text| UntrustedText::new(text).as_str().to_owned());
+        self.record.user_agent =
+            user_agent.map(|text| UntrustedText::new(text).as_str().to_owned());
         self
     }
 
@@ -139,20 +152,34 @@ fn resolve_verb(
     method: &Method,
     query: &str,
 ) -> Result<Effect, RequestFault> {
-    let known = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
+    let known = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+    ];
     let subresource = record.subresource.as_deref();
     let connects = path_verb == Some("proxy")
-        || (record.resource.is_some() && subresource.is_some_and(|word| CONNECTING.contains(&word)));
+        || (record.resource.is_some()
+            && subresource.is_some_and(|word| CONNECTING.contains(&word)));
     // A proxied server may want to be asked for its options; the API server itself has none.
     if !known.contains(method) && !(connects && method == Method::OPTIONS) {
-        return Err(RequestFault::Method { method: method.as_str().chars().take(16).collect() });
+        return Err(RequestFault::Method {
+            method: method.as_str().chars().take(16).collect(),
+        });
     }
     if connects {
         "connect".clone_into(&mut record.verb);
         return Ok(Effect::Connect);
     }
     let changes = ![Method::GET, Method::HEAD].contains(method);
-    let effect = if changes { Effect::Change } else { Effect::Read };
+    let effect = if changes {
+        Effect::Change
+    } else {
+        Effect::Read
+    };
     if record.resource.is_none() {
         record.verb = method.as_str().to_ascii_lowercase();
         return Ok(effect);

@@ -111,24 +111,51 @@ impl App {
     ///
     /// # Errors
     /// The first thing that does not work.
-    pub async fn start(loaded: &Loaded, surroundings: &Surroundings, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+    pub async fn start(
+        loaded: &Loaded,
+        surroundings: &Surroundings,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, StartError> {
         let configuration = Arc::new(loaded.configuration.clone());
         let binaries = find_binaries(loaded, surroundings)?;
         let profiles = resolve_profiles(loaded, &binaries)?;
         let tls = read_tls(loaded)?;
-        let policies = Arc::new(Policies::load(&loaded.path(&configuration.policies), Arc::clone(&configuration))?);
+        let policies = Arc::new(Policies::load(
+            &loaded.path(&configuration.policies),
+            Arc::clone(&configuration),
+        )?);
         let verifier = Verifier::new(&configuration, &loaded.folder, Arc::clone(&clock))?;
         let data = make_data_folder(loaded)?;
 
-        let origin = configuration.ledger.origin.clone().unwrap_or_else(|| origin(&configuration.url));
-        let ledger = Ledger::open(&data.join("ledger"), &origin, &configuration.ledger, Arc::clone(&clock))?;
+        let origin = configuration
+            .ledger
+            .origin
+            .clone()
+            .unwrap_or_else(|| origin(&configuration.url));
+        let ledger = Ledger::open(
+            &data.join("ledger"),
+            &origin,
+            &configuration.ledger,
+            Arc::clone(&clock),
+        )?;
         let mut started = Body::new(Kind::Event, LedgerAction::ServerStart);
-        started.details.insert("version".into(), env!("CARGO_PKG_VERSION").into());
-        started.details.insert("policy_digest".into(), policies.current().digest().into());
+        started
+            .details
+            .insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        started
+            .details
+            .insert("policy_digest".into(), policies.current().digest().into());
         ledger.event(started, Durability::Disk).await?;
 
         let directory = Arc::new(Directory::new(clock.now()));
-        let store = Arc::new(Store::open(&data.join("store.sqlite"), Arc::clone(&directory), configuration.limits.clone()).await?);
+        let store = Arc::new(
+            Store::open(
+                &data.join("store.sqlite"),
+                Arc::clone(&directory),
+                configuration.limits.clone(),
+            )
+            .await?,
+        );
         let sessions = Arc::new(Sessions::open(&data.join("sessions"), Arc::clone(&clock))?);
         let mut settings = LocalSettings::new(&data, binaries);
         if let Some(run) = &configuration.run {
@@ -136,7 +163,12 @@ impl App {
         }
         let engine = LocalEngine::start(settings, Arc::clone(&clock), ledger.clone()).await?;
 
-        let listener = TcpListener::bind(&configuration.listen).await.map_err(|source| StartError::Listen { address: configuration.listen.clone(), source })?;
+        let listener = TcpListener::bind(&configuration.listen)
+            .await
+            .map_err(|source| StartError::Listen {
+                address: configuration.listen.clone(),
+                source,
+            })?;
         let shutdown = CancellationToken::new();
         let wake = Wake::default();
         let gauges = Arc::new(Gauges::default());
@@ -161,8 +193,22 @@ impl App {
             gauges: Arc::clone(&gauges),
         });
         let checkpoint_every = Duration::from_secs(configuration.ledger.checkpoint_seconds.max(1));
-        let broker = Broker { profiles, policies, store, directory, ledger, sessions, wake, clock: Arc::clone(&clock) };
-        let ca = configuration.tls.ca.as_ref().map(|ca| crate::config::read(&loaded.path(ca))).transpose()?;
+        let broker = Broker {
+            profiles,
+            policies,
+            store,
+            directory,
+            ledger,
+            sessions,
+            wake,
+            clock: Arc::clone(&clock),
+        };
+        let ca = configuration
+            .tls
+            .ca
+            .as_ref()
+            .map(|ca| crate::config::read(&loaded.path(ca)))
+            .transpose()?;
         let api = Arc::new(Api {
             broker,
             verifier,
@@ -173,7 +219,15 @@ impl App {
             gauges,
             clock,
         });
-        Ok(Self { api, engine, reconciler, listener, tls, checkpoint_every, shutdown })
+        Ok(Self {
+            api,
+            engine,
+            reconciler,
+            listener,
+            tls,
+            checkpoint_every,
+            shutdown,
+        })
     }
 
     /// Where it listens.
@@ -196,14 +250,30 @@ impl App {
 
     /// Serves until the shutdown token is cancelled; then environments stay alive for the next start, or end.
     pub async fn run(self, stop: StopMode) {
-        let Self { api, engine, reconciler, listener, tls, checkpoint_every, shutdown } = self;
+        let Self {
+            api,
+            engine,
+            reconciler,
+            listener,
+            tls,
+            checkpoint_every,
+            shutdown,
+        } = self;
         let ledger = api.broker.ledger.clone();
         // What works in the background goes on while the doors close, so that what was asked for is still done.
         let work_over = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(reconciler.run(work_over.clone()));
-        tasks.spawn(upkeep::forget(Arc::clone(&api.broker.store), Arc::clone(&api.clock), work_over.clone()));
-        tasks.spawn(upkeep::checkpoint(ledger.clone(), checkpoint_every, work_over.clone()));
+        tasks.spawn(upkeep::forget(
+            Arc::clone(&api.broker.store),
+            Arc::clone(&api.clock),
+            work_over.clone(),
+        ));
+        tasks.spawn(upkeep::checkpoint(
+            ledger.clone(),
+            checkpoint_every,
+            work_over.clone(),
+        ));
         let (fresh, over) = (Arc::clone(&api), work_over.clone());
         tasks.spawn(async move { fresh.verifier.keep_fresh(over).await });
 
@@ -216,7 +286,12 @@ impl App {
         if let Err(error) = engine.stop(stop).await {
             tracing::error!(%error, "something was left alive");
         }
-        let stopped = ledger.event(Body::new(Kind::Event, LedgerAction::ServerStop), Durability::Disk).await;
+        let stopped = ledger
+            .event(
+                Body::new(Kind::Event, LedgerAction::ServerStop),
+                Durability::Disk,
+            )
+            .await;
         if let Err(error) = stopped.and_then(|_| ledger.checkpoint().map(|_| 0)) {
             tracing::error!(%error, "the end could not be recorded");
         }
@@ -227,7 +302,10 @@ impl App {
 ///
 /// # Errors
 /// When some are missing, with how to get them.
-pub fn find_binaries(loaded: &Loaded, surroundings: &Surroundings) -> Result<Binaries, BinariesError> {
+pub fn find_binaries(
+    loaded: &Loaded,
+    surroundings: &Surroundings,
+) -> Result<Binaries, BinariesError> {
     binaries::resolve_all(&loaded.configuration, &loaded.folder, surroundings)
 }
 
@@ -235,21 +313,33 @@ pub fn find_binaries(loaded: &Loaded, surroundings: &Surroundings) -> Result<Bin
 ///
 /// # Errors
 /// When a manifest cannot be read.
-pub fn resolve_profiles(loaded: &Loaded, binaries: &Binaries) -> Result<BTreeMap<String, ResolvedProfile>, ConfigError> {
+pub fn resolve_profiles(
+    loaded: &Loaded,
+    binaries: &Binaries,
+) -> Result<BTreeMap<String, ResolvedProfile>, ConfigError> {
     let mut manifests = loaded.manifests()?;
     let resolve = |profile: &Profile| ResolvedProfile {
         profile: profile.clone(),
         // The configuration was checked: every profile names a version that is there.
-        kubernetes_version: binaries.version(&profile.kubernetes).unwrap_or_default().to_owned(),
+        kubernetes_version: binaries
+            .version(&profile.kubernetes)
+            .unwrap_or_default()
+            .to_owned(),
         manifests: manifests.remove(&profile.name).unwrap_or_default(),
     };
     let resolved = loaded.configuration.profiles.iter().map(resolve);
-    Ok(resolved.map(|resolved| (resolved.profile.name.clone(), resolved)).collect())
+    Ok(resolved
+        .map(|resolved| (resolved.profile.name.clone(), resolved))
+        .collect())
 }
 
 fn read_tls(loaded: &Loaded) -> Result<Arc<rustls::ServerConfig>, StartError> {
     let files = &loaded.configuration.tls;
-    let operator_ca = files.operator_ca.as_ref().map(|ca| crate::config::read(&loaded.path(ca))).transpose()?;
+    let operator_ca = files
+        .operator_ca
+        .as_ref()
+        .map(|ca| crate::config::read(&loaded.path(ca)))
+        .transpose()?;
     Ok(listen::tls(&Certificates {
         chain: &crate::config::read(&loaded.path(&files.certificate))?,
         key: &crate::config::read(&loaded.path(&files.key))?,
@@ -260,7 +350,14 @@ fn read_tls(loaded: &Loaded) -> Result<Arc<rustls::ServerConfig>, StartError> {
 fn make_data_folder(loaded: &Loaded) -> Result<PathBuf, StartError> {
     use std::os::unix::fs::DirBuilderExt as _;
     let path = loaded.path(&loaded.configuration.data);
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(|source| StartError::Folder { path: path.clone(), source })?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&path)
+        .map_err(|source| StartError::Folder {
+            path: path.clone(),
+            source,
+        })?;
     Ok(path)
 }
 
@@ -269,7 +366,11 @@ fn webhook_secrets(loaded: &Loaded) -> Result<Vec<WebhookSecret>, StartError> {
     for issuer in &loaded.configuration.issuers {
         for organization in &issuer.organizations {
             if let Some(file) = &organization.webhook_secret {
-                secrets.push(WebhookSecret { issuer: issuer.url.clone(), organization_id: organization.id.clone(), secret: loaded.secret(file)? });
+                secrets.push(WebhookSecret {
+                    issuer: issuer.url.clone(),
+                    organization_id: organization.id.clone(),
+                    secret: loaded.secret(file)?,
+                });
             }
         }
     }

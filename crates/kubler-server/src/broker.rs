@@ -26,7 +26,7 @@ use crate::entropy;
 use crate::ledger::{Durability, Entry, Ledger};
 use crate::policy::Policies;
 use crate::session::{NewSession, Sessions};
-use crate::store::{Created, Exchange, EXCHANGE_REPEAT_SECONDS, Search, Store, StoreError};
+use crate::store::{Created, EXCHANGE_REPEAT_SECONDS, Exchange, Search, Store, StoreError};
 use crate::tasks::Wake;
 
 /// Everything an operation needs.
@@ -64,14 +64,28 @@ impl Broker {
     ///
     /// # Errors
     /// `Denied` with reasons, `Full`, or `Unavailable` when it cannot be recorded: nothing has been changed then.
-    pub async fn request_environment(&self, call: &Call, request: &CreateEnvironment) -> Result<Environment> {
+    pub async fn request_environment(
+        &self,
+        call: &Call,
+        request: &CreateEnvironment,
+    ) -> Result<Environment> {
         self.recorded(call, LedgerAction::EnvironmentCreate, None, async |body| {
-            let Who::Job(token) = &call.who else { return Err(BrokerError::only_jobs("make environments")) };
+            let Who::Job(token) = &call.who else {
+                return Err(BrokerError::only_jobs("make environments"));
+            };
             if !environment::is_name(&request.name) {
                 return Err(BrokerError::invalid_name(&request.name));
             }
-            let resolved = self.profiles.get(&request.profile).ok_or_else(|| BrokerError::no_profile(&request.profile, &self.profiles))?;
-            let permit = self.decide(call, body, Action::CreateEnvironment, Target::Profile(Box::new(resolved.clone())))?;
+            let resolved = self
+                .profiles
+                .get(&request.profile)
+                .ok_or_else(|| BrokerError::no_profile(&request.profile, &self.profiles))?;
+            let permit = self.decide(
+                call,
+                body,
+                Action::CreateEnvironment,
+                Target::Profile(Box::new(resolved.clone())),
+            )?;
 
             let scope = scope_of(request.scope);
             let wanted = new_environment(call, token, resolved, request, scope)?;
@@ -84,8 +98,13 @@ impl Broker {
                 }
                 Created::Existing(environment) => {
                     body.environment_id = Some(environment.id);
-                    let same = environment.resolved.profile.name == request.profile && environment.is_open_to(&token.identity.owner());
-                    if same { Ok(environment) } else { Err(BrokerError::other_profile(&environment, &request.profile)) }
+                    let same = environment.resolved.profile.name == request.profile
+                        && environment.is_open_to(&token.identity.owner());
+                    if same {
+                        Ok(environment)
+                    } else {
+                        Err(BrokerError::other_profile(&environment, &request.profile))
+                    }
                 }
             }
         })
@@ -94,18 +113,32 @@ impl Broker {
 
     /// Waits until an environment is usable or has ended, at most `seconds`; gives it as it is then.
     pub async fn wait_until_settled(&self, environment: Environment, seconds: u64) -> Environment {
-        self.wait(environment, seconds, |environment| !matches!(environment.phase, Phase::Requested | Phase::Provisioning)).await
+        self.wait(environment, seconds, |environment| {
+            !matches!(environment.phase, Phase::Requested | Phase::Provisioning)
+        })
+        .await
     }
 
     /// Waits until an environment is verified gone, at most `seconds`; gives it as it is then.
     pub async fn wait_until_gone(&self, environment: Environment, seconds: u64) -> Environment {
-        self.wait(environment, seconds, |environment| environment.phase == Phase::Gone).await
+        self.wait(environment, seconds, |environment| {
+            environment.phase == Phase::Gone
+        })
+        .await
     }
 
-    async fn wait(&self, environment: Environment, seconds: u64, done: impl Fn(&Environment) -> bool) -> Environment {
-        let Some(mut watched) = self.directory.watch(environment.id) else { return environment };
+    async fn wait(
+        &self,
+        environment: Environment,
+        seconds: u64,
+        done: impl Fn(&Environment) -> bool,
+    ) -> Environment {
+        let Some(mut watched) = self.directory.watch(environment.id) else {
+            return environment;
+        };
         let bound = Duration::from_secs(seconds.min(WAIT_SECONDS_MAX));
-        let _ = tokio::time::timeout(bound, watched.wait_for(|environment| done(environment))).await;
+        let _ =
+            tokio::time::timeout(bound, watched.wait_for(|environment| done(environment))).await;
         let latest = watched.borrow().as_ref().clone();
         latest
     }
@@ -115,14 +148,28 @@ impl Broker {
     /// # Errors
     /// `NotFound` also when it exists but is none of the caller's business.
     pub async fn environment(&self, call: &Call, id: EnvironmentId) -> Result<Environment> {
-        self.recorded(call, LedgerAction::EnvironmentRead, Some(id), async |body| {
-            let environment = self.store.get(id).await?.ok_or_else(|| BrokerError::no_environment(id))?;
-            let permit = self.decide(call, body, Action::ReadEnvironment, Target::Environment(Box::new(environment.clone())));
-            match permit {
-                Ok(_) => Ok(environment),
-                Err(_) => Err(BrokerError::no_environment(id)),
-            }
-        })
+        self.recorded(
+            call,
+            LedgerAction::EnvironmentRead,
+            Some(id),
+            async |body| {
+                let environment = self
+                    .store
+                    .get(id)
+                    .await?
+                    .ok_or_else(|| BrokerError::no_environment(id))?;
+                let permit = self.decide(
+                    call,
+                    body,
+                    Action::ReadEnvironment,
+                    Target::Environment(Box::new(environment.clone())),
+                );
+                match permit {
+                    Ok(_) => Ok(environment),
+                    Err(_) => Err(BrokerError::no_environment(id)),
+                }
+            },
+        )
         .await
     }
 
@@ -137,7 +184,13 @@ impl Broker {
             let policies = self.policies.current();
             let caller = call.caller();
             let visible = |environment: &Environment| {
-                policies.decide(&caller, Action::ReadEnvironment, Target::Environment(Box::new(environment.clone()))).is_ok()
+                policies
+                    .decide(
+                        &caller,
+                        Action::ReadEnvironment,
+                        Target::Environment(Box::new(environment.clone())),
+                    )
+                    .is_ok()
             };
             Ok(found.into_iter().filter(visible).collect())
         })
@@ -149,17 +202,33 @@ impl Broker {
     /// # Errors
     /// `Ended` when there is nothing left to renew.
     pub async fn renew_environment(&self, call: &Call, id: EnvironmentId) -> Result<Environment> {
-        self.recorded(call, LedgerAction::EnvironmentRenew, Some(id), async |body| {
-            let Who::Job(token) = &call.who else { return Err(BrokerError::only_jobs("renew leases")) };
-            let environment = self.own(call, id)?;
-            let permit = self.decide(call, body, Action::RenewEnvironment, Target::Environment(Box::new(environment)))?;
-            let renewed = self.store.renew_environment(permit, id, token.issued_at, call.now).await?;
-            body.details.insert("lease_end".into(), renewed.lease_end.to_string().into());
-            match self.directory.ended(&renewed, call.now) {
-                None => Ok(renewed),
-                Some(_) => Err(BrokerError::Ended(Box::new(renewed))),
-            }
-        })
+        self.recorded(
+            call,
+            LedgerAction::EnvironmentRenew,
+            Some(id),
+            async |body| {
+                let Who::Job(token) = &call.who else {
+                    return Err(BrokerError::only_jobs("renew leases"));
+                };
+                let environment = self.own(call, id)?;
+                let permit = self.decide(
+                    call,
+                    body,
+                    Action::RenewEnvironment,
+                    Target::Environment(Box::new(environment)),
+                )?;
+                let renewed = self
+                    .store
+                    .renew_environment(permit, id, token.issued_at, call.now)
+                    .await?;
+                body.details
+                    .insert("lease_end".into(), renewed.lease_end.to_string().into());
+                match self.directory.ended(&renewed, call.now) {
+                    None => Ok(renewed),
+                    Some(_) => Err(BrokerError::Ended(Box::new(renewed))),
+                }
+            },
+        )
         .await
     }
 
@@ -168,24 +237,42 @@ impl Broker {
     /// # Errors
     /// `Denied`; `NotFound` when the caller may not know of it.
     pub async fn release_environment(&self, call: &Call, id: EnvironmentId) -> Result<Environment> {
-        self.recorded(call, LedgerAction::EnvironmentRelease, Some(id), async |body| {
-            let environment = match &call.who {
-                Who::Job(_) => self.own_or_dead(call, id)?,
-                Who::Operator(_) => self.store.get(id).await?.ok_or_else(|| BrokerError::no_environment(id))?,
-            };
-            let permit = self.decide(call, body, Action::ReleaseEnvironment, Target::Environment(Box::new(environment.clone())))?;
-            let reason = match &call.who {
-                Who::Job(_) => EndReason::Released,
-                Who::Operator(_) => EndReason::Revoked,
-            };
-            let changed = self.store.release_environment(permit, id, Event::ReleaseRequested(reason), call.now).await?;
-            let Some((before, released)) = changed else {
-                return Ok(self.store.get(id).await?.unwrap_or(environment));
-            };
-            self.phase_changed(Some(call), Some(before), &released).await;
-            self.wake.wake();
-            Ok(released)
-        })
+        self.recorded(
+            call,
+            LedgerAction::EnvironmentRelease,
+            Some(id),
+            async |body| {
+                let environment = match &call.who {
+                    Who::Job(_) => self.own_or_dead(call, id)?,
+                    Who::Operator(_) => self
+                        .store
+                        .get(id)
+                        .await?
+                        .ok_or_else(|| BrokerError::no_environment(id))?,
+                };
+                let permit = self.decide(
+                    call,
+                    body,
+                    Action::ReleaseEnvironment,
+                    Target::Environment(Box::new(environment.clone())),
+                )?;
+                let reason = match &call.who {
+                    Who::Job(_) => EndReason::Released,
+                    Who::Operator(_) => EndReason::Revoked,
+                };
+                let changed = self
+                    .store
+                    .release_environment(permit, id, Event::ReleaseRequested(reason), call.now)
+                    .await?;
+                let Some((before, released)) = changed else {
+                    return Ok(self.store.get(id).await?.unwrap_or(environment));
+                };
+                self.phase_changed(Some(call), Some(before), &released)
+                    .await;
+                self.wake.wake();
+                Ok(released)
+            },
+        )
         .await
     }
 
@@ -195,22 +282,42 @@ impl Broker {
     /// `Ended`, `Denied`; `NotReady` while there is nothing to reach yet.
     pub async fn issue_session(&self, call: &Call, id: EnvironmentId) -> Result<Issued> {
         self.recorded(call, LedgerAction::SessionIssue, Some(id), async |body| {
-            let Who::Job(token) = &call.who else { return Err(BrokerError::only_jobs("get sessions")) };
+            let Who::Job(token) = &call.who else {
+                return Err(BrokerError::only_jobs("get sessions"));
+            };
             let environment = self.own(call, id)?;
             if environment.phase != Phase::Ready {
                 return Err(BrokerError::NotReady(Box::new(environment)));
             }
-            let permit = self.decide(call, body, Action::IssueSession, Target::Environment(Box::new(environment.clone())))?;
+            let permit = self.decide(
+                call,
+                body,
+                Action::IssueSession,
+                Target::Environment(Box::new(environment.clone())),
+            )?;
 
             // A token that was good for this is proof of life as well.
             let lease_end = lease::renewed(&environment, token.issued_at, call.now);
-            let environment = Environment { lease_end, ..environment };
-            let session_end = session::end(&environment, token, call.now).ok_or_else(BrokerError::token_too_old)?;
+            let environment = Environment {
+                lease_end,
+                ..environment
+            };
+            let session_end = session::end(&environment, token, call.now)
+                .ok_or_else(BrokerError::token_too_old)?;
             invariants::check_session(&environment, session_end).map_err(StoreError::from)?;
-            let new = Exchange { environment_id: id, session_id: entropy::session_id()?, exchanged_at: call.now, session_end };
-            let exchange = self.store.exchange(permit, token.digest, token.expires_at, new).await?;
+            let new = Exchange {
+                environment_id: id,
+                session_id: entropy::session_id()?,
+                exchanged_at: call.now,
+                session_end,
+            };
+            let exchange = self
+                .store
+                .exchange(permit, token.digest, token.expires_at, new)
+                .await?;
             body.session_id = Some(exchange.session_id);
-            let repeat = call.now.as_second() - exchange.exchanged_at.as_second() <= EXCHANGE_REPEAT_SECONDS;
+            let repeat =
+                call.now.as_second() - exchange.exchanged_at.as_second() <= EXCHANGE_REPEAT_SECONDS;
             if exchange.environment_id != id || !repeat {
                 return Err(BrokerError::token_spent());
             }
@@ -231,7 +338,10 @@ impl Broker {
     /// # Errors
     /// `NotFound` while it lives, or when there never was one.
     pub fn tombstone(&self, id: EnvironmentId) -> Result<Arc<Environment>> {
-        let environment = self.directory.get(id).ok_or_else(|| BrokerError::no_environment(id))?;
+        let environment = self
+            .directory
+            .get(id)
+            .ok_or_else(|| BrokerError::no_environment(id))?;
         match self.directory.ended(&environment, self.clock.now()) {
             Some(_) => Ok(environment),
             None => Err(BrokerError::no_environment(id)),
@@ -244,16 +354,22 @@ impl Broker {
         for environment in self.directory.remaining() {
             let event = Event::ReleaseRequested(EndReason::Revoked);
             match self.store.apply(environment.id, event, now).await {
-                Ok(Some((before, released))) => self.phase_changed(None, Some(before), &released).await,
+                Ok(Some((before, released))) => {
+                    self.phase_changed(None, Some(before), &released).await
+                }
                 Ok(None) => {}
-                Err(error) => tracing::error!(%error, environment = %environment.id, "it could not be ended"),
+                Err(error) => {
+                    tracing::error!(%error, environment = %environment.id, "it could not be ended")
+                }
             }
         }
         self.wake.wake();
         let all_gone = async {
             for environment in self.directory.remaining() {
                 if let Some(mut watched) = self.directory.watch(environment.id) {
-                    let _ = watched.wait_for(|environment| environment.phase == Phase::Gone).await;
+                    let _ = watched
+                        .wait_for(|environment| environment.phase == Phase::Gone)
+                        .await;
                 }
             }
         };
@@ -264,13 +380,20 @@ impl Broker {
     pub async fn reload_policies(&self) {
         let mut body = Body::new(Kind::Event, LedgerAction::PolicyLoad);
         match self.policies.reload() {
-            Ok(_) => tracing::info!(digest = self.policies.current().digest(), "policies are loaded"),
+            Ok(_) => tracing::info!(
+                digest = self.policies.current().digest(),
+                "policies are loaded"
+            ),
             Err(error) => {
                 tracing::error!(%error, "policies cannot be loaded; the old ones stay in force");
-                body.details.insert("refused".into(), error.to_string().into());
+                body.details
+                    .insert("refused".into(), error.to_string().into());
             }
         }
-        body.details.insert("policy_digest".into(), self.policies.current().digest().into());
+        body.details.insert(
+            "policy_digest".into(),
+            self.policies.current().digest().into(),
+        );
         if let Err(error) = self.ledger.event(body, Durability::Disk).await {
             tracing::error!(%error, "the change of policies could not be recorded");
         }
@@ -280,7 +403,13 @@ impl Broker {
     ///
     /// # Errors
     /// `Denied`.
-    pub async fn read_server<T>(&self, call: &Call, action: Action, ledger_action: LedgerAction, read: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
+    pub async fn read_server<T>(
+        &self,
+        call: &Call,
+        action: Action,
+        ledger_action: LedgerAction,
+        read: impl AsyncFnOnce() -> Result<T>,
+    ) -> Result<T> {
         self.recorded(call, ledger_action, None, async |body| {
             self.decide(call, body, action, Target::Server)?;
             read().await
@@ -298,8 +427,13 @@ impl Broker {
     }
 
     fn own_or_dead(&self, call: &Call, id: EnvironmentId) -> Result<Environment> {
-        let Who::Job(token) = &call.who else { return Err(BrokerError::no_environment(id)) };
-        let environment = self.directory.get(id).ok_or_else(|| BrokerError::no_environment(id))?;
+        let Who::Job(token) = &call.who else {
+            return Err(BrokerError::no_environment(id));
+        };
+        let environment = self
+            .directory
+            .get(id)
+            .ok_or_else(|| BrokerError::no_environment(id))?;
         if !environment.is_open_to(&token.identity.owner()) {
             return Err(BrokerError::no_environment(id));
         }
@@ -307,15 +441,30 @@ impl Broker {
     }
 
     /// Asks policy, and notes the answer for the ledger.
-    fn decide(&self, call: &Call, body: &mut Body, action: Action, target: Target) -> Result<Permit> {
-        match self.policies.current().decide(&call.caller(), action, target) {
+    fn decide(
+        &self,
+        call: &Call,
+        body: &mut Body,
+        action: Action,
+        target: Target,
+    ) -> Result<Permit> {
+        match self
+            .policies
+            .current()
+            .decide(&call.caller(), action, target)
+        {
             Ok(permit) => {
-                body.decision = Some(Decision::Allow { grounds: permit.grounds().clone() });
+                body.decision = Some(Decision::Allow {
+                    grounds: permit.grounds().clone(),
+                });
                 Ok(permit)
             }
             Err(denial) => {
                 let closest = denial.closest.iter().map(ToString::to_string).collect();
-                body.decision = Some(Decision::Deny { grounds: denial.grounds.clone(), closest });
+                body.decision = Some(Decision::Deny {
+                    grounds: denial.grounds.clone(),
+                    closest,
+                });
                 Err(BrokerError::Denied(denial))
             }
         }
@@ -347,8 +496,20 @@ impl Broker {
     }
 
     /// Writes down a change of phase.
-    pub async fn phase_changed(&self, call: Option<&Call>, from: Option<Phase>, environment: &Environment) {
-        record_phase(&self.ledger, call, from, environment, serde_json::Map::new()).await;
+    pub async fn phase_changed(
+        &self,
+        call: Option<&Call>,
+        from: Option<Phase>,
+        environment: &Environment,
+    ) {
+        record_phase(
+            &self.ledger,
+            call,
+            from,
+            environment,
+            serde_json::Map::new(),
+        )
+        .await;
     }
 }
 
@@ -367,14 +528,24 @@ pub async fn record_phase(
     body.phase = Some(PhaseChange {
         from,
         to: environment.phase,
-        reason: environment.reason.as_ref().map(|reason| reason.code().to_owned()),
+        reason: environment
+            .reason
+            .as_ref()
+            .map(|reason| reason.code().to_owned()),
         message: environment.reason.as_ref().map(EndReason::sentence),
     });
     body.details = details;
     if environment.phase == Phase::Requested {
-        body.details.insert("digest".into(), environment.digest.clone().into());
-        body.details.insert("profile".into(), environment.resolved.profile.name.clone().into());
-        body.details.insert("kubernetes_version".into(), environment.resolved.kubernetes_version.clone().into());
+        body.details
+            .insert("digest".into(), environment.digest.clone().into());
+        body.details.insert(
+            "profile".into(),
+            environment.resolved.profile.name.clone().into(),
+        );
+        body.details.insert(
+            "kubernetes_version".into(),
+            environment.resolved.kubernetes_version.clone().into(),
+        );
     }
     if let Err(error) = ledger.event(body, Durability::Process).await {
         tracing::error!(%error, environment = %environment.id, "a change of phase could not be recorded");
@@ -383,7 +554,10 @@ pub async fn record_phase(
 
 const fn durability(action: LedgerAction) -> Durability {
     match action {
-        LedgerAction::EnvironmentRead | LedgerAction::TraceRead | LedgerAction::LedgerRead | LedgerAction::MetricsRead => Durability::Process,
+        LedgerAction::EnvironmentRead
+        | LedgerAction::TraceRead
+        | LedgerAction::LedgerRead
+        | LedgerAction::MetricsRead => Durability::Process,
         _ => Durability::Disk,
     }
 }
@@ -403,7 +577,11 @@ fn new_environment(
     scope: Scope,
 ) -> Result<Environment> {
     let deadline = lease::after(call.now, resolved.profile.deadline());
-    let lease_end = lease::first(token.issued_at.min(call.now), resolved.profile.lease(), deadline);
+    let lease_end = lease::first(
+        token.issued_at.min(call.now),
+        resolved.profile.lease(),
+        deadline,
+    );
     if lease_end <= call.now {
         return Err(BrokerError::token_too_old());
     }

@@ -209,12 +209,21 @@ impl Surroundings {
     /// Reads `KUBLER_CACHE`, `XDG_CACHE_HOME`, `HOME`, `KUBEBUILDER_ASSETS` and `PATH`.
     #[allow(clippy::disallowed_methods)] // this is the place
     pub fn read() -> Self {
-        let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let folder = |name: &str| {
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
         let cache = folder("KUBLER_CACHE").or_else(|| {
-            let home = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
+            let home =
+                folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
             home.map(|home| home.join("kubler"))
         });
         let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect());
-        Self { cache, kubebuilder_assets: folder("KUBEBUILDER_ASSETS"), path: path.unwrap_or_default() }
+        Self {
+            cache,
+            kubebuilder_assets: folder("KUBEBUILDER_ASSETS"),
+            path: path.unwrap_or_default(),
+        }
     }
 }

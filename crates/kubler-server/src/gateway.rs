@@ -28,7 +28,9 @@ use http_body::Body as HttpBody;
 use jiff::Timestamp;
 use kubler_core::environment::{Environment, Phase};
 use kubler_core::ids::{EnvironmentId, RequestId};
-use kubler_core::ledger::record::{Body as RecordBody, Decision, Kind, KubernetesRequest, LedgerAction, Outcome};
+use kubler_core::ledger::record::{
+    Body as RecordBody, Decision, Kind, KubernetesRequest, LedgerAction, Outcome,
+};
 use kubler_core::request::{ApiRequest, Effect, RequestFault};
 use tokio_util::sync::CancellationToken;
 
@@ -103,7 +105,12 @@ struct Stop {
 impl Gateway {
     /// A gateway that has let nobody through yet.
     pub fn new(parts: GatewayParts) -> Self {
-        Self { shared: Arc::new(Shared { parts, gates: RwLock::default() }) }
+        Self {
+            shared: Arc::new(Shared {
+                parts,
+                gates: RwLock::default(),
+            }),
+        }
     }
 
     /// Answers one request to `/k8s/{environment}/…`; `peer` is the address it came from. Answers that go on
@@ -119,7 +126,13 @@ impl Gateway {
             return response;
         };
         let (head, body) = request.into_parts();
-        let arrival = Arrival { request_id, peer, now: self.shared.parts.clock.now(), head, body: Body::new(body) };
+        let arrival = Arrival {
+            request_id,
+            peer,
+            now: self.shared.parts.clock.now(),
+            head,
+            body: Body::new(body),
+        };
         let (id, understood) = read(&arrival.head);
         let shown = match &understood {
             Ok(understood) if understood.record().path.is_some() => Shown::OnlyWarnings,
@@ -134,13 +147,26 @@ impl Gateway {
 
 /// Reads the environment and what is asked of it. Pure, and done before anything is known of the caller.
 fn read(head: &Parts) -> (Option<EnvironmentId>, Result<ApiRequest, RequestFault>) {
-    let target = head.uri.path_and_query().map_or("", |target| target.as_str());
-    let below = target.strip_prefix(kubler_api::paths::GATEWAY).unwrap_or_default();
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or("", |target| target.as_str());
+    let below = target
+        .strip_prefix(kubler_api::paths::GATEWAY)
+        .unwrap_or_default();
     let end = below.find(['/', '?']).unwrap_or(below.len());
     let (id, rest) = below.split_at_checked(end).unwrap_or_default();
-    let user_agent = head.headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
-    let rest = if rest.starts_with('/') { std::borrow::Cow::Borrowed(rest) } else { format!("/{rest}").into() };
-    let understood = ApiRequest::parse(&head.method, &rest).map(|understood| understood.by(user_agent));
+    let user_agent = head
+        .headers
+        .get(header::USER_AGENT)
+        .and_then(|value| value.to_str().ok());
+    let rest = if rest.starts_with('/') {
+        std::borrow::Cow::Borrowed(rest)
+    } else {
+        format!("/{rest}").into()
+    };
+    let understood =
+        ApiRequest::parse(&head.method, &rest).map(|understood| understood.by(user_agent));
     (id.parse().ok(), understood)
 }
 
@@ -190,16 +216,36 @@ impl Shared {
         understood: Result<ApiRequest, RequestFault>,
     ) -> Result<(Arc<Gate>, Admitted), Box<Stop>> {
         let session = self.verify(&arrival.head.headers)?;
-        let stop = |refused| Box::new(Stop { refused, note: Note::Record, session: Some(Arc::clone(&session)), decision: None });
-        let count = |refused| Box::new(Stop { note: Note::Count, ..*stop(refused) });
+        let stop = |refused| {
+            Box::new(Stop {
+                refused,
+                note: Note::Record,
+                session: Some(Arc::clone(&session)),
+                decision: None,
+            })
+        };
+        let count = |refused| {
+            Box::new(Stop {
+                note: Note::Count,
+                ..*stop(refused)
+            })
+        };
         if id != Some(session.environment) {
-            let message = format!("the session is for environment {}, and the path names another", session.environment);
+            let message = format!(
+                "the session is for environment {}, and the path names another",
+                session.environment
+            );
             return Err(stop(Refused::forbidden("WrongEnvironment", message)));
         }
         let Some(environment) = self.parts.directory.get(session.environment) else {
             return Err(count(Refused::forgotten(&session.environment.to_string())));
         };
-        let known = self.gates.read().unwrap_or_else(PoisonError::into_inner).get(&environment.id).map(Arc::clone);
+        let known = self
+            .gates
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&environment.id)
+            .map(Arc::clone);
         let ended = match &known {
             Some(gate) => gate.ended(&environment, &self.parts, arrival.now),
             None => self.parts.directory.ended(&environment, arrival.now),
@@ -211,10 +257,15 @@ impl Shared {
             return Err(count(Refused::session_expired(session.expires_at)));
         }
         let gate = self.gate(&environment, known).map_err(count)?;
-        let admission = gate.admit(&session, &environment, &self.parts).map_err(|denied| {
-            let Denied { refused, decision } = *denied;
-            Box::new(Stop { decision, ..*stop(refused) })
-        })?;
+        let admission = gate
+            .admit(&session, &environment, &self.parts)
+            .map_err(|denied| {
+                let Denied { refused, decision } = *denied;
+                Box::new(Stop {
+                    decision,
+                    ..*stop(refused)
+                })
+            })?;
         let profile = &environment.resolved.profile;
         let understood = understood.map_err(|fault| stop(refused_fault(&fault)))?;
         if arrival.head.headers.contains_key(header::UPGRADE) || is_upgrade(&understood) {
@@ -223,10 +274,21 @@ impl Shared {
         if arrival.body.size_hint().lower() > profile.request_bytes_max {
             return Err(stop(Refused::too_large(profile.request_bytes_max)));
         }
-        let outgoing = Outgoing::build(&arrival.head, &understood, &gate, profile.engine, arrival.request_id)
-            .map_err(|fault| stop(Refused::forbidden("HeaderRefused", fault.to_string())))?;
-        let admitted =
-            Admitted { request_id: arrival.request_id, admission, understood, outgoing, bytes_max: profile.request_bytes_max };
+        let outgoing = Outgoing::build(
+            &arrival.head,
+            &understood,
+            &gate,
+            profile.engine,
+            arrival.request_id,
+        )
+        .map_err(|fault| stop(Refused::forbidden("HeaderRefused", fault.to_string())))?;
+        let admitted = Admitted {
+            request_id: arrival.request_id,
+            admission,
+            understood,
+            outgoing,
+            bytes_max: profile.request_bytes_max,
+        };
         Ok((gate, admitted))
     }
 
@@ -234,33 +296,61 @@ impl Shared {
     fn verify(&self, headers: &HeaderMap) -> Result<Arc<Session>, Box<Stop>> {
         let stop = |code, message| {
             let refused = Refused::unauthorized(code, message);
-            Err(Box::new(Stop { refused, note: Note::Count, session: None, decision: None }))
+            Err(Box::new(Stop {
+                refused,
+                note: Note::Count,
+                session: None,
+                decision: None,
+            }))
         };
         let mut given = headers.get_all(header::AUTHORIZATION).iter();
         let (first, more) = (given.next(), given.next());
-        let token = first.filter(|_| more.is_none()).and_then(|value| bearer(value.to_str().ok()?));
+        let token = first
+            .filter(|_| more.is_none())
+            .and_then(|value| bearer(value.to_str().ok()?));
         let Some(token) = token else {
-            return stop("NoSession", "no session was given; `kubler kubeconfig` writes a kubeconfig that gets one");
+            return stop(
+                "NoSession",
+                "no session was given; `kubler kubeconfig` writes a kubeconfig that gets one",
+            );
         };
         match self.parts.sessions.verify(token) {
             Ok(session) => Ok(session),
-            Err(_) => stop("InvalidSession", "this is no session of this server; `kubler credential` gets one"),
+            Err(_) => stop(
+                "InvalidSession",
+                "this is no session of this server; `kubler credential` gets one",
+            ),
         }
     }
 
     /// The gate of a living environment, opened when it is first used and again when its API server moved.
-    fn gate(self: &Arc<Self>, environment: &Environment, known: Option<Arc<Gate>>) -> Result<Arc<Gate>, Refused> {
+    fn gate(
+        self: &Arc<Self>,
+        environment: &Environment,
+        known: Option<Arc<Gate>>,
+    ) -> Result<Arc<Gate>, Refused> {
         let not_ready = || {
-            let message = format!("environment {} is {}; try again in a moment", environment.id, environment.phase.as_str());
+            let message = format!(
+                "environment {} is {}; try again in a moment",
+                environment.id,
+                environment.phase.as_str()
+            );
             Refused::unavailable("NotReady", message)
         };
         if environment.phase != Phase::Ready {
             return Err(not_ready());
         }
         let kind = environment.resolved.profile.engine;
-        let engine = self.parts.engines.iter().find(|engine| engine.kind() == kind);
-        let upstream = engine.and_then(|engine| engine.upstream(environment.id)).ok_or_else(not_ready)?;
-        let leads_there = |gate: &Arc<Gate>| gate.cut().is_none() && gate.pool().destination().is(&upstream);
+        let engine = self
+            .parts
+            .engines
+            .iter()
+            .find(|engine| engine.kind() == kind);
+        let upstream = engine
+            .and_then(|engine| engine.upstream(environment.id))
+            .ok_or_else(not_ready)?;
+        let leads_there =
+            |gate: &Arc<Gate>| gate.cut().is_none() && gate.pool().destination().is(&upstream);
         if let Some(gate) = known.filter(leads_there) {
             return Ok(gate);
         }
@@ -268,7 +358,8 @@ impl Shared {
         if let Some(gate) = gates.get(&environment.id).filter(|gate| leads_there(gate)) {
             return Ok(Arc::clone(gate));
         }
-        let destination = Destination::new(upstream).map_err(|error| Refused::unavailable("UnusableUpstream", error.to_string()))?;
+        let destination = Destination::new(upstream)
+            .map_err(|error| Refused::unavailable("UnusableUpstream", error.to_string()))?;
         let gate = Arc::new(Gate::new(environment.id, destination));
         gates.insert(environment.id, Arc::clone(&gate));
         drop(gates);
@@ -280,15 +371,26 @@ impl Shared {
     async fn keep(self: Arc<Self>, gate: Arc<Gate>) {
         gate.watch(&self.parts).await;
         let mut gates = self.gates.write().unwrap_or_else(PoisonError::into_inner);
-        if gates.get(&gate.id()).is_some_and(|current| Arc::ptr_eq(current, &gate)) {
+        if gates
+            .get(&gate.id())
+            .is_some_and(|current| Arc::ptr_eq(current, &gate))
+        {
             gates.remove(&gate.id());
         }
     }
 
     /// The record of a refusal, when it gets one of its own; else it is counted.
-    fn refusal(&self, stop: &Stop, arrival: &Arrival, request: Option<KubernetesRequest>) -> Option<RecordBody> {
+    fn refusal(
+        &self,
+        stop: &Stop,
+        arrival: &Arrival,
+        request: Option<KubernetesRequest>,
+    ) -> Option<RecordBody> {
         let Some(session) = stop.session.as_ref().filter(|_| stop.note == Note::Record) else {
-            self.parts.ledger.refuse(RefusalBeforeVerification { peer: arrival.peer, reason: stop.refused.code });
+            self.parts.ledger.refuse(RefusalBeforeVerification {
+                peer: arrival.peer,
+                reason: stop.refused.code,
+            });
             return None;
         };
         let mut record = RecordBody::new(Kind::Event, LedgerAction::KubernetesRequest);
@@ -328,18 +430,39 @@ fn is_upgrade(understood: &ApiRequest) -> bool {
 }
 
 fn no_upgrade(understood: &ApiRequest) -> Refused {
-    let what = understood.record().subresource.as_deref().unwrap_or("a changed protocol");
-    let message = format!("`{what}` is not carried by this gateway yet: it takes a connection that is not HTTP; logs, watches and all other requests are");
-    Refused::other(StatusCode::NOT_IMPLEMENTED, "NotImplemented", "UpgradeNotSupported", message)
+    let what = understood
+        .record()
+        .subresource
+        .as_deref()
+        .unwrap_or("a changed protocol");
+    let message = format!(
+        "`{what}` is not carried by this gateway yet: it takes a connection that is not HTTP; logs, watches and all other requests are"
+    );
+    Refused::other(
+        StatusCode::NOT_IMPLEMENTED,
+        "NotImplemented",
+        "UpgradeNotSupported",
+        message,
+    )
 }
 
 fn refused_fault(fault: &RequestFault) -> Refused {
     match fault {
-        RequestFault::TooLong { .. } => Refused::other(StatusCode::URI_TOO_LONG, "BadRequest", "TargetTooLong", fault.to_string()),
-        RequestFault::Path(_) | RequestFault::Query(_) => Refused::bad_request("NotNormal", fault.to_string()),
-        RequestFault::Method { .. } => {
-            Refused::other(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "MethodNotAllowed", fault.to_string())
+        RequestFault::TooLong { .. } => Refused::other(
+            StatusCode::URI_TOO_LONG,
+            "BadRequest",
+            "TargetTooLong",
+            fault.to_string(),
+        ),
+        RequestFault::Path(_) | RequestFault::Query(_) => {
+            Refused::bad_request("NotNormal", fault.to_string())
         }
+        RequestFault::Method { .. } => Refused::other(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "MethodNotAllowed",
+            "MethodNotAllowed",
+            fault.to_string(),
+        ),
     }
 }
 

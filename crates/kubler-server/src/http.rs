@@ -71,7 +71,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Arrival {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        parts.extensions.get::<Self>().cloned().ok_or_else(ApiError::internal)
+        parts
+            .extensions
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(ApiError::internal)
     }
 }
 
@@ -90,7 +94,12 @@ impl FromRequestParts<Arc<Api>> for Call {
                 return Err(ApiError::unauthenticated(None).of(&arrival));
             }
         };
-        Ok(Self { request_id: arrival.request_id, peer: arrival.peer.address, now: api.clock.now(), who })
+        Ok(Self {
+            request_id: arrival.request_id,
+            peer: arrival.peer.address,
+            now: api.clock.now(),
+            who,
+        })
     }
 }
 
@@ -105,7 +114,10 @@ impl Api {
             Err(refusal) => {
                 match refusal.identity {
                     // Somebody we know: worth a record of its own.
-                    Some(identity) => self.refuse_known(arrival, refusal.reason.as_str(), identity).await,
+                    Some(identity) => {
+                        self.refuse_known(arrival, refusal.reason.as_str(), identity)
+                            .await
+                    }
                     None => self.refuse(arrival, refusal.reason.as_str()),
                 }
                 Err(ApiError::unauthenticated(refusal.disclosed).of(arrival))
@@ -125,7 +137,10 @@ impl Api {
     }
 
     fn refuse(&self, arrival: &Arrival, reason: &'static str) {
-        self.broker.ledger.refuse(RefusalBeforeVerification { peer: arrival.peer.address, reason });
+        self.broker.ledger.refuse(RefusalBeforeVerification {
+            peer: arrival.peer.address,
+            reason,
+        });
     }
 
     /// Gives a request its name.
@@ -133,15 +148,24 @@ impl Api {
     /// # Errors
     /// Without randomness.
     pub fn arrival(peer: Peer) -> Result<Arrival, entropy::NoEntropy> {
-        Ok(Arrival { request_id: entropy::request_id()?, peer })
+        Ok(Arrival {
+            request_id: entropy::request_id()?,
+            peer,
+        })
     }
 }
 
 /// The bearer token, if there is an `Authorization` header. Several headers, or another scheme, are refused.
 fn bearer(parts: &Parts) -> Result<Option<SecretString>, ApiError> {
     let mut values = parts.headers.get_all(AUTHORIZATION).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    let token = value.to_str().ok().and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let token = value
+        .to_str()
+        .ok()
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
     match (token, values.next()) {
         (Some((_, token)), None) => Ok(Some(SecretString::from(token.trim()))),
         _ => Err(ApiError::unauthenticated(None)),

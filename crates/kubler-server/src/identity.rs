@@ -99,7 +99,13 @@ pub struct Disclosed {
 
 impl Refusal {
     const fn unexplained(reason: RefusalReason) -> Self {
-        Self { reason, detail: None, identity: None, disclosed: None, clock_skew_seconds: 0 }
+        Self {
+            reason,
+            detail: None,
+            identity: None,
+            disclosed: None,
+            clock_skew_seconds: 0,
+        }
     }
 }
 
@@ -143,8 +149,14 @@ enum Claimed {
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let urls: Vec<_> = self.issuers.iter().map(|issuer| issuer.settings.url.as_str()).collect();
-        f.debug_struct("Verifier").field("issuers", &urls).finish_non_exhaustive()
+        let urls: Vec<_> = self
+            .issuers
+            .iter()
+            .map(|issuer| issuer.settings.url.as_str())
+            .collect();
+        f.debug_struct("Verifier")
+            .field("issuers", &urls)
+            .finish_non_exhaustive()
     }
 }
 
@@ -153,10 +165,21 @@ impl Verifier {
     ///
     /// # Errors
     /// An issuer that cannot be used: no audience, no https, an unreadable CA.
-    pub fn new(configuration: &Configuration, folder: &Path, clock: Arc<dyn Clock>) -> Result<Self, IdentityError> {
-        let issuers: Result<Vec<_>, _> =
-            configuration.issuers.iter().map(|settings| Trusted::new(settings, folder, Arc::clone(&clock))).collect();
-        Ok(Self { issuers: issuers?.into(), names: Arc::default(), clock })
+    pub fn new(
+        configuration: &Configuration,
+        folder: &Path,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, IdentityError> {
+        let issuers: Result<Vec<_>, _> = configuration
+            .issuers
+            .iter()
+            .map(|settings| Trusted::new(settings, folder, Arc::clone(&clock)))
+            .collect();
+        Ok(Self {
+            issuers: issuers?.into(),
+            names: Arc::default(),
+            clock,
+        })
     }
 
     /// Verifies a token. Waits only when its key is unknown, for one fetch of the issuer's keys at most.
@@ -170,7 +193,8 @@ impl Verifier {
         let key = issuer.keys.find(unverified.key_id.as_deref()).await?;
         let library = issuer.check_signature(text, &key)?;
 
-        let verified = issuer.check_claims(&unverified.claims, TokenDigest::of(text), self.clock.now())?;
+        let verified =
+            issuer.check_claims(&unverified.claims, TokenDigest::of(text), self.clock.now())?;
         if library == Claimed::NotAccepted {
             return Err(RefusalReason::ClaimMalformed.into());
         }
@@ -183,9 +207,17 @@ impl Verifier {
     /// The issuer a token claims to be of, by exact match, if it may use the token's algorithm.
     fn trusted(&self, token: &UnverifiedToken<'_>) -> Result<&Trusted, RefusalReason> {
         let url = token.issuer().ok_or(RefusalReason::Issuer)?;
-        let issuer = self.issuers.iter().find(|issuer| issuer.settings.url == url).ok_or(RefusalReason::Issuer)?;
+        let issuer = self
+            .issuers
+            .iter()
+            .find(|issuer| issuer.settings.url == url)
+            .ok_or(RefusalReason::Issuer)?;
         let allowed = algorithms(issuer.settings.kind).contains(&token.algorithm.as_str());
-        if allowed { Ok(issuer) } else { Err(RefusalReason::Algorithm) }
+        if allowed {
+            Ok(issuer)
+        } else {
+            Err(RefusalReason::Algorithm)
+        }
     }
 
     /// Fetches all issuers' keys, so that the first job does not wait for them. Failures are logged and tried
@@ -206,14 +238,23 @@ impl Verifier {
 
     /// For each issuer's URL, how its keys are, in words: starts with `fresh`, `stale` or `missing`.
     pub fn health(&self) -> BTreeMap<String, String> {
-        self.issuers.iter().map(|issuer| (issuer.settings.url.clone(), issuer.keys.health())).collect()
+        self.issuers
+            .iter()
+            .map(|issuer| (issuer.settings.url.clone(), issuer.keys.health()))
+            .collect()
     }
 }
 
 impl Trusted {
-    fn new(settings: &configuration::Issuer, folder: &Path, clock: Arc<dyn Clock>) -> Result<Self, IdentityError> {
+    fn new(
+        settings: &configuration::Issuer,
+        folder: &Path,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, IdentityError> {
         if settings.audience.trim().is_empty() {
-            return Err(IdentityError::Audience { issuer: settings.url.clone() });
+            return Err(IdentityError::Audience {
+                issuer: settings.url.clone(),
+            });
         }
         let fetcher = Fetcher::new(settings, folder)?;
         Ok(Self {
@@ -229,15 +270,20 @@ impl Trusted {
         match jsonwebtoken::decode::<serde::de::IgnoredAny>(token, key, &self.validation) {
             Ok(_) => Ok(Claimed::Accepted),
             Err(error) => match error.kind() {
-                ErrorKind::InvalidAudience | ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) => {
-                    Ok(Claimed::NotAccepted)
-                }
+                ErrorKind::InvalidAudience
+                | ErrorKind::MissingRequiredClaim(_)
+                | ErrorKind::InvalidClaimFormat(_) => Ok(Claimed::NotAccepted),
                 _ => Err(RefusalReason::Signature),
             },
         }
     }
 
-    fn check_claims(&self, claims: &Claims, digest: TokenDigest, now: jiff::Timestamp) -> Result<VerifiedToken, Refusal> {
+    fn check_claims(
+        &self,
+        claims: &Claims,
+        digest: TokenDigest,
+        now: jiff::Timestamp,
+    ) -> Result<VerifiedToken, Refusal> {
         check_audience(claims, &self.settings)?;
         let identity = match self.settings.kind {
             IssuerKind::Buildkite => buildkite::identity_from_claims(claims, &self.settings),
@@ -269,12 +315,18 @@ impl Trusted {
     fn explain(&self, reason: RefusalReason) -> Disclosed {
         let hint = match reason {
             RefusalReason::LifeTooLong => {
-                format!("request it with `--lifetime {}` or without `--lifetime`", self.settings.token_seconds_max)
+                format!(
+                    "request it with `--lifetime {}` or without `--lifetime`",
+                    self.settings.token_seconds_max
+                )
             }
             RefusalReason::NotYetValid => "a clock is wrong: tell the operator".into(),
             _ => "request a fresh token for each call".into(),
         };
-        Disclosed { detail: reason.to_string(), hint }
+        Disclosed {
+            detail: reason.to_string(),
+            hint,
+        }
     }
 }
 
@@ -288,8 +340,17 @@ fn claim_refusal(fault: &ClaimFault, may_be_told: bool) -> Refusal {
         ClaimFault::OrganizationNotListed { id } => id.clone(),
         other => other.to_string(),
     };
-    let disclosed = may_be_told.then(|| Disclosed { detail: fault.to_string(), hint: fault.hint() });
-    Refusal { reason, detail: Some(detail), identity: None, disclosed, clock_skew_seconds: 0 }
+    let disclosed = may_be_told.then(|| Disclosed {
+        detail: fault.to_string(),
+        hint: fault.hint(),
+    });
+    Refusal {
+        reason,
+        detail: Some(detail),
+        identity: None,
+        disclosed,
+        clock_skew_seconds: 0,
+    }
 }
 
 /// Every default of the library that matters is set here by hand. It reads the machine's clock, so times are

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
 use kubler_core::configuration::Issuer;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, SanType,
+};
 
 /// How long the certificates of `init` live, in days. Replace them with your own before that.
 const CERTIFICATE_DAYS: i64 = 365;
@@ -73,7 +76,9 @@ impl InitError {
             Self::NotAnOrganization(_) => {
                 "find it in Buildkite under Organization Settings → Settings (GraphQL API integration shows it too), or decode a token made with `buildkite-agent oidc request-token --claim organization_id`"
             }
-            Self::NotAUrl(_) => "kubectl sends no credentials over plain http; give a name that the jobs can resolve",
+            Self::NotAUrl(_) => {
+                "kubectl sends no credentials over plain http; give a name that the jobs can resolve"
+            }
             Self::Unwritable { .. } => "check the folder's owner and the free space",
             Self::Certificate(_) => "this is a fault of the server; please report it",
         }
@@ -96,19 +101,29 @@ pub fn init(init: &Init, now: Timestamp) -> Result<(), InitError> {
         create_private_folder(&init.folder.join(folder))?;
     }
     certificates(&init.folder.join("tls"), host, now)?;
-    for (name, text) in kubler_core::policy::starter(&init.organization_id, &init.organization_slug) {
+    for (name, text) in kubler_core::policy::starter(&init.organization_id, &init.organization_slug)
+    {
         write(&init.folder.join("policies").join(name), text.as_bytes())?;
     }
     if let Some(ca) = init.issuer.as_ref().and_then(|issuer| issuer.ca.as_ref()) {
-        let pem = std::fs::read(ca).map_err(|source| InitError::Unwritable { path: ca.clone(), source })?;
+        let pem = std::fs::read(ca).map_err(|source| InitError::Unwritable {
+            path: ca.clone(),
+            source,
+        })?;
         write(&init.folder.join("tls/issuer-ca.pem"), &pem)?;
     }
-    write(&init.folder.join(CONFIGURATION_FILE), configuration(init).as_bytes())
+    write(
+        &init.folder.join(CONFIGURATION_FILE),
+        configuration(init).as_bytes(),
+    )
 }
 
 fn host(url: &str) -> Option<&str> {
     let authority = url.strip_prefix("https://")?;
-    let host = authority.strip_prefix('[').map_or_else(|| authority.split(':').next(), |rest| rest.split(']').next())?;
+    let host = authority.strip_prefix('[').map_or_else(
+        || authority.split(':').next(),
+        |rest| rest.split(']').next(),
+    )?;
     (!host.is_empty() && !authority.contains('/')).then_some(host)
 }
 
@@ -117,11 +132,24 @@ fn configuration(init: &Init) -> String {
     let issuer = match &init.issuer {
         None => format!("    url: {}\n", Issuer::BUILDKITE_URL),
         Some(trial) => {
-            let ca = trial.ca.as_ref().map_or("", |_| "    ca: tls/issuer-ca.pem\n");
-            format!("    url: {}\n{ca}    allow_private_addresses: true\n", trial.url)
+            let ca = trial
+                .ca
+                .as_ref()
+                .map_or("", |_| "    ca: tls/issuer-ca.pem\n");
+            format!(
+                "    url: {}\n{ca}    allow_private_addresses: true\n",
+                trial.url
+            )
         }
     };
-    let Init { organization_id, organization_slug, url, listen, kubernetes, .. } = init;
+    let Init {
+        organization_id,
+        organization_slug,
+        url,
+        listen,
+        kubernetes,
+        ..
+    } = init;
     format!(
         r#"# Kubler's configuration. Relative paths count from this folder.
 # `kubler-server schema` prints every key; `kubler-server check` reads this file without starting.
@@ -174,25 +202,42 @@ fn certificates(folder: &Path, host: &str, now: Timestamp) -> Result<(), InitErr
     write(&folder.join("ca.pem"), ca.pem().as_bytes())?;
     write(&folder.join("ca.key"), ca.key().serialize_pem().as_bytes())?;
     write(&folder.join("server.pem"), server.pem().as_bytes())?;
-    write(&folder.join("server.key"), server_key.serialize_pem().as_bytes())?;
+    write(
+        &folder.join("server.key"),
+        server_key.serialize_pem().as_bytes(),
+    )?;
 
     let operators = authority("Kubler operators", now)?;
     let operator_key = KeyPair::generate()?;
-    let operator = leaf("operator", ExtendedKeyUsagePurpose::ClientAuth, now)?.signed_by(&operator_key, &operators)?;
+    let operator = leaf("operator", ExtendedKeyUsagePurpose::ClientAuth, now)?
+        .signed_by(&operator_key, &operators)?;
     write(&folder.join("operator-ca.pem"), operators.pem().as_bytes())?;
-    write(&folder.join("operator-ca.key"), operators.key().serialize_pem().as_bytes())?;
+    write(
+        &folder.join("operator-ca.key"),
+        operators.key().serialize_pem().as_bytes(),
+    )?;
     write(&folder.join("operator.pem"), operator.pem().as_bytes())?;
-    write(&folder.join("operator.key"), operator_key.serialize_pem().as_bytes())
+    write(
+        &folder.join("operator.key"),
+        operator_key.serialize_pem().as_bytes(),
+    )
 }
 
-fn authority(name: &str, now: Timestamp) -> Result<CertifiedIssuer<'static, KeyPair>, rcgen::Error> {
+fn authority(
+    name: &str,
+    now: Timestamp,
+) -> Result<CertifiedIssuer<'static, KeyPair>, rcgen::Error> {
     let mut params = params(name, now)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     CertifiedIssuer::self_signed(params, KeyPair::generate()?)
 }
 
-fn leaf(name: &str, usage: ExtendedKeyUsagePurpose, now: Timestamp) -> Result<CertificateParams, rcgen::Error> {
+fn leaf(
+    name: &str,
+    usage: ExtendedKeyUsagePurpose,
+    now: Timestamp,
+) -> Result<CertificateParams, rcgen::Error> {
     let mut params = params(name, now)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![usage];
@@ -204,8 +249,11 @@ fn params(name: &str, now: Timestamp) -> Result<CertificateParams, rcgen::Error>
     let mut params = CertificateParams::new(Vec::<String>::new())?;
     params.distinguished_name.push(DnType::CommonName, name);
     let at = |days: i64| {
-        let moment = now.checked_add(SignedDuration::from_hours(24 * days)).unwrap_or(now);
-        time::OffsetDateTime::from_unix_timestamp(moment.as_second()).unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+        let moment = now
+            .checked_add(SignedDuration::from_hours(24 * days))
+            .unwrap_or(now);
+        time::OffsetDateTime::from_unix_timestamp(moment.as_second())
+            .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
     };
     // A day of room, so that clocks which run behind accept it at once.
     params.not_before = at(-1);
@@ -222,15 +270,30 @@ fn san(host: &str) -> Result<SanType, rcgen::Error> {
 
 fn create_private_folder(folder: &Path) -> Result<(), InitError> {
     use std::os::unix::fs::DirBuilderExt as _;
-    let unwritable = |source| InitError::Unwritable { path: folder.to_owned(), source };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unwritable)
+    let unwritable = |source| InitError::Unwritable {
+        path: folder.to_owned(),
+        source,
+    };
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(unwritable)
 }
 
 /// Keys and all else alike: only their owner reads what `init` writes.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), InitError> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    let unwritable = |source| InitError::Unwritable { path: path.to_owned(), source };
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(unwritable)?;
+    let unwritable = |source| InitError::Unwritable {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(unwritable)?;
     file.write_all(bytes).map_err(unwritable)
 }
 

@@ -88,7 +88,12 @@ impl Ledger {
     ///
     /// # Errors
     /// When it cannot be used, or is not what its last checkpoint says: nothing may be done then.
-    pub fn open(folder: &Path, origin: &str, settings: &LedgerSettings, clock: Arc<dyn Clock>) -> Result<Self, LedgerError> {
+    pub fn open(
+        folder: &Path,
+        origin: &str,
+        settings: &LedgerSettings,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, LedgerError> {
         open::open(folder, origin, settings, clock)
     }
 
@@ -113,18 +118,27 @@ impl Ledger {
     async fn append(&self, body: Body, durability: Durability) -> Result<u64, LedgerError> {
         let sequence = self.append_now(body)?;
         if durability == Durability::Disk {
-            self.0.syncer.synced().await.map_err(|message| self.unusable(&message))?;
+            self.0
+                .syncer
+                .synced()
+                .await
+                .map_err(|message| self.unusable(&message))?;
         }
         Ok(sequence)
     }
 
     /// Written to the operating system when this returns.
     fn append_now(&self, body: Body) -> Result<u64, LedgerError> {
-        let room = if body.is_ending() { writer::Room::KeptBack } else { writer::Room::Ordinary };
+        let room = if body.is_ending() {
+            writer::Room::KeptBack
+        } else {
+            writer::Room::Ordinary
+        };
         let mark = read::Mark::of(&body);
         // Serialised outside of the lock: only the sequence, the hash and the write are in it.
         let sealed = body.seal()?;
-        self.writer().append(&sealed, room, mark, self.0.clock.now(), &self.0.syncer)
+        self.writer()
+            .append(&sealed, room, mark, self.0.clock.now(), &self.0.syncer)
     }
 
     /// Counts somebody who was refused before they could be told apart. Never blocks on the disk and never fails.
@@ -144,7 +158,10 @@ impl Ledger {
         let now = self.0.clock.now();
         for sealed in self.refusals().drain(now) {
             let mark = read::Mark::default();
-            if let Err(error) = self.writer().append(&sealed, writer::Room::Ordinary, mark, now, &self.0.syncer) {
+            if let Err(error) =
+                self.writer()
+                    .append(&sealed, writer::Room::Ordinary, mark, now, &self.0.syncer)
+            {
                 tracing::error!(%error, "refusals could not be recorded");
             }
         }
@@ -187,11 +204,17 @@ impl Ledger {
     }
 
     fn refusals(&self) -> MutexGuard<'_, Refusals> {
-        self.0.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unusable(&self, message: &dyn std::fmt::Display) -> LedgerError {
-        LedgerError::Unusable { folder: self.0.folder.clone(), message: message.to_string() }
+        LedgerError::Unusable {
+            folder: self.0.folder.clone(),
+            message: message.to_string(),
+        }
     }
 }
 

@@ -108,8 +108,16 @@ fn report(error: &anyhow::Error) {
     let hint = error
         .downcast_ref::<StartError>()
         .map(StartError::hint)
-        .or_else(|| error.downcast_ref::<config::ConfigError>().map(config::ConfigError::hint))
-        .or_else(|| error.downcast_ref::<InitError>().map(|error| error.hint().to_owned()));
+        .or_else(|| {
+            error
+                .downcast_ref::<config::ConfigError>()
+                .map(config::ConfigError::hint)
+        })
+        .or_else(|| {
+            error
+                .downcast_ref::<InitError>()
+                .map(|error| error.hint().to_owned())
+        });
     if let Some(hint) = hint {
         eprintln!("hint: {hint}");
     }
@@ -128,11 +136,17 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Check(argument) => check(&argument),
         Command::Migrate(argument) => runtime()?.block_on(migrate(&argument)),
         Command::Schema => {
-            println!("{}", serde_json::to_string_pretty(&schemars::schema_for!(Configuration))?);
+            println!(
+                "{}",
+                serde_json::to_string_pretty(&schemars::schema_for!(Configuration))?
+            );
             Ok(())
         }
         Command::Openapi => {
-            println!("{}", serde_json::to_string_pretty(&kubler_server::http::openapi())?);
+            println!(
+                "{}",
+                serde_json::to_string_pretty(&kubler_server::http::openapi())?
+            );
             Ok(())
         }
     }
@@ -146,17 +160,28 @@ fn wanted(arguments: InitArguments) -> Init {
         url: arguments.url.trim_end_matches('/').to_owned(),
         listen: arguments.listen,
         kubernetes: arguments.kubernetes,
-        issuer: arguments.issuer.map(|url| TrialIssuer { url, ca: arguments.issuer_ca }),
+        issuer: arguments.issuer.map(|url| TrialIssuer {
+            url,
+            ca: arguments.issuer_ca,
+        }),
     }
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot start")
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime cannot start")
 }
 
 fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("KUBLER_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("KUBLER_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .json()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     runtime()?.block_on(async {
         let loaded = config::load(&arguments.config.config)?;
         let app = App::start(&loaded, &Surroundings::read(), Arc::new(SystemClock)).await?;
@@ -191,11 +216,20 @@ fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
     let binaries = find_binaries(&loaded, &Surroundings::read()).map_err(StartError::from)?;
     let profiles = resolve_profiles(&loaded, &binaries)?;
     let configuration = Arc::new(loaded.configuration.clone());
-    let policies = Policies::load(&loaded.path(&configuration.policies), configuration).map_err(StartError::from)?;
+    let policies = Policies::load(&loaded.path(&configuration.policies), configuration)
+        .map_err(StartError::from)?;
     for (name, resolved) in &profiles {
-        println!("profile {name}: Kubernetes {}, digest {}", resolved.kubernetes_version, resolved.digest());
+        println!(
+            "profile {name}: Kubernetes {}, digest {}",
+            resolved.kubernetes_version,
+            resolved.digest()
+        );
     }
-    println!("policies: {} in force, digest {}", policies.current().len(), policies.current().digest());
+    println!(
+        "policies: {} in force, digest {}",
+        policies.current().len(),
+        policies.current().digest()
+    );
     println!("{} is fine", argument.config.display());
     Ok(())
 }
@@ -204,6 +238,7 @@ async fn migrate(argument: &ConfigArgument) -> anyhow::Result<()> {
     let loaded = config::load(&argument.config)?;
     let directory = Arc::new(kubler_server::directory::Directory::new(SystemClock.now()));
     let file = loaded.path(&loaded.configuration.data).join("store.sqlite");
-    kubler_server::store::Store::open(&file, directory, loaded.configuration.limits.clone()).await?;
+    kubler_server::store::Store::open(&file, directory, loaded.configuration.limits.clone())
+        .await?;
     Ok(())
 }

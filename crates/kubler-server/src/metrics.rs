@@ -16,15 +16,27 @@ pub fn render(directory: &Directory, gauges: &Gauges) -> String {
     let mut registry = Registry::with_prefix("kubler");
     let phases = Family::<Vec<(String, String)>, Gauge>::default();
     for phase in Phase::ALL.into_iter().filter(|phase| *phase != Phase::Gone) {
-        phases.get_or_create(&vec![("phase".into(), phase.as_str().into())]).set(0);
+        phases
+            .get_or_create(&vec![("phase".into(), phase.as_str().into())])
+            .set(0);
     }
     for environment in directory.remaining() {
-        phases.get_or_create(&vec![("phase".into(), environment.phase.as_str().into())]).inc();
+        phases
+            .get_or_create(&vec![("phase".into(), environment.phase.as_str().into())])
+            .inc();
     }
-    registry.register("environments", "Environments that are not gone, by phase", phases);
+    registry.register(
+        "environments",
+        "Environments that are not gone, by phase",
+        phases,
+    );
     let stuck: Gauge = Gauge::default();
     stuck.set(i64::try_from(gauges.stuck.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
-    registry.register("environments_stuck", "Environments that resist their end: an alarm when above zero", stuck);
+    registry.register(
+        "environments_stuck",
+        "Environments that resist their end: an alarm when above zero",
+        stuck,
+    );
     let mut text = String::new();
     // Writing to a String cannot fail; an empty page says more than a panic would.
     let _ = encode(&mut text, &registry);

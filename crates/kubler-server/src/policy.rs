@@ -49,7 +49,9 @@ impl PolicyLoadError {
     /// What to do next.
     pub const fn hint(&self) -> &'static str {
         match self {
-            Self::Unreadable { .. } => "`policies` in the configuration names the folder; an empty one denies everything",
+            Self::Unreadable { .. } => {
+                "`policies` in the configuration names the folder; an empty one denies everything"
+            }
             Self::Refused { .. } => "keep policies as plain `*.cedar` files inside the folder",
             Self::Faulty { .. } => "`kubler policy check` reads the folder without a server",
         }
@@ -57,7 +59,10 @@ impl PolicyLoadError {
 }
 
 fn listed(faults: &[PolicyFault]) -> String {
-    let lines: Vec<_> = faults.iter().map(|fault| format!("  {fault}\n    hint: {}", fault.hint)).collect();
+    let lines: Vec<_> = faults
+        .iter()
+        .map(|fault| format!("  {fault}\n    hint: {}", fault.hint))
+        .collect();
     lines.join("\n")
 }
 
@@ -118,7 +123,10 @@ impl Policies {
     /// # Errors
     /// When the folder's policies do not pass or cannot be read: the old set stays in force.
     pub fn reload(&self) -> Result<Reloaded, PolicyLoadError> {
-        let _turn = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self
+            .reloading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let set = read_set(&self.folder, &self.configuration)?;
         let (before, after) = (self.current().digest().to_owned(), set.digest().to_owned());
         if before == after {
@@ -147,16 +155,26 @@ pub fn read_folder(folder: &Path) -> Result<BTreeMap<String, String>, PolicyLoad
     let mut files = BTreeMap::new();
     for (seen, entry) in root.read_dir().map_err(unreadable(folder))?.enumerate() {
         if seen >= FOLDER_ENTRIES_MAX {
-            return Err(refused(folder, format!("has more than {FOLDER_ENTRIES_MAX} entries")));
+            return Err(refused(
+                folder,
+                format!("has more than {FOLDER_ENTRIES_MAX} entries"),
+            ));
         }
         let entry = entry.map_err(unreadable(folder))?;
         let path = entry.path();
         let name = entry.file_name().to_string_lossy().into_owned();
-        if path.extension().is_none_or(|extension| extension != EXTENSION) || name.starts_with('.') {
+        if path
+            .extension()
+            .is_none_or(|extension| extension != EXTENSION)
+            || name.starts_with('.')
+        {
             continue;
         }
         if files.len() >= POLICY_FILES_MAX {
-            return Err(refused(folder, format!("has more than {POLICY_FILES_MAX} policy files")));
+            return Err(refused(
+                folder,
+                format!("has more than {POLICY_FILES_MAX} policy files"),
+            ));
         }
         let text = read_file(&root, &path)?;
         files.insert(name, text);
@@ -165,11 +183,17 @@ pub fn read_folder(folder: &Path) -> Result<BTreeMap<String, String>, PolicyLoad
 }
 
 fn refused(path: &Path, reason: impl Into<String>) -> PolicyLoadError {
-    PolicyLoadError::Refused { path: path.to_owned(), reason: reason.into() }
+    PolicyLoadError::Refused {
+        path: path.to_owned(),
+        reason: reason.into(),
+    }
 }
 
 fn read_file(root: &Path, path: &Path) -> Result<String, PolicyLoadError> {
-    let unreadable = |source| PolicyLoadError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |source| PolicyLoadError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
     // A link is fine as long as it stays inside (a mounted ConfigMap is made of such): what it leads to is read.
     let real = path.canonicalize().map_err(unreadable)?;
     if !real.starts_with(root) {
@@ -181,9 +205,14 @@ fn read_file(root: &Path, path: &Path) -> Result<String, PolicyLoadError> {
     }
     let mut bytes = Vec::new();
     let bound = POLICY_FILE_BYTES_MAX as u64 + 1;
-    File::open(&real).and_then(|file| file.take(bound).read_to_end(&mut bytes)).map_err(unreadable)?;
+    File::open(&real)
+        .and_then(|file| file.take(bound).read_to_end(&mut bytes))
+        .map_err(unreadable)?;
     if bytes.len() > POLICY_FILE_BYTES_MAX {
-        return Err(refused(path, format!("is longer than {POLICY_FILE_BYTES_MAX} bytes")));
+        return Err(refused(
+            path,
+            format!("is longer than {POLICY_FILE_BYTES_MAX} bytes"),
+        ));
     }
     String::from_utf8(bytes).map_err(|_| refused(path, "is not UTF-8 text"))
 }

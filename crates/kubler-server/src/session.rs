@@ -123,7 +123,9 @@ pub struct Sessions {
 
 impl fmt::Debug for Sessions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sessions").field("verified", &self.verified.entry_count()).finish_non_exhaustive()
+        f.debug_struct("Sessions")
+            .field("verified", &self.verified.entry_count())
+            .finish_non_exhaustive()
     }
 }
 
@@ -134,8 +136,15 @@ impl Sessions {
     /// `Storage`, `NoEntropy`; `Keys` when others may read the file or it is not one of ours.
     pub fn open(folder: &Path, clock: Arc<dyn Clock>) -> Result<Self, SessionError> {
         let keys = KeyRing::open(folder, clock.now())?;
-        let verified = Cache::builder().max_capacity(VERIFIED_MAX).eviction_policy(EvictionPolicy::lru()).build();
-        Ok(Self { keys, verified, clock })
+        let verified = Cache::builder()
+            .max_capacity(VERIFIED_MAX)
+            .eviction_policy(EvictionPolicy::lru())
+            .build();
+        Ok(Self {
+            keys,
+            verified,
+            clock,
+        })
     }
 
     /// Signs a session. The same session gives the same token for as long as a session can live.
@@ -153,7 +162,9 @@ impl Sessions {
             identity: new.identity,
         };
         let claims = serde_json::to_vec(&said).map_err(|_| SessionError::Invalid)?;
-        self.keys.sign(new.issued_at, &URL_SAFE_NO_PAD.encode(claims)).ok_or(SessionError::TooOld)
+        self.keys
+            .sign(new.issued_at, &URL_SAFE_NO_PAD.encode(claims))
+            .ok_or(SessionError::TooOld)
     }
 
     /// The session a token stands for. Only the signature decides: one that is over is given as well, because a

@@ -13,9 +13,11 @@ use kubler_core::ids::{EnvironmentId, SessionId, TokenDigest};
 use kubler_core::invariants;
 use kubler_core::lease;
 use kubler_core::policy::Permit;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::{Row as _, Sqlite, SqlSafeStr as _, Transaction};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{Row as _, SqlSafeStr as _, Sqlite, Transaction};
 use tokio::sync::Mutex;
 
 use crate::directory::Directory;
@@ -130,7 +132,11 @@ impl Store {
     ///
     /// # Errors
     /// When the file cannot be opened or read; nothing is served then.
-    pub async fn open(file: &Path, directory: Arc<Directory>, limits: Limits) -> Result<Self, StoreError> {
+    pub async fn open(
+        file: &Path,
+        directory: Arc<Directory>,
+        limits: Limits,
+    ) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::new()
             .filename(file)
             .create_if_missing(true)
@@ -139,10 +145,21 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true);
-        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
+        let pool = SqlitePoolOptions::new()
+            .max_connections(4)
+            .connect_with(options)
+            .await?;
         migrations().run(&pool).await?;
-        let store = Self { pool, writer: Mutex::new(()), directory, limits };
-        for environment in store.select("SELECT document FROM environments", &[]).await? {
+        let store = Self {
+            pool,
+            writer: Mutex::new(()),
+            directory,
+            limits,
+        };
+        for environment in store
+            .select("SELECT document FROM environments", &[])
+            .await?
+        {
             store.directory.put(environment);
         }
         Ok(store)
@@ -162,14 +179,25 @@ impl Store {
     ///
     /// # Errors
     /// `Full` when a limit is reached: nothing is written then.
-    pub async fn create_environment(&self, permit: Permit, environment: Environment) -> Result<Created, StoreError> {
+    pub async fn create_environment(
+        &self,
+        permit: Permit,
+        environment: Environment,
+    ) -> Result<Created, StoreError> {
         // The permit is spent: what it allowed is about to be durable.
         drop(permit);
         invariants::check_environment(&environment)?;
         let _writer = self.writer.lock().await;
         let mut transaction = self.pool.begin().await?;
-        let key = Environment::unique_key(&environment.owner(), environment.scope, &environment.name);
-        if let Some(existing) = select_one(&mut transaction, "SELECT document FROM environments WHERE unique_key = ?", &key).await? {
+        let key =
+            Environment::unique_key(&environment.owner(), environment.scope, &environment.name);
+        if let Some(existing) = select_one(
+            &mut transaction,
+            "SELECT document FROM environments WHERE unique_key = ?",
+            &key,
+        )
+        .await?
+        {
             return Ok(Created::Existing(existing));
         }
         self.check_limits(&mut transaction, &environment).await?;
@@ -199,27 +227,64 @@ impl Store {
         Ok(Created::New(environment))
     }
 
-    async fn check_limits(&self, transaction: &mut Transaction<'_, Sqlite>, new: &Environment) -> Result<(), StoreError> {
+    async fn check_limits(
+        &self,
+        transaction: &mut Transaction<'_, Sqlite>,
+        new: &Environment,
+    ) -> Result<(), StoreError> {
         let live = "phase NOT IN ('gone')";
-        let all = count(transaction, &format!("SELECT count(*) FROM environments WHERE {live}"), &[]).await?;
-        let waiting = count(transaction, "SELECT count(*) FROM environments WHERE phase = 'requested'", &[]).await?;
-        let of_job =
-            count(transaction, &format!("SELECT count(*) FROM environments WHERE {live} AND job_id = ?"), &[&new.identity.job.id]).await?;
+        let all = count(
+            transaction,
+            &format!("SELECT count(*) FROM environments WHERE {live}"),
+            &[],
+        )
+        .await?;
+        let waiting = count(
+            transaction,
+            "SELECT count(*) FROM environments WHERE phase = 'requested'",
+            &[],
+        )
+        .await?;
+        let of_job = count(
+            transaction,
+            &format!("SELECT count(*) FROM environments WHERE {live} AND job_id = ?"),
+            &[&new.identity.job.id],
+        )
+        .await?;
         let profile = &new.resolved.profile;
-        let of_profile =
-            count(transaction, &format!("SELECT count(*) FROM environments WHERE {live} AND profile = ?"), &[&profile.name]).await?;
+        let of_profile = count(
+            transaction,
+            &format!("SELECT count(*) FROM environments WHERE {live} AND profile = ?"),
+            &[&profile.name],
+        )
+        .await?;
         let full = |message: String, own| Err(StoreError::Full { message, own });
         if of_job >= self.limits.environments_per_job_max {
-            return full(format!("this job already has {of_job} environments, its limit"), Own::Caller);
+            return full(
+                format!("this job already has {of_job} environments, its limit"),
+                Own::Caller,
+            );
         }
         if all >= self.limits.environments_max {
-            return full(format!("{all} environments exist, the server's limit"), Own::Server);
+            return full(
+                format!("{all} environments exist, the server's limit"),
+                Own::Server,
+            );
         }
         if waiting >= self.limits.queue_max {
-            return full(format!("{waiting} environments wait to be made, the queue's limit"), Own::Server);
+            return full(
+                format!("{waiting} environments wait to be made, the queue's limit"),
+                Own::Server,
+            );
         }
         match profile.environments_max {
-            Some(most) if of_profile >= most => full(format!("{of_profile} environments of profile `{}` exist, its limit", profile.name), Own::Server),
+            Some(most) if of_profile >= most => full(
+                format!(
+                    "{of_profile} environments of profile `{}` exist, its limit",
+                    profile.name
+                ),
+                Own::Server,
+            ),
             _ => Ok(()),
         }
     }
@@ -228,15 +293,31 @@ impl Store {
     ///
     /// # Errors
     /// When the phase does not allow it.
-    pub async fn apply(&self, id: EnvironmentId, event: Event, now: Timestamp) -> Result<Option<(Phase, Environment)>, StoreError> {
-        self.change(id, |before| Ok(before.transition(event.clone(), now)?.map(|after| (before.phase, after)))).await
+    pub async fn apply(
+        &self,
+        id: EnvironmentId,
+        event: Event,
+        now: Timestamp,
+    ) -> Result<Option<(Phase, Environment)>, StoreError> {
+        self.change(id, |before| {
+            Ok(before
+                .transition(event.clone(), now)?
+                .map(|after| (before.phase, after)))
+        })
+        .await
     }
 
     /// Ends an environment that policy permitted to end.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub async fn release_environment(&self, permit: Permit, id: EnvironmentId, event: Event, now: Timestamp) -> Result<Option<(Phase, Environment)>, StoreError> {
+    pub async fn release_environment(
+        &self,
+        permit: Permit,
+        id: EnvironmentId,
+        event: Event,
+        now: Timestamp,
+    ) -> Result<Option<(Phase, Environment)>, StoreError> {
         drop(permit);
         self.apply(id, event, now).await
     }
@@ -245,13 +326,28 @@ impl Store {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub async fn renew_environment(&self, permit: Permit, id: EnvironmentId, issued_at: Timestamp, now: Timestamp) -> Result<Environment, StoreError> {
+    pub async fn renew_environment(
+        &self,
+        permit: Permit,
+        id: EnvironmentId,
+        issued_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Environment, StoreError> {
         drop(permit);
         let changed = self
             .change(id, |before| {
                 let lease_end = lease::renewed(before, issued_at, now);
                 let is_new = before.phase.is_live() && lease_end > before.lease_end;
-                Ok(is_new.then(|| (before.phase, Environment { lease_end, version: before.version + 1, ..before.clone() })))
+                Ok(is_new.then(|| {
+                    (
+                        before.phase,
+                        Environment {
+                            lease_end,
+                            version: before.version + 1,
+                            ..before.clone()
+                        },
+                    )
+                }))
             })
             .await?;
         match changed {
@@ -268,10 +364,16 @@ impl Store {
     ) -> Result<Option<(Phase, Environment)>, StoreError> {
         let _writer = self.writer.lock().await;
         let mut transaction = self.pool.begin().await?;
-        let before = select_one(&mut transaction, "SELECT document FROM environments WHERE id = ?", &id.to_string())
-            .await?
-            .ok_or(StoreError::NotFound(id))?;
-        let Some((phase, after)) = change(&before)? else { return Ok(None) };
+        let before = select_one(
+            &mut transaction,
+            "SELECT document FROM environments WHERE id = ?",
+            &id.to_string(),
+        )
+        .await?
+        .ok_or(StoreError::NotFound(id))?;
+        let Some((phase, after)) = change(&before)? else {
+            return Ok(None);
+        };
         invariants::check_environment(&after)?;
         let written = sqlx::query("UPDATE environments SET phase = ?, gone_at = ?, version = ?, document = ? WHERE id = ? AND version = ?")
             .bind(after.phase.as_str())
@@ -283,7 +385,10 @@ impl Store {
             .execute(&mut *transaction)
             .await?;
         if written.rows_affected() != 1 {
-            return Err(StoreError::Unreadable { id: id.to_string(), message: "its version is not what its record says".into() });
+            return Err(StoreError::Unreadable {
+                id: id.to_string(),
+                message: "its version is not what its record says".into(),
+            });
         }
         transaction.commit().await?;
         self.directory.put(after.clone());
@@ -295,7 +400,13 @@ impl Store {
     /// # Errors
     /// When it cannot be read.
     pub async fn get(&self, id: EnvironmentId) -> Result<Option<Environment>, StoreError> {
-        Ok(self.select("SELECT document FROM environments WHERE id = ?", &[&id.to_string()]).await?.pop())
+        Ok(self
+            .select(
+                "SELECT document FROM environments WHERE id = ?",
+                &[&id.to_string()],
+            )
+            .await?
+            .pop())
     }
 
     /// Newest first, at most [`SEARCH_MAX`] + 1, so that the caller can tell whether there are more.
@@ -312,12 +423,24 @@ impl Store {
             }
         };
         add("organization_id = ?", search.organization_id.clone());
-        add("(project_slug = ? OR project_id = ?)", search.pipeline.clone());
-        add("run_number = CAST(? AS INTEGER)", search.build_number.map(|number| number.to_string()));
+        add(
+            "(project_slug = ? OR project_id = ?)",
+            search.pipeline.clone(),
+        );
+        add(
+            "run_number = CAST(? AS INTEGER)",
+            search.build_number.map(|number| number.to_string()),
+        );
         add("run_id = ?", search.build_id.clone());
         add("job_id = ?", search.job_id.clone());
-        add("substr(source_commit, 1, length(?)) = ?", search.commit.clone());
-        add("phase = ?", search.phase.map(|phase| phase.as_str().to_owned()));
+        add(
+            "substr(source_commit, 1, length(?)) = ?",
+            search.commit.clone(),
+        );
+        add(
+            "phase = ?",
+            search.phase.map(|phase| phase.as_str().to_owned()),
+        );
         let sql = format!(
             "SELECT document FROM environments WHERE {} ORDER BY created_at DESC, id LIMIT {}",
             conditions.join(" AND "),
@@ -331,7 +454,13 @@ impl Store {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub async fn exchange(&self, permit: Permit, token: TokenDigest, token_expires_at: Timestamp, new: Exchange) -> Result<Exchange, StoreError> {
+    pub async fn exchange(
+        &self,
+        permit: Permit,
+        token: TokenDigest,
+        token_expires_at: Timestamp,
+        new: Exchange,
+    ) -> Result<Exchange, StoreError> {
         drop(permit);
         let _writer = self.writer.lock().await;
         let mut transaction = self.pool.begin().await?;
@@ -368,12 +497,18 @@ impl Store {
             .await?;
         for row in old {
             let id: String = row.try_get(0)?;
-            sqlx::query("DELETE FROM environments WHERE id = ?").bind(&id).execute(&self.pool).await?;
+            sqlx::query("DELETE FROM environments WHERE id = ?")
+                .bind(&id)
+                .execute(&self.pool)
+                .await?;
             if let Ok(id) = id.parse() {
                 self.directory.remove(id);
             }
         }
-        sqlx::query("DELETE FROM exchanges WHERE token_expires_at < ?").bind(hour(1)).execute(&self.pool).await?;
+        sqlx::query("DELETE FROM exchanges WHERE token_expires_at < ?")
+            .bind(hour(1))
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 
@@ -383,23 +518,52 @@ impl Store {
         for value in values {
             query = query.bind(*value);
         }
-        query.fetch_all(&self.pool).await?.iter().map(read_environment).collect()
+        query
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(read_environment)
+            .collect()
     }
 }
 
 /// Plain SQL files, applied in order, once each.
 fn migrations() -> Migrator {
     let file = |version, name: &'static str, sql: &'static str| {
-        Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+        Migration::new(
+            version,
+            name.into(),
+            MigrationType::Simple,
+            sql.into_sql_str(),
+            false,
+        )
     };
-    Migrator::with_migrations(vec![file(1, "environments", include_str!("../migrations/0001_environments.sql"))])
+    Migrator::with_migrations(vec![file(
+        1,
+        "environments",
+        include_str!("../migrations/0001_environments.sql"),
+    )])
 }
 
-async fn select_one(transaction: &mut Transaction<'_, Sqlite>, sql: &'static str, value: &str) -> Result<Option<Environment>, StoreError> {
-    sqlx::query(sql).bind(value).fetch_optional(&mut **transaction).await?.as_ref().map(read_environment).transpose()
+async fn select_one(
+    transaction: &mut Transaction<'_, Sqlite>,
+    sql: &'static str,
+    value: &str,
+) -> Result<Option<Environment>, StoreError> {
+    sqlx::query(sql)
+        .bind(value)
+        .fetch_optional(&mut **transaction)
+        .await?
+        .as_ref()
+        .map(read_environment)
+        .transpose()
 }
 
-async fn count(transaction: &mut Transaction<'_, Sqlite>, sql: &str, values: &[&str]) -> Result<u32, StoreError> {
+async fn count(
+    transaction: &mut Transaction<'_, Sqlite>,
+    sql: &str,
+    values: &[&str],
+) -> Result<u32, StoreError> {
     let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
     for value in values {
         query = query.bind(*value);
@@ -410,23 +574,37 @@ async fn count(transaction: &mut Transaction<'_, Sqlite>, sql: &str, values: &[&
 
 fn read_environment(row: &sqlx::sqlite::SqliteRow) -> Result<Environment, StoreError> {
     let text: String = row.try_get("document")?;
-    serde_json::from_str(&text)
-        .map_err(|error| StoreError::Unreadable { id: text.chars().take(60).collect(), message: error.to_string() })
+    serde_json::from_str(&text).map_err(|error| StoreError::Unreadable {
+        id: text.chars().take(60).collect(),
+        message: error.to_string(),
+    })
 }
 
 fn document(environment: &Environment) -> Result<String, StoreError> {
-    serde_json::to_string(environment)
-        .map_err(|error| StoreError::Unreadable { id: environment.id.to_string(), message: error.to_string() })
+    serde_json::to_string(environment).map_err(|error| StoreError::Unreadable {
+        id: environment.id.to_string(),
+        message: error.to_string(),
+    })
 }
 
 fn read_exchange(row: &sqlx::sqlite::SqliteRow) -> Result<Exchange, StoreError> {
-    let unreadable = |message: String| StoreError::Unreadable { id: "exchange".into(), message };
+    let unreadable = |message: String| StoreError::Unreadable {
+        id: "exchange".into(),
+        message,
+    };
     let moment = |column: &str| -> Result<Timestamp, StoreError> {
-        Timestamp::from_microsecond(row.try_get(column)?).map_err(|error| unreadable(error.to_string()))
+        Timestamp::from_microsecond(row.try_get(column)?)
+            .map_err(|error| unreadable(error.to_string()))
     };
     Ok(Exchange {
-        environment_id: row.try_get::<String, _>("environment_id")?.parse().map_err(|_| unreadable("environment id".into()))?,
-        session_id: row.try_get::<String, _>("session_id")?.parse().map_err(|_| unreadable("session id".into()))?,
+        environment_id: row
+            .try_get::<String, _>("environment_id")?
+            .parse()
+            .map_err(|_| unreadable("environment id".into()))?,
+        session_id: row
+            .try_get::<String, _>("session_id")?
+            .parse()
+            .map_err(|_| unreadable("session id".into()))?,
         exchanged_at: moment("exchanged_at")?,
         session_end: moment("session_end")?,
     })

@@ -18,14 +18,21 @@ const WORD_BYTES_MAX: usize = 256;
 /// # Errors
 /// A claim that is absent or malformed, or an organization that is not listed for this issuer.
 pub fn identity_from_claims(claims: &Claims, issuer: &Issuer) -> Result<Identity, ClaimFault> {
-    let not_asked_for: Vec<_> =
-        CLAIMS_TO_ASK_FOR.into_iter().filter(|name| claims.get(*name).is_none_or(serde_json::Value::is_null)).collect();
+    let not_asked_for: Vec<_> = CLAIMS_TO_ASK_FOR
+        .into_iter()
+        .filter(|name| claims.get(*name).is_none_or(serde_json::Value::is_null))
+        .collect();
     if !not_asked_for.is_empty() {
-        return Err(ClaimFault::NotAskedFor { names: not_asked_for, required: &CLAIMS_TO_ASK_FOR });
+        return Err(ClaimFault::NotAskedFor {
+            names: not_asked_for,
+            required: &CLAIMS_TO_ASK_FOR,
+        });
     }
     let organization_id = claims::required_uuid(claims, "organization_id")?;
     let Some(listed) = issuer.organization(&organization_id) else {
-        return Err(ClaimFault::OrganizationNotListed { id: organization_id });
+        return Err(ClaimFault::OrganizationNotListed {
+            id: organization_id,
+        });
     };
     let pipeline_slug = word(claims, "pipeline_slug")?;
     let number = claims::required_number(claims, "build_number")?;
@@ -33,9 +40,19 @@ pub fn identity_from_claims(claims: &Claims, issuer: &Issuer) -> Result<Identity
     let run_url = run_url(listed, &pipeline_slug, number);
     Ok(Identity {
         issuer: issuer.url.clone(),
-        organization: Named { id: organization_id, slug: word(claims, "organization_slug")? },
-        project: Named { id: claims::required_uuid(claims, "pipeline_id")?, slug: pipeline_slug },
-        run: Run { id: claims::required_uuid(claims, "build_id")?, number, url: run_url.clone() },
+        organization: Named {
+            id: organization_id,
+            slug: word(claims, "organization_slug")?,
+        },
+        project: Named {
+            id: claims::required_uuid(claims, "pipeline_id")?,
+            slug: pipeline_slug,
+        },
+        run: Run {
+            id: claims::required_uuid(claims, "build_id")?,
+            number,
+            url: run_url.clone(),
+        },
         job: Job {
             url: format!("{run_url}#{job_id}"),
             id: job_id,
@@ -61,9 +78,15 @@ pub fn identity_from_claims(claims: &Claims, issuer: &Issuer) -> Result<Identity
 /// id when the token has one; a token that was made without the id is known by its slug, which is good enough
 /// for a hint and for nothing else.
 pub fn is_of_a_listed_organization(claims: &Claims, issuer: &Issuer) -> bool {
-    match (claims::text(claims, "organization_id"), claims::text(claims, "organization_slug")) {
+    match (
+        claims::text(claims, "organization_id"),
+        claims::text(claims, "organization_slug"),
+    ) {
         (Ok(Some(id)), _) => issuer.organization(id).is_some(),
-        (Ok(None), Ok(Some(slug))) => issuer.organizations.iter().any(|listed| listed.slug == slug),
+        (Ok(None), Ok(Some(slug))) => issuer
+            .organizations
+            .iter()
+            .any(|listed| listed.slug == slug),
         _ => false,
     }
 }
@@ -71,12 +94,23 @@ pub fn is_of_a_listed_organization(claims: &Claims, issuer: &Issuer) -> bool {
 /// The page of a build. The organization's slug is the operator's, so that no token decides where a link leads.
 fn run_url(organization: &Organization, pipeline_slug: &str, number: u64) -> String {
     let pipeline = path_segment(pipeline_slug);
-    format!("https://buildkite.com/{}/{pipeline}/builds/{number}", path_segment(&organization.slug))
+    format!(
+        "https://buildkite.com/{}/{pipeline}/builds/{number}",
+        path_segment(&organization.slug)
+    )
 }
 
 fn path_segment(slug: &str) -> String {
-    let safe: String =
-        slug.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '-' }).collect();
+    let safe: String = slug
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect();
     if safe.is_empty() { "-".into() } else { safe }
 }
 
@@ -84,7 +118,14 @@ fn path_segment(slug: &str) -> String {
 fn word(claims: &Claims, name: &'static str) -> Result<String, ClaimFault> {
     let word = claims::required_text(claims, name)?;
     let fits = word.len() <= WORD_BYTES_MAX && word.bytes().all(|byte| byte.is_ascii_graphic());
-    if fits { Ok(word.to_owned()) } else { Err(ClaimFault::Malformed { name, expected: "a short word" }) }
+    if fits {
+        Ok(word.to_owned())
+    } else {
+        Err(ClaimFault::Malformed {
+            name,
+            expected: "a short word",
+        })
+    }
 }
 
 #[cfg(test)]

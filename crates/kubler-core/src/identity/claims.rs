@@ -46,19 +46,31 @@ impl ClaimFault {
     pub fn hint(&self) -> String {
         match self {
             Self::NotAskedFor { required, .. } => {
-                format!("ask for them when you request the token: `--claim {}`", required.join(","))
+                format!(
+                    "ask for them when you request the token: `--claim {}`",
+                    required.join(",")
+                )
             }
             Self::Missing { name } => {
                 format!("the issuer puts `{name}` into every token: look at how this one was made")
             }
-            Self::Malformed { .. } => "the issuer has changed its tokens, or this one is not from it: tell the operator".into(),
-            Self::OrganizationNotListed { .. } => "the operator lists organizations by id under `issuers`".into(),
+            Self::Malformed { .. } => {
+                "the issuer has changed its tokens, or this one is not from it: tell the operator"
+                    .into()
+            }
+            Self::OrganizationNotListed { .. } => {
+                "the operator lists organizations by id under `issuers`".into()
+            }
         }
     }
 }
 
 fn list(names: &[&str]) -> String {
-    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    names
+        .iter()
+        .map(|name| format!("`{name}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// A claim that is text, if it is there.
@@ -69,7 +81,10 @@ pub fn text<'a>(claims: &'a Claims, name: &'static str) -> Result<Option<&'a str
     match claims.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(ClaimFault::Malformed { name, expected: "text" }),
+        Some(_) => Err(ClaimFault::Malformed {
+            name,
+            expected: "text",
+        }),
     }
 }
 
@@ -79,7 +94,10 @@ pub fn text<'a>(claims: &'a Claims, name: &'static str) -> Result<Option<&'a str
 /// When it is absent, empty or not text.
 pub fn required_text<'a>(claims: &'a Claims, name: &'static str) -> Result<&'a str, ClaimFault> {
     match text(claims, name)? {
-        Some("") => Err(ClaimFault::Malformed { name, expected: "text that is not empty" }),
+        Some("") => Err(ClaimFault::Malformed {
+            name,
+            expected: "text that is not empty",
+        }),
         Some(text) => Ok(text),
         None => Err(ClaimFault::Missing { name }),
     }
@@ -90,7 +108,9 @@ pub fn required_text<'a>(claims: &'a Claims, name: &'static str) -> Result<&'a s
 /// # Errors
 /// When it is there and not text.
 pub fn untrusted(claims: &Claims, name: &'static str) -> Result<Option<UntrustedText>, ClaimFault> {
-    Ok(text(claims, name)?.filter(|text| !text.is_empty()).map(UntrustedText::new))
+    Ok(text(claims, name)?
+        .filter(|text| !text.is_empty())
+        .map(UntrustedText::new))
 }
 
 /// A claim that is a UUID in its one canonical spelling (lower case, hyphens), if it is there.
@@ -98,9 +118,19 @@ pub fn untrusted(claims: &Claims, name: &'static str) -> Result<Option<Untrusted
 /// # Errors
 /// When it is there and anything else.
 pub fn uuid(claims: &Claims, name: &'static str) -> Result<Option<String>, ClaimFault> {
-    let Some(text) = text(claims, name)? else { return Ok(None) };
-    let canonical = Uuid::try_parse(text).is_ok_and(|uuid| uuid.as_hyphenated().to_string() == text);
-    if canonical { Ok(Some(text.to_owned())) } else { Err(ClaimFault::Malformed { name, expected: "a lower-case UUID" }) }
+    let Some(text) = text(claims, name)? else {
+        return Ok(None);
+    };
+    let canonical =
+        Uuid::try_parse(text).is_ok_and(|uuid| uuid.as_hyphenated().to_string() == text);
+    if canonical {
+        Ok(Some(text.to_owned()))
+    } else {
+        Err(ClaimFault::Malformed {
+            name,
+            expected: "a lower-case UUID",
+        })
+    }
 }
 
 /// A claim that must be a UUID; see [`uuid`].
@@ -118,9 +148,13 @@ pub fn required_uuid(claims: &Claims, name: &'static str) -> Result<String, Clai
 pub fn required_number(claims: &Claims, name: &'static str) -> Result<u64, ClaimFault> {
     match claims.get(name) {
         None | Some(Value::Null) => Err(ClaimFault::Missing { name }),
-        Some(Value::Number(number)) => {
-            number.as_u64().ok_or(ClaimFault::Malformed { name, expected: "a whole number of at least 0" })
-        }
-        Some(_) => Err(ClaimFault::Malformed { name, expected: "a whole number of at least 0" }),
+        Some(Value::Number(number)) => number.as_u64().ok_or(ClaimFault::Malformed {
+            name,
+            expected: "a whole number of at least 0",
+        }),
+        Some(_) => Err(ClaimFault::Malformed {
+            name,
+            expected: "a whole number of at least 0",
+        }),
     }
 }

@@ -34,7 +34,9 @@ pub fn object(text: &[u8], bytes_max: usize) -> Result<Map<String, Value>, JsonF
         return Err(JsonFault::TooLarge);
     }
     let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let value = Strict.deserialize(&mut deserializer).map_err(|error| fault(&error))?;
+    let value = Strict
+        .deserialize(&mut deserializer)
+        .map_err(|error| fault(&error))?;
     deserializer.end().map_err(|_| JsonFault::NotJson)?;
     match value {
         Value::Object(object) => Ok(object),
@@ -47,7 +49,11 @@ const DUPLICATE: &str = "kubler: duplicate key";
 
 fn fault(error: &serde_json::Error) -> JsonFault {
     // serde_json keeps a custom message apart from the input, so no text of a stranger can look like this.
-    if error.is_data() && error.to_string().starts_with(DUPLICATE) { JsonFault::DuplicateKey } else { JsonFault::NotJson }
+    if error.is_data() && error.to_string().starts_with(DUPLICATE) {
+        JsonFault::DuplicateKey
+    } else {
+        JsonFault::NotJson
+    }
 }
 
 struct Strict;
@@ -84,7 +90,9 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
+        Number::from_f64(value)
+            .map(Value::Number)
+            .ok_or_else(|| E::custom("number out of range"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -164,7 +172,10 @@ mod tests {
         assert_eq!(object(deep.as_bytes(), 100_000), Err(JsonFault::NotJson));
         assert_eq!(object(br#"{"a":1}"#, 6), Err(JsonFault::TooLarge));
         assert!(object(br#"{"a":1}"#, 7).is_ok());
-        assert_eq!(object(&[b'{', b'"', 0xff, b'"', b':', b'1', b'}'], 99), Err(JsonFault::NotJson));
+        assert_eq!(
+            object(&[b'{', b'"', 0xff, b'"', b':', b'1', b'}'], 99),
+            Err(JsonFault::NotJson)
+        );
     }
 
     fn json() -> impl Strategy<Value = Value> {

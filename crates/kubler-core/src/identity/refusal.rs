@@ -100,8 +100,14 @@ mod tests {
 
     #[test]
     fn t10_every_reason_has_a_code_of_its_own() {
-        let codes: BTreeSet<_> = RefusalReason::ALL.iter().map(|reason| reason.as_str()).collect();
+        let codes: BTreeSet<_> = RefusalReason::ALL
+            .iter()
+            .map(|reason| reason.as_str())
+            .collect();
         assert_eq!(codes.len(), RefusalReason::ALL.len());
-        assert!(codes.iter().all(|code| code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')));
+        assert!(codes.iter().all(|code| {
+            code.bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        }));
     }
 }

@@ -43,7 +43,10 @@ pub struct UnverifiedToken<'a> {
 
 impl fmt::Debug for UnverifiedToken<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UnverifiedToken").field("algorithm", &self.algorithm).field("key_id", &self.key_id).finish_non_exhaustive()
+        f.debug_struct("UnverifiedToken")
+            .field("algorithm", &self.algorithm)
+            .field("key_id", &self.key_id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -64,7 +67,13 @@ impl<'a> UnverifiedToken<'a> {
         }
         let (algorithm, key_id) = header_members(&object(header)?)?;
         let claims = object(payload)?;
-        Ok(Self { algorithm, key_id, claims, message, signature })
+        Ok(Self {
+            algorithm,
+            key_id,
+            claims,
+            message,
+            signature,
+        })
     }
 
     /// `iss`, exactly as sent.
@@ -74,7 +83,9 @@ impl<'a> UnverifiedToken<'a> {
 }
 
 fn object(part: &str) -> Result<Claims, RefusalReason> {
-    let text = URL_SAFE_NO_PAD.decode(part).map_err(|_| RefusalReason::NotAToken)?;
+    let text = URL_SAFE_NO_PAD
+        .decode(part)
+        .map_err(|_| RefusalReason::NotAToken)?;
     json::object(&text, TOKEN_BYTES_MAX).map_err(|fault| match fault {
         JsonFault::TooLarge => RefusalReason::TooLarge,
         JsonFault::DuplicateKey => RefusalReason::DuplicateKey,
@@ -83,7 +94,10 @@ fn object(part: &str) -> Result<Claims, RefusalReason> {
 }
 
 fn header_members(header: &Claims) -> Result<(String, Option<String>), RefusalReason> {
-    if header.keys().any(|member| !HEADER_MEMBERS.contains(&member.as_str())) {
+    if header
+        .keys()
+        .any(|member| !HEADER_MEMBERS.contains(&member.as_str()))
+    {
         return Err(RefusalReason::Header);
     }
     let typed_well = match header.get("typ") {
@@ -91,13 +105,21 @@ fn header_members(header: &Claims) -> Result<(String, Option<String>), RefusalRe
         Some(Value::String(kind)) => kind.eq_ignore_ascii_case("JWT"),
         Some(_) => false,
     };
-    let Some(Value::String(algorithm)) = header.get("alg") else { return Err(RefusalReason::Algorithm) };
+    let Some(Value::String(algorithm)) = header.get("alg") else {
+        return Err(RefusalReason::Algorithm);
+    };
     let key_id = match header.get("kid") {
         None => None,
-        Some(Value::String(id)) if !id.is_empty() && id.len() <= KEY_ID_BYTES_MAX => Some(id.clone()),
+        Some(Value::String(id)) if !id.is_empty() && id.len() <= KEY_ID_BYTES_MAX => {
+            Some(id.clone())
+        }
         Some(_) => return Err(RefusalReason::Header),
     };
-    if typed_well { Ok((algorithm.clone(), key_id)) } else { Err(RefusalReason::Header) }
+    if typed_well {
+        Ok((algorithm.clone(), key_id))
+    } else {
+        Err(RefusalReason::Header)
+    }
 }
 
 /// The signature algorithms an issuer of this kind may use, spelled as in a header. Never a symmetric one.
@@ -123,7 +145,9 @@ pub fn check_audience(claims: &Claims, issuer: &Issuer) -> Result<(), RefusalRea
         Some(_) => return Err(RefusalReason::ClaimMalformed),
     };
     match issuer.kind {
-        IssuerKind::Buildkite if audience.starts_with(BUILDKITE_DEFAULT_AUDIENCE) => Err(RefusalReason::AudienceDefault),
+        IssuerKind::Buildkite if audience.starts_with(BUILDKITE_DEFAULT_AUDIENCE) => {
+            Err(RefusalReason::AudienceDefault)
+        }
         _ if audience.is_empty() || *audience != issuer.audience => Err(RefusalReason::Audience),
         _ => Ok(()),
     }
@@ -153,10 +177,15 @@ impl Standing {
             issued_at: moment(claims, "iat")?,
             not_before: moment(claims, "nbf")?,
             expires_at: moment(claims, "exp")?,
-            token_id: claims::untrusted(claims, "jti")?.as_ref().map(ToString::to_string),
+            token_id: claims::untrusted(claims, "jti")?
+                .as_ref()
+                .map(ToString::to_string),
         };
         if standing.expires_at <= standing.issued_at || standing.expires_at <= standing.not_before {
-            return Err(ClaimFault::Malformed { name: "exp", expected: "later than `iat` and `nbf`" });
+            return Err(ClaimFault::Malformed {
+                name: "exp",
+                expected: "later than `iat` and `nbf`",
+            });
         }
         Ok(standing)
     }
@@ -167,7 +196,8 @@ impl Standing {
     /// # Errors
     /// `LifeTooLong`, `NotYetValid`, `Expired`.
     pub fn check(&self, issuer: &Issuer, now: Timestamp) -> Result<(), RefusalReason> {
-        let [now, issued, begins, ends] = [now, self.issued_at, self.not_before, self.expires_at].map(Timestamp::as_second);
+        let [now, issued, begins, ends] =
+            [now, self.issued_at, self.not_before, self.expires_at].map(Timestamp::as_second);
         let skew = i64::try_from(issuer.clock_skew_seconds).unwrap_or(0);
         let life_max = i64::try_from(issuer.token_seconds_max).unwrap_or(0);
         if ends - issued > life_max {
@@ -207,7 +237,10 @@ fn moment(claims: &Claims, name: &'static str) -> Result<Timestamp, ClaimFault> 
     i64::try_from(seconds)
         .ok()
         .and_then(|seconds| Timestamp::from_second(seconds).ok())
-        .ok_or(ClaimFault::Malformed { name, expected: "a moment in seconds since 1970" })
+        .ok_or(ClaimFault::Malformed {
+            name,
+            expected: "a moment in seconds since 1970",
+        })
 }
 
 /// A text of a token, for the ledger: bounded and without control characters.

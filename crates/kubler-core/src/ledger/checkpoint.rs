@@ -48,22 +48,42 @@ pub(super) fn as_base64<S: Serializer>(hash: &Hash, serializer: S) -> Result<S::
 impl Checkpoint {
     /// The text that is signed.
     pub fn body(&self) -> String {
-        format!("{}\n{}\n{}\n", self.origin, self.size, STANDARD.encode(self.root))
+        format!(
+            "{}\n{}\n{}\n",
+            self.origin,
+            self.size,
+            STANDARD.encode(self.root)
+        )
     }
 
     fn parse(body: &str) -> Result<Self, NoteError> {
         let mut lines = body.lines();
-        let (Some(origin), Some(size), Some(root)) = (lines.next(), lines.next(), lines.next()) else {
+        let (Some(origin), Some(size), Some(root)) = (lines.next(), lines.next(), lines.next())
+        else {
             return Err(NoteError::NotACheckpoint("it has fewer than three lines"));
         };
-        let plain_number = size == "0" || (!size.starts_with('0') && size.bytes().all(|byte| byte.is_ascii_digit()));
-        let size = size.parse().ok().filter(|_| plain_number).ok_or(NoteError::NotACheckpoint("its size is no number"))?;
-        let root = STANDARD.decode(root).ok().and_then(|root| root.try_into().ok());
-        let root = root.ok_or(NoteError::NotACheckpoint("its root is not 32 bytes in base64"))?;
+        let plain_number = size == "0"
+            || (!size.starts_with('0') && size.bytes().all(|byte| byte.is_ascii_digit()));
+        let size = size
+            .parse()
+            .ok()
+            .filter(|_| plain_number)
+            .ok_or(NoteError::NotACheckpoint("its size is no number"))?;
+        let root = STANDARD
+            .decode(root)
+            .ok()
+            .and_then(|root| root.try_into().ok());
+        let root = root.ok_or(NoteError::NotACheckpoint(
+            "its root is not 32 bytes in base64",
+        ))?;
         if origin.is_empty() {
             return Err(NoteError::NotACheckpoint("its origin is empty"));
         }
-        Ok(Self { origin: origin.to_owned(), size, root })
+        Ok(Self {
+            origin: origin.to_owned(),
+            size,
+            root,
+        })
     }
 }
 
@@ -106,7 +126,9 @@ impl Serialize for KeyId {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// The name could not stand in a note.
-    #[error("`{0}` cannot name a ledger: it must be 1 to 255 bytes without spaces, control characters and `+`")]
+    #[error(
+        "`{0}` cannot name a ledger: it must be 1 to 255 bytes without spaces, control characters and `+`"
+    )]
     Name(String),
     /// Not of the form.
     #[error("it is not of the form `{0}`")]
@@ -123,8 +145,16 @@ pub enum KeyError {
 pub fn check_origin(name: &str) -> Result<(), KeyError> {
     let fits = !name.is_empty()
         && name.len() <= ORIGIN_BYTES_MAX
-        && !name.chars().any(|c| c.is_whitespace() || c.is_control() || c == '+');
-    if fits { Ok(()) } else { Err(KeyError::Name(name.chars().take(ORIGIN_BYTES_MAX).collect())) }
+        && !name
+            .chars()
+            .any(|c| c.is_whitespace() || c.is_control() || c == '+');
+    if fits {
+        Ok(())
+    } else {
+        Err(KeyError::Name(
+            name.chars().take(ORIGIN_BYTES_MAX).collect(),
+        ))
+    }
 }
 
 /// The public key of a ledger. Written as a C2SP verifier key: `name+01234567+base64`.
@@ -153,11 +183,17 @@ impl PublicKey {
         };
         check_origin(name)?;
         let key = STANDARD.decode(key).map_err(|_| FORM)?;
-        let Some((&ED25519, key)) = key.split_first() else { return Err(FORM) };
+        let Some((&ED25519, key)) = key.split_first() else {
+            return Err(FORM);
+        };
         let key = <&[u8; 32]>::try_from(key).map_err(|_| FORM)?;
         let key = VerifyingKey::from_bytes(key).map_err(|_| FORM)?;
         let public = Self::new(name.to_owned(), key);
-        if public.id.to_string() == id { Ok(public) } else { Err(KeyError::Id) }
+        if public.id.to_string() == id {
+            Ok(public)
+        } else {
+            Err(KeyError::Id)
+        }
     }
 
     /// The ledger's name.
@@ -177,19 +213,35 @@ impl PublicKey {
     pub fn open(&self, note: &str) -> Result<Checkpoint, NoteError> {
         let note = Note::parse(note)?;
         let checkpoint = Checkpoint::parse(note.body)?;
-        let ours = note.signatures.iter().find(|signature| signature.name == self.name && signature.id == self.id);
+        let ours = note
+            .signatures
+            .iter()
+            .find(|signature| signature.name == self.name && signature.id == self.id);
         let Some(ours) = ours else {
-            let (name, id) = note.signatures.first().map_or((String::new(), KeyId([0; 4])), |s| (s.name.to_owned(), s.id));
+            let (name, id) = note
+                .signatures
+                .first()
+                .map_or((String::new(), KeyId([0; 4])), |s| {
+                    (s.name.to_owned(), s.id)
+                });
             return Err(NoteError::OtherKey { name, id });
         };
-        self.key.verify_strict(note.body.as_bytes(), &ours.signature).map_err(|_| NoteError::BadSignature)?;
-        if checkpoint.origin == self.name { Ok(checkpoint) } else { Err(NoteError::OtherLedger(checkpoint.origin)) }
+        self.key
+            .verify_strict(note.body.as_bytes(), &ours.signature)
+            .map_err(|_| NoteError::BadSignature)?;
+        if checkpoint.origin == self.name {
+            Ok(checkpoint)
+        } else {
+            Err(NoteError::OtherLedger(checkpoint.origin))
+        }
     }
 }
 
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let key: Vec<u8> = std::iter::once(ED25519).chain(*self.key.as_bytes()).collect();
+        let key: Vec<u8> = std::iter::once(ED25519)
+            .chain(*self.key.as_bytes())
+            .collect();
         write!(f, "{}+{}+{}", self.name, self.id, STANDARD.encode(key))
     }
 }
@@ -208,7 +260,10 @@ impl PrivateKey {
     pub fn from_random(name: &str, seed: &Zeroizing<[u8; 32]>) -> Result<Self, KeyError> {
         check_origin(name)?;
         let key = SigningKey::from_bytes(seed);
-        Ok(Self { public: PublicKey::new(name.to_owned(), key.verifying_key()), key })
+        Ok(Self {
+            public: PublicKey::new(name.to_owned(), key.verifying_key()),
+            key,
+        })
     }
 
     /// Reads what [`Self::to_text`] wrote.
@@ -216,23 +271,42 @@ impl PrivateKey {
     /// # Errors
     /// When it is no such text.
     pub fn parse(text: &SecretString) -> Result<Self, KeyError> {
-        const FORM: KeyError = KeyError::Form("PRIVATE+KEY+name+01234567+base64, with an Ed25519 key");
-        let mut parts = text.expose_secret().trim().strip_prefix(PRIVATE_PREFIX).ok_or(FORM)?.splitn(3, '+');
+        const FORM: KeyError =
+            KeyError::Form("PRIVATE+KEY+name+01234567+base64, with an Ed25519 key");
+        let mut parts = text
+            .expose_secret()
+            .trim()
+            .strip_prefix(PRIVATE_PREFIX)
+            .ok_or(FORM)?
+            .splitn(3, '+');
         let (Some(name), Some(id), Some(seed)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(FORM);
         };
         let bytes = Zeroizing::new(STANDARD.decode(seed).map_err(|_| FORM)?);
-        let Some((&ED25519, seed)) = bytes.split_first() else { return Err(FORM) };
+        let Some((&ED25519, seed)) = bytes.split_first() else {
+            return Err(FORM);
+        };
         let seed = Zeroizing::new(<[u8; 32]>::try_from(seed).map_err(|_| FORM)?);
         let key = Self::from_random(name, &seed)?;
-        if key.public.id.to_string() == id { Ok(key) } else { Err(KeyError::Id) }
+        if key.public.id.to_string() == id {
+            Ok(key)
+        } else {
+            Err(KeyError::Id)
+        }
     }
 
     /// The text that is kept in the key's file.
     pub fn to_text(&self) -> SecretString {
-        let bytes: Zeroizing<Vec<u8>> = Zeroizing::new(std::iter::once(ED25519).chain(*self.key.as_bytes()).collect());
+        let bytes: Zeroizing<Vec<u8>> = Zeroizing::new(
+            std::iter::once(ED25519)
+                .chain(*self.key.as_bytes())
+                .collect(),
+        );
         let encoded = Zeroizing::new(STANDARD.encode(&*bytes));
-        SecretString::from(format!("{PRIVATE_PREFIX}{}+{}+{}\n", self.public.name, self.public.id, *encoded))
+        SecretString::from(format!(
+            "{PRIVATE_PREFIX}{}+{}+{}\n",
+            self.public.name, self.public.id, *encoded
+        ))
     }
 
     /// The key that others may have.
@@ -242,10 +316,25 @@ impl PrivateKey {
 
     /// Signs that this ledger has `root` at `size`; the whole note.
     pub fn sign(&self, size: u64, root: Hash) -> String {
-        let body = Checkpoint { origin: self.public.name.clone(), size, root }.body();
+        let body = Checkpoint {
+            origin: self.public.name.clone(),
+            size,
+            root,
+        }
+        .body();
         let signature = self.key.sign(body.as_bytes());
-        let signed: Vec<u8> = self.public.id.0.into_iter().chain(signature.to_bytes()).collect();
-        format!("{body}\n— {} {}\n", self.public.name, STANDARD.encode(signed))
+        let signed: Vec<u8> = self
+            .public
+            .id
+            .0
+            .into_iter()
+            .chain(signature.to_bytes())
+            .collect();
+        format!(
+            "{body}\n— {} {}\n",
+            self.public.name,
+            STANDARD.encode(signed)
+        )
     }
 }
 
@@ -288,12 +377,19 @@ struct NoteSignature<'a> {
 
 impl<'a> Note<'a> {
     fn parse(text: &'a str) -> Result<Self, NoteError> {
-        const SHAPE: NoteError = NoteError::NotANote("it is not text, an empty line and signatures");
+        const SHAPE: NoteError =
+            NoteError::NotANote("it is not text, an empty line and signatures");
         let split = text.rfind("\n\n").ok_or(SHAPE)?;
         let (body, signatures) = text.split_at_checked(split + 1).ok_or(SHAPE)?;
-        let signatures = signatures.strip_prefix('\n').and_then(|lines| lines.strip_suffix('\n')).ok_or(SHAPE)?;
-        let signatures: Vec<_> =
-            signatures.split('\n').take(SIGNATURES_MAX).map(|line| NoteSignature::parse(line).transpose()).collect();
+        let signatures = signatures
+            .strip_prefix('\n')
+            .and_then(|lines| lines.strip_suffix('\n'))
+            .ok_or(SHAPE)?;
+        let signatures: Vec<_> = signatures
+            .split('\n')
+            .take(SIGNATURES_MAX)
+            .map(|line| NoteSignature::parse(line).transpose())
+            .collect();
         // A signature of an unknown kind has another length and is none of ours: skipped, not refused.
         let signatures = signatures.into_iter().flatten().collect::<Result<_, _>>()?;
         Ok(Self { body, signatures })
@@ -303,12 +399,21 @@ impl<'a> Note<'a> {
 impl<'a> NoteSignature<'a> {
     fn parse(line: &'a str) -> Result<Option<Self>, NoteError> {
         const SHAPE: NoteError = NoteError::NotANote("a signature is not `— name base64`");
-        let (name, encoded) = line.strip_prefix("— ").and_then(|rest| rest.split_once(' ')).ok_or(SHAPE)?;
+        let (name, encoded) = line
+            .strip_prefix("— ")
+            .and_then(|rest| rest.split_once(' '))
+            .ok_or(SHAPE)?;
         check_origin(name).map_err(|_| SHAPE)?;
         let bytes = STANDARD.decode(encoded).map_err(|_| SHAPE)?;
         let (id, signature) = bytes.split_first_chunk::<4>().ok_or(SHAPE)?;
-        let signature = <&[u8; 64]>::try_from(signature).ok().map(Signature::from_bytes);
-        Ok(signature.map(|signature| Self { name, id: KeyId(*id), signature }))
+        let signature = <&[u8; 64]>::try_from(signature)
+            .ok()
+            .map(Signature::from_bytes);
+        Ok(signature.map(|signature| Self {
+            name,
+            id: KeyId(*id),
+            signature,
+        }))
     }
 }
 
@@ -319,7 +424,9 @@ pub fn split_notes(text: &str) -> (Vec<&str>, &str) {
     let mut rest = text.trim_start_matches('\n');
     while !rest.is_empty() {
         let Some(end) = note_end(rest) else { break };
-        let Some((note, after)) = rest.split_at_checked(end) else { break };
+        let Some((note, after)) = rest.split_at_checked(end) else {
+            break;
+        };
         notes.push(note);
         rest = after.trim_start_matches('\n');
     }
@@ -341,7 +448,8 @@ mod tests {
 
     // The keys and the note that implementations of signed notes test each other with.
     const NEUMANN: &str = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW";
-    const NEUMANN_PRIVATE: &str = "PRIVATE+KEY+PeterNeumann+c74f20a3+AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz";
+    const NEUMANN_PRIVATE: &str =
+        "PRIVATE+KEY+PeterNeumann+c74f20a3+AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz";
     const NEUMANN_NOTE: &str = "If you think cryptography is the answer to your problem,\n\
         then you don't know what your problem is.\n\
         \n\
@@ -360,9 +468,20 @@ mod tests {
         assert_eq!(private.to_text().expose_secret().trim(), NEUMANN_PRIVATE);
 
         let note = Note::parse(NEUMANN_NOTE).unwrap();
-        assert!(public.key.verify_strict(note.body.as_bytes(), &note.signatures[0].signature).is_ok());
-        assert_eq!(private.key.sign(note.body.as_bytes()), note.signatures[0].signature);
-        assert_eq!(public.open(NEUMANN_NOTE), Err(NoteError::NotACheckpoint("it has fewer than three lines")));
+        assert!(
+            public
+                .key
+                .verify_strict(note.body.as_bytes(), &note.signatures[0].signature)
+                .is_ok()
+        );
+        assert_eq!(
+            private.key.sign(note.body.as_bytes()),
+            note.signatures[0].signature
+        );
+        assert_eq!(
+            public.open(NEUMANN_NOTE),
+            Err(NoteError::NotACheckpoint("it has fewer than three lines"))
+        );
     }
 
     #[test]
@@ -371,28 +490,55 @@ mod tests {
         let note = ours.sign(5, [7; 32]);
         assert_eq!(
             ours.public().open(&note).unwrap(),
-            Checkpoint { origin: "kubler.example/ledger".into(), size: 5, root: [7; 32] }
+            Checkpoint {
+                origin: "kubler.example/ledger".into(),
+                size: 5,
+                root: [7; 32]
+            }
         );
-        assert!(matches!(key("kubler.example/ledger", 2).public().open(&note), Err(NoteError::OtherKey { .. })));
-        assert!(matches!(key("other.example", 1).public().open(&note), Err(NoteError::OtherKey { .. })));
-        assert_eq!(ours.public().open(&note.replace("\n5\n", "\n6\n")), Err(NoteError::BadSignature));
+        assert!(matches!(
+            key("kubler.example/ledger", 2).public().open(&note),
+            Err(NoteError::OtherKey { .. })
+        ));
+        assert!(matches!(
+            key("other.example", 1).public().open(&note),
+            Err(NoteError::OtherKey { .. })
+        ));
+        assert_eq!(
+            ours.public().open(&note.replace("\n5\n", "\n6\n")),
+            Err(NoteError::BadSignature)
+        );
     }
 
     #[test]
     fn l5_other_texts_are_no_checkpoints() {
         let ours = key("k", 1);
         let note = ours.sign(5, [7; 32]);
-        for text in ["", "\n\n", "a\n\n— k\n", "a\n\n— k !!!\n", note.trim_end(), &note.replace("— ", "-- "), &note.replace("\n5\n", "\n05\n")] {
+        for text in [
+            "",
+            "\n\n",
+            "a\n\n— k\n",
+            "a\n\n— k !!!\n",
+            note.trim_end(),
+            &note.replace("— ", "-- "),
+            &note.replace("\n5\n", "\n05\n"),
+        ] {
             assert!(ours.public().open(text).is_err(), "{text:?}");
         }
         let with_a_witness = format!("{note}— witness.example AAAAAQID\n");
-        assert!(ours.public().open(&with_a_witness).is_ok(), "signatures of other kinds are ignored");
+        assert!(
+            ours.public().open(&with_a_witness).is_ok(),
+            "signatures of other kinds are ignored"
+        );
     }
 
     #[test]
     fn names_that_break_notes_are_refused() {
         for name in ["", "a b", "a+b", "a\nb", &"x".repeat(256)] {
-            assert!(PrivateKey::from_random(name, &Zeroizing::new([1; 32])).is_err(), "{name:?}");
+            assert!(
+                PrivateKey::from_random(name, &Zeroizing::new([1; 32])).is_err(),
+                "{name:?}"
+            );
         }
     }
 
@@ -401,7 +547,10 @@ mod tests {
         let key = key("k", 1);
         let (first, second) = (key.sign(1, [1; 32]), key.sign(2, [2; 32]));
         let text = format!("{first}\n{second}\n");
-        assert_eq!(split_notes(&text), (vec![first.as_str(), second.as_str()], ""));
+        assert_eq!(
+            split_notes(&text),
+            (vec![first.as_str(), second.as_str()], "")
+        );
         let torn = text.get(..text.len() - 10).unwrap();
         let (notes, rest) = split_notes(torn);
         assert_eq!(notes, [first.as_str()]);

@@ -31,8 +31,11 @@ pub fn segment_name(first: u64) -> String {
 
 /// The first record of the file of this name; `None` when it is not a file of records.
 pub fn segment_first(name: &str) -> Option<u64> {
-    let digits = name.strip_prefix(SEGMENT_PREFIX)?.strip_suffix(SEGMENT_SUFFIX)?;
-    let written_by_us = digits.len() == SEGMENT_DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let digits = name
+        .strip_prefix(SEGMENT_PREFIX)?
+        .strip_suffix(SEGMENT_SUFFIX)?;
+    let written_by_us =
+        digits.len() == SEGMENT_DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
     written_by_us.then(|| digits.parse().ok()).flatten()
 }
 
@@ -46,7 +49,12 @@ mod tests {
         for first in [0, 7, u64::MAX] {
             assert_eq!(segment_first(&segment_name(first)), Some(first));
         }
-        for name in ["records-7.jsonl", "records-0000000000000000000x.jsonl", "leaves", "records-00000000000000000007.jsonl.old"] {
+        for name in [
+            "records-7.jsonl",
+            "records-0000000000000000000x.jsonl",
+            "leaves",
+            "records-00000000000000000007.jsonl.old",
+        ] {
             assert_eq!(segment_first(name), None, "{name}");
         }
     }

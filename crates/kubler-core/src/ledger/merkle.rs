@@ -7,12 +7,21 @@ pub type Hash = [u8; 32];
 
 /// Hash of a leaf.
 pub fn leaf_hash(leaf: &[u8]) -> Hash {
-    Sha256::new().chain_update([0]).chain_update(leaf).finalize().into()
+    Sha256::new()
+        .chain_update([0])
+        .chain_update(leaf)
+        .finalize()
+        .into()
 }
 
 /// Hash of the node above two others.
 pub fn node_hash(left: &Hash, right: &Hash) -> Hash {
-    Sha256::new().chain_update([1]).chain_update(left).chain_update(right).finalize().into()
+    Sha256::new()
+        .chain_update([1])
+        .chain_update(left)
+        .chain_update(right)
+        .finalize()
+        .into()
 }
 
 /// All that has to be kept of a tree to append to it and to know its root: at most one hash per bit of its size.
@@ -26,7 +35,10 @@ pub struct Frontier {
 impl Frontier {
     /// An empty tree.
     pub const fn new() -> Self {
-        Self { size: 0, peaks: Vec::new() }
+        Self {
+            size: 0,
+            peaks: Vec::new(),
+        }
     }
 
     /// Leaves so far.
@@ -97,20 +109,33 @@ enum Known {
 
 fn consistency_nodes(leaves: &[Hash], old: usize, known: Known) -> Vec<Hash> {
     if old == leaves.len() {
-        return if known == Known::Yes { Vec::new() } else { vec![root(leaves)] };
+        return if known == Known::Yes {
+            Vec::new()
+        } else {
+            vec![root(leaves)]
+        };
     }
     let (left, right) = leaves.split_at(split(leaves.len()));
     let (mut proof, sibling) = if old <= left.len() {
         (consistency_nodes(left, old, known), root(right))
     } else {
-        (consistency_nodes(right, old - left.len(), Known::No), root(left))
+        (
+            consistency_nodes(right, old - left.len(), Known::No),
+            root(left),
+        )
     };
     proof.push(sibling);
     proof
 }
 
 /// Whether `proof` shows that the leaf of hash `leaf` is number `index` in the tree of `size` and `expected` root.
-pub fn verify_inclusion(leaf: &Hash, index: u64, size: u64, proof: &[Hash], expected: &Hash) -> bool {
+pub fn verify_inclusion(
+    leaf: &Hash,
+    index: u64,
+    size: u64,
+    proof: &[Hash],
+    expected: &Hash,
+) -> bool {
     if index >= size {
         return false;
     }
@@ -135,7 +160,13 @@ pub fn verify_inclusion(leaf: &Hash, index: u64, size: u64, proof: &[Hash], expe
 }
 
 /// Whether `proof` shows that the tree of `old_size` and `old_root` is a beginning of the tree of `size` and `root`.
-pub fn verify_consistency(old_size: u64, old_root: &Hash, size: u64, root: &Hash, proof: &[Hash]) -> bool {
+pub fn verify_consistency(
+    old_size: u64,
+    old_root: &Hash,
+    size: u64,
+    root: &Hash,
+    proof: &[Hash],
+) -> bool {
     if old_size == 0 || old_size > size {
         return false;
     }
@@ -143,7 +174,11 @@ pub fn verify_consistency(old_size: u64, old_root: &Hash, size: u64, root: &Hash
         return proof.is_empty() && old_root == root;
     }
     let mut nodes = proof.iter();
-    let first = if old_size.is_power_of_two() { Some(old_root) } else { nodes.next() };
+    let first = if old_size.is_power_of_two() {
+        Some(old_root)
+    } else {
+        nodes.next()
+    };
     let Some(first) = first else { return false };
     let full = (old_size - 1).trailing_ones();
     let (mut position, mut last) = ((old_size - 1) >> full, (size - 1) >> full);
@@ -180,8 +215,16 @@ mod tests {
     use super::*;
 
     /// The leaves and roots that implementations of RFC 6962 test each other with.
-    const LEAVES: [&str; 8] =
-        ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"];
+    const LEAVES: [&str; 8] = [
+        "",
+        "00",
+        "10",
+        "2021",
+        "3031",
+        "40414243",
+        "5051525354555657",
+        "606162636465666768696a6b6c6d6e6f",
+    ];
     const ROOTS: [&str; 8] = [
         "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
         "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
@@ -194,16 +237,27 @@ mod tests {
     ];
 
     fn leaves() -> Vec<Hash> {
-        LEAVES.iter().map(|leaf| leaf_hash(&hex::decode(leaf).unwrap())).collect()
+        LEAVES
+            .iter()
+            .map(|leaf| leaf_hash(&hex::decode(leaf).unwrap()))
+            .collect()
     }
 
     #[test]
     fn l5_roots_are_those_of_rfc_6962() {
         let mut frontier = Frontier::new();
-        assert_eq!(hex::encode(frontier.root()), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(
+            hex::encode(frontier.root()),
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
         for (leaf, expected) in leaves().into_iter().zip(ROOTS) {
             frontier.push(leaf);
-            assert_eq!(hex::encode(frontier.root()), expected, "size {}", frontier.size());
+            assert_eq!(
+                hex::encode(frontier.root()),
+                expected,
+                "size {}",
+                frontier.size()
+            );
         }
     }
 

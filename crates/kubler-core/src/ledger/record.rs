@@ -262,7 +262,9 @@ pub enum NotARecord {
 
 /// Why a body cannot become a record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a record of {bytes} bytes is longer than {RECORD_BYTES_MAX}, also without what it could do without")]
+#[error(
+    "a record of {bytes} bytes is longer than {RECORD_BYTES_MAX}, also without what it could do without"
+)]
 pub struct TooLong {
     /// How long it would be.
     pub bytes: usize,
@@ -276,7 +278,9 @@ impl Sealed {
     /// Bytes that the line needs at most, line feed included.
     pub fn line_bytes_max(&self) -> u64 {
         const PREFIX_BYTES_MAX: u64 = 90;
-        u64::try_from(self.0.len()).unwrap_or(u64::MAX).saturating_add(PREFIX_BYTES_MAX)
+        u64::try_from(self.0.len())
+            .unwrap_or(u64::MAX)
+            .saturating_add(PREFIX_BYTES_MAX)
     }
 
     /// Appends the line of the record, without its line feed: exactly what serialising a [`Record`] gives.
@@ -293,9 +297,15 @@ impl Record {
     /// # Errors
     /// When it is anything else.
     pub fn from_line(line: &[u8]) -> Result<Self, NotARecord> {
-        let record: Self = serde_json::from_slice(line).map_err(|error| NotARecord::Unreadable(error.to_string()))?;
-        let canonical = serde_json::to_vec(&record).map_err(|error| NotARecord::Unreadable(error.to_string()))?;
-        if canonical == line { Ok(record) } else { Err(NotARecord::NotCanonical) }
+        let record: Self = serde_json::from_slice(line)
+            .map_err(|error| NotARecord::Unreadable(error.to_string()))?;
+        let canonical = serde_json::to_vec(&record)
+            .map_err(|error| NotARecord::Unreadable(error.to_string()))?;
+        if canonical == line {
+            Ok(record)
+        } else {
+            Err(NotARecord::NotCanonical)
+        }
     }
 }
 
@@ -332,7 +342,11 @@ impl Body {
         if crate::ledger::redact::is_suspect(&bytes) {
             bytes = crate::ledger::redact::redact(&bytes);
         }
-        if bytes.len() > RECORD_BYTES_MAX { Err(TooLong { bytes: bytes.len() }) } else { Ok(Sealed(bytes)) }
+        if bytes.len() > RECORD_BYTES_MAX {
+            Err(TooLong { bytes: bytes.len() })
+        } else {
+            Ok(Sealed(bytes))
+        }
     }
 
     fn to_json(&self) -> Vec<u8> {
@@ -346,9 +360,27 @@ impl Body {
             closest.clear();
         }
         let request = self.request.as_mut();
-        let texts = request.map(|r| [&mut r.path, &mut r.user_agent, &mut r.name, &mut r.namespace]).into_iter().flatten();
-        let messages = self.outcome.as_mut().map(|outcome| &mut outcome.message).into_iter();
-        let phases = self.phase.as_mut().map(|phase| &mut phase.message).into_iter();
+        let texts = request
+            .map(|r| {
+                [
+                    &mut r.path,
+                    &mut r.user_agent,
+                    &mut r.name,
+                    &mut r.namespace,
+                ]
+            })
+            .into_iter()
+            .flatten();
+        let messages = self
+            .outcome
+            .as_mut()
+            .map(|outcome| &mut outcome.message)
+            .into_iter();
+        let phases = self
+            .phase
+            .as_mut()
+            .map(|phase| &mut phase.message)
+            .into_iter();
         for text in texts.chain(messages).chain(phases).flatten() {
             *text = text.chars().take(SHORTENED_CHARACTERS_MAX).collect();
         }

@@ -15,12 +15,16 @@ const TOKEN_BYTES_MIN: usize = 24;
 
 /// Whether the JSON text may hold a secret. Cheap; wrong only in one direction.
 pub(super) fn is_suspect(json: &[u8]) -> bool {
-    contains(json, TOKEN_PREFIX.as_bytes()) || contains(json, PRIVATE_KEY_MARK.as_bytes()) || contains_bearer(json)
+    contains(json, TOKEN_PREFIX.as_bytes())
+        || contains(json, PRIVATE_KEY_MARK.as_bytes())
+        || contains_bearer(json)
 }
 
 /// The JSON text with every secret in its texts replaced. What is not JSON becomes nothing.
 pub(super) fn redact(json: &[u8]) -> Vec<u8> {
-    let Ok(mut value) = serde_json::from_slice::<Value>(json) else { return Vec::new() };
+    let Ok(mut value) = serde_json::from_slice::<Value>(json) else {
+        return Vec::new();
+    };
     redact_value(&mut value);
     serde_json::to_vec(&value).unwrap_or_default()
 }
@@ -34,7 +38,11 @@ fn redact_value(value: &mut Value) {
         }
         Value::Array(values) => values.iter_mut().for_each(redact_value),
         Value::Object(fields) => {
-            let dirty: Vec<String> = fields.keys().filter(|key| redact_text(key).is_some()).cloned().collect();
+            let dirty: Vec<String> = fields
+                .keys()
+                .filter(|key| redact_text(key).is_some())
+                .cloned()
+                .collect();
             for key in dirty {
                 fields.shift_remove(&key);
             }
@@ -49,13 +57,18 @@ fn redact_text(text: &str) -> Option<String> {
     if text.contains(PRIVATE_KEY_MARK) {
         return Some(REDACTED.to_owned());
     }
-    let is_token_character = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '=' | '~' | '/' | '+');
+    let is_token_character =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '=' | '~' | '/' | '+');
     let mut clean = String::with_capacity(text.len());
     let (mut rest, mut after_bearer) = (text, false);
     while !rest.is_empty() {
         let end = rest.find(|c| !is_token_character(c)).unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
-        clean.push_str(&if after_bearer && !word.is_empty() { REDACTED.to_owned() } else { redact_word(word) });
+        clean.push_str(&if after_bearer && !word.is_empty() {
+            REDACTED.to_owned()
+        } else {
+            redact_word(word)
+        });
         after_bearer = word.eq_ignore_ascii_case(BEARER.trim_end());
         let separator = after.chars().next().map_or(0, char::len_utf8);
         let (between, next) = after.split_at(separator);
@@ -68,7 +81,11 @@ fn redact_text(text: &str) -> Option<String> {
 /// A word without the token in it: from its beginning to the end of the word.
 fn redact_word(word: &str) -> String {
     let mut from = 0;
-    while let Some(at) = word.get(from..).and_then(|rest| rest.find(TOKEN_PREFIX)).map(|at| at + from) {
+    while let Some(at) = word
+        .get(from..)
+        .and_then(|rest| rest.find(TOKEN_PREFIX))
+        .map(|at| at + from)
+    {
         let token = word.get(at..).unwrap_or_default();
         if token.len() >= TOKEN_BYTES_MIN && token.contains('.') {
             return format!("{}{REDACTED}", word.get(..at).unwrap_or_default());
@@ -79,15 +96,21 @@ fn redact_word(word: &str) -> String {
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
-    let Some((first, _)) = part.split_first() else { return true };
-    text.iter().enumerate().any(|(at, byte)| byte == first && text.get(at..).is_some_and(|rest| rest.starts_with(part)))
+    let Some((first, _)) = part.split_first() else {
+        return true;
+    };
+    text.iter().enumerate().any(|(at, byte)| {
+        byte == first && text.get(at..).is_some_and(|rest| rest.starts_with(part))
+    })
 }
 
 fn contains_bearer(text: &[u8]) -> bool {
     let length = BEARER.len();
     text.iter().enumerate().any(|(at, byte)| {
         byte.eq_ignore_ascii_case(&b'b')
-            && text.get(at..at + length).is_some_and(|word| word.eq_ignore_ascii_case(BEARER.as_bytes()))
+            && text
+                .get(at..at + length)
+                .is_some_and(|word| word.eq_ignore_ascii_case(BEARER.as_bytes()))
     })
 }
 
@@ -103,13 +126,21 @@ mod tests {
             (TOKEN.to_owned(), "[redacted]"),
             (format!("/api/{TOKEN}"), "/api/[redacted]"),
             (format!("a?token={TOKEN}&b=c"), "a?token=[redacted]&b=c"),
-            ("curl Bearer abcdefgh x".to_owned(), "curl Bearer [redacted] x"),
+            (
+                "curl Bearer abcdefgh x".to_owned(),
+                "curl Bearer [redacted] x",
+            ),
             ("-----BEGIN PRIVATE KEY-----\nMC4".to_owned(), "[redacted]"),
         ] {
             assert_eq!(redact_text(&text).as_deref(), Some(clean), "{text}");
             assert!(is_suspect(&serde_json::to_vec(&text).unwrap()), "{text}");
         }
-        for text in ["eyJ", "feature/eyJoke", "forbearer of news", "kubectl/v1.34 (linux/amd64)"] {
+        for text in [
+            "eyJ",
+            "feature/eyJoke",
+            "forbearer of news",
+            "kubectl/v1.34 (linux/amd64)",
+        ] {
             assert_eq!(redact_text(text), None, "{text}");
         }
     }

@@ -36,7 +36,11 @@ struct Tally {
 
 impl Tally {
     const fn one(now: Timestamp) -> Self {
-        Self { count: 1, first: now, last: now }
+        Self {
+            count: 1,
+            first: now,
+            last: now,
+        }
     }
 
     fn add(&mut self, other: Self) {
@@ -80,13 +84,17 @@ impl Refusals {
         } else if self.sources.len() < REFUSAL_SOURCES_MAX {
             self.sources.insert(key, one);
         } else {
-            self.others.entry(refusal.reason).and_modify(|tally| tally.add(one)).or_insert(one);
+            self.others
+                .entry(refusal.reason)
+                .and_modify(|tally| tally.add(one))
+                .or_insert(one);
         }
     }
 
     /// Whether there is something to write at `now`.
     pub fn is_due(&self, now: Timestamp) -> bool {
-        self.window_began.is_some_and(|began| now.duration_since(began).as_secs() >= REFUSAL_WINDOW_SECONDS)
+        self.window_began
+            .is_some_and(|began| now.duration_since(began).as_secs() >= REFUSAL_WINDOW_SECONDS)
     }
 
     /// Takes out what is to be written now, most frequent first, as far as the bytes reach.
@@ -94,27 +102,43 @@ impl Refusals {
         self.refill(now);
         self.window_began = None;
         let mut sources: Vec<_> = self.sources.drain().collect();
-        sources.sort_by_key(|((peer, reason), tally)| (std::cmp::Reverse(tally.count), *reason, *peer));
-        let mut reasons: Vec<_> = sources.iter().map(|((_, reason), _)| *reason).chain(self.others.keys().copied()).collect();
+        sources.sort_by_key(|((peer, reason), tally)| {
+            (std::cmp::Reverse(tally.count), *reason, *peer)
+        });
+        let mut reasons: Vec<_> = sources
+            .iter()
+            .map(|((_, reason), _)| *reason)
+            .chain(self.others.keys().copied())
+            .collect();
         reasons.sort_unstable();
         reasons.dedup();
-        let kept_for_others = u64::try_from(reasons.len()).unwrap_or(u64::MAX).saturating_mul(OTHERS_BYTES);
+        let kept_for_others = u64::try_from(reasons.len())
+            .unwrap_or(u64::MAX)
+            .saturating_mul(OTHERS_BYTES);
 
         let mut records = Vec::new();
         for ((peer, reason), tally) in sources {
             let written = write(Some(peer), reason, tally);
-            match written.filter(|sealed| sealed.line_bytes_max().saturating_add(kept_for_others) <= self.bytes) {
+            match written.filter(|sealed| {
+                sealed.line_bytes_max().saturating_add(kept_for_others) <= self.bytes
+            }) {
                 Some(sealed) => {
                     self.bytes -= sealed.line_bytes_max();
                     records.push(sealed);
                 }
                 None => {
-                    self.others.entry(reason).and_modify(|others| others.add(tally)).or_insert(tally);
+                    self.others
+                        .entry(reason)
+                        .and_modify(|others| others.add(tally))
+                        .or_insert(tally);
                 }
             }
         }
         for reason in reasons {
-            let written = self.others.get(reason).and_then(|tally| write(None, reason, *tally));
+            let written = self
+                .others
+                .get(reason)
+                .and_then(|tally| write(None, reason, *tally));
             if let Some(sealed) = written.filter(|sealed| sealed.line_bytes_max() <= self.bytes) {
                 self.bytes -= sealed.line_bytes_max();
                 self.others.remove(reason);
@@ -131,7 +155,8 @@ impl Refusals {
     fn refill(&mut self, now: Timestamp) {
         let half = self.bytes_per_hour_max / 2;
         let elapsed = u128::try_from(now.duration_since(self.refilled_at).as_micros()).unwrap_or(0);
-        let inflow = u64::try_from(u128::from(half) * elapsed / HOUR_MICROSECONDS).unwrap_or(u64::MAX);
+        let inflow =
+            u64::try_from(u128::from(half) * elapsed / HOUR_MICROSECONDS).unwrap_or(u64::MAX);
         // A small inflow waits for the next time instead of being rounded away.
         if inflow > 0 {
             self.bytes = self.bytes.saturating_add(inflow).min(half);
@@ -159,8 +184,10 @@ fn write(peer: Option<IpAddr>, reason: &str, tally: Tally) -> Option<Sealed> {
     });
     body.details.insert("reason".into(), json!(reason));
     body.details.insert("count".into(), json!(tally.count));
-    body.details.insert("first".into(), json!(tally.first.to_string()));
-    body.details.insert("last".into(), json!(tally.last.to_string()));
+    body.details
+        .insert("first".into(), json!(tally.first.to_string()));
+    body.details
+        .insert("last".into(), json!(tally.last.to_string()));
     if peer.is_none() {
         body.details.insert("sources".into(), json!("other"));
     }
@@ -177,7 +204,10 @@ mod tests {
     }
 
     fn refusal(n: u32, reason: &'static str) -> RefusalBeforeVerification {
-        RefusalBeforeVerification { peer: IpAddr::V4(n.into()), reason }
+        RefusalBeforeVerification {
+            peer: IpAddr::V4(n.into()),
+            reason,
+        }
     }
 
     fn count(sealed: &[Sealed]) -> (u64, u64) {
@@ -185,7 +215,9 @@ mod tests {
         for sealed in sealed {
             let mut line = Vec::new();
             sealed.write_line(0, at(0), &mut line);
-            refusals += Record::from_line(&line).unwrap().body.details["count"].as_u64().unwrap();
+            refusals += Record::from_line(&line).unwrap().body.details["count"]
+                .as_u64()
+                .unwrap();
             bytes += u64::try_from(line.len()).unwrap() + 1;
         }
         (refusals, bytes)
@@ -232,8 +264,19 @@ mod tests {
     #[test]
     fn a_network_of_ipv6_is_one_source() {
         let mut refusals = Refusals::new(1 << 20, at(0));
-        for peer in ["2001:db8::1", "2001:db8::2", "::ffff:192.0.2.1", "192.0.2.1"] {
-            refusals.note(RefusalBeforeVerification { peer: peer.parse().unwrap(), reason: "expired" }, at(0));
+        for peer in [
+            "2001:db8::1",
+            "2001:db8::2",
+            "::ffff:192.0.2.1",
+            "192.0.2.1",
+        ] {
+            refusals.note(
+                RefusalBeforeVerification {
+                    peer: peer.parse().unwrap(),
+                    reason: "expired",
+                },
+                at(0),
+            );
         }
         assert_eq!(refusals.drain(at(10)).len(), 2);
     }

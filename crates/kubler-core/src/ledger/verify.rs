@@ -47,7 +47,10 @@ pub fn verify<'a, E: Display>(
         match line {
             Ok(line) => fold.line(&line),
             Err(error) => {
-                fold.fault(Fault::Unreadable { sequence: fold.size(), message: error.to_string() });
+                fold.fault(Fault::Unreadable {
+                    sequence: fold.size(),
+                    message: error.to_string(),
+                });
                 break;
             }
         }

@@ -53,14 +53,21 @@ pub(super) enum ForkBranches {
 
 /// Whether a branch is `user:branch` of a third-party fork. Git forbids `:` in names of its own.
 fn is_of_a_fork(identity: &Identity) -> bool {
-    identity.source.branch.as_ref().is_some_and(|branch| branch.as_str().contains(':'))
+    identity
+        .source
+        .branch
+        .as_ref()
+        .is_some_and(|branch| branch.as_str().contains(':'))
 }
 
 fn job(identity: &Identity, forks: ForkBranches) -> Attributes {
     let mut attributes = vec![
         ("issuer", Value::text(&identity.issuer)),
         ("organization_id", Value::text(&identity.organization.id)),
-        ("organization_slug", Value::text(&identity.organization.slug)),
+        (
+            "organization_slug",
+            Value::text(&identity.organization.slug),
+        ),
         ("pipeline_id", Value::text(&identity.project.id)),
         ("pipeline_slug", Value::text(&identity.project.slug)),
         ("build_id", Value::text(&identity.run.id)),
@@ -69,20 +76,40 @@ fn job(identity: &Identity, forks: ForkBranches) -> Attributes {
         ("job_id", Value::text(&identity.job.id)),
         ("commit", Value::text(identity.source.commit.as_str())),
         ("branch_is_of_a_fork", Value::Flag(is_of_a_fork(identity))),
-        ("fork_branches_are_prefixed", Value::Flag(forks == ForkBranches::Prefixed)),
-        ("runner_environment", Value::text(&identity.runner.environment)),
+        (
+            "fork_branches_are_prefixed",
+            Value::Flag(forks == ForkBranches::Prefixed),
+        ),
+        (
+            "runner_environment",
+            Value::text(&identity.runner.environment),
+        ),
     ];
     let runner = &identity.runner;
     let optional = [
-        ("branch", identity.source.branch.as_ref().map(|text| text.as_str())),
-        ("tag", identity.source.tag.as_ref().map(|text| text.as_str())),
-        ("step_key", identity.job.step_key.as_ref().map(|text| text.as_str())),
+        (
+            "branch",
+            identity.source.branch.as_ref().map(|text| text.as_str()),
+        ),
+        (
+            "tag",
+            identity.source.tag.as_ref().map(|text| text.as_str()),
+        ),
+        (
+            "step_key",
+            identity.job.step_key.as_ref().map(|text| text.as_str()),
+        ),
         ("cluster_id", runner.cluster_id.as_deref()),
         ("queue_id", runner.queue_id.as_deref()),
-        ("queue_key", runner.queue_key.as_ref().map(|text| text.as_str())),
+        (
+            "queue_key",
+            runner.queue_key.as_ref().map(|text| text.as_str()),
+        ),
     ];
     attributes.extend(
-        optional.into_iter().filter_map(|(name, text)| Some((name, Value::text(text?)))),
+        optional
+            .into_iter()
+            .filter_map(|(name, text)| Some((name, Value::text(text?)))),
     );
     attributes
 }
@@ -127,7 +154,10 @@ pub(super) struct Described {
 impl Described {
     /// The value of one attribute, when there is one.
     pub(super) fn value(&self, name: &str) -> Option<&Value> {
-        self.attributes.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+        self.attributes
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| value)
     }
 
     /// As the engine wants it.
@@ -177,8 +207,10 @@ pub(super) fn resource(target: &Target) -> Described {
             id: found.id.to_string(),
             attributes: environment(found),
         },
-        Target::Server => {
-            Described { kind: "Server", id: "server".to_owned(), attributes: Attributes::new() }
-        }
+        Target::Server => Described {
+            kind: "Server",
+            id: "server".to_owned(),
+            attributes: Attributes::new(),
+        },
     }
 }

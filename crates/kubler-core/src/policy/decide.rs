@@ -52,7 +52,9 @@ impl Permit {
 
     /// As the ledger writes it.
     pub fn decision(&self) -> Decision {
-        Decision::Allow { grounds: self.grounds.clone() }
+        Decision::Allow {
+            grounds: self.grounds.clone(),
+        }
     }
 }
 
@@ -131,28 +133,52 @@ impl PolicySet {
     /// # Errors
     /// A denial when no policy permits it, when one forbids it, when one cannot be evaluated, when the
     /// environment is not the job's own (see [`Action::needs_ownership`]), or when action and target do not fit.
-    pub fn decide(&self, caller: &Caller, action: Action, target: Target) -> Result<Permit, Denial> {
+    pub fn decide(
+        &self,
+        caller: &Caller,
+        action: Action,
+        target: Target,
+    ) -> Result<Permit, Denial> {
         if let Err(refusal) = permitted_at_all(caller, action, &target) {
-            return Err(nearest::denial(self, refusal, None, caller, action, &target));
+            return Err(nearest::denial(
+                self, refusal, None, caller, action, &target,
+            ));
         }
         let asked = match self.ask(caller, action, &target) {
             Ok(asked) => asked,
             Err(error) => {
                 let refusal = Refusal::Broken(vec![error]);
-                return Err(nearest::denial(self, refusal, None, caller, action, &target));
+                return Err(nearest::denial(
+                    self, refusal, None, caller, action, &target,
+                ));
             }
         };
         match self.evaluate(action, &asked) {
             Ok(policies) => {
                 let grounds = self.grounds(policies);
-                Ok(Permit { caller: caller.clone(), action, target, grounds })
+                Ok(Permit {
+                    caller: caller.clone(),
+                    action,
+                    target,
+                    grounds,
+                })
             }
-            Err(refusal) => Err(nearest::denial(self, refusal, Some(&asked), caller, action, &target)),
+            Err(refusal) => Err(nearest::denial(
+                self,
+                refusal,
+                Some(&asked),
+                caller,
+                action,
+                &target,
+            )),
         }
     }
 
     pub(super) fn grounds(&self, policies: Vec<String>) -> Grounds {
-        Grounds { policies, policy_digest: self.digest().to_owned() }
+        Grounds {
+            policies,
+            policy_digest: self.digest().to_owned(),
+        }
     }
 
     /// What the operator states about the caller's organization.
@@ -160,7 +186,11 @@ impl PolicySet {
         match caller {
             Caller::Job(identity) => {
                 let key = (identity.issuer.clone(), identity.organization.id.clone());
-                if self.prefixed.contains(&key) { ForkBranches::Prefixed } else { ForkBranches::LikeOurs }
+                if self.prefixed.contains(&key) {
+                    ForkBranches::Prefixed
+                } else {
+                    ForkBranches::LikeOurs
+                }
             }
             Caller::Operator(_) => ForkBranches::LikeOurs,
         }
@@ -170,8 +200,11 @@ impl PolicySet {
         let principal = attributes::principal(caller, self.forks(caller));
         let resource = attributes::resource(target);
         let (principal_uid, resource_uid) = (self.uid(&principal)?, self.uid(&resource)?);
-        let action_uid =
-            self.engine.actions.get(&action).ok_or_else(|| format!("action `{action}` is unknown"))?;
+        let action_uid = self
+            .engine
+            .actions
+            .get(&action)
+            .ok_or_else(|| format!("action `{action}` is unknown"))?;
         let entities = [
             principal.entity(principal_uid.clone())?,
             resource.entity(resource_uid.clone())?,
@@ -179,10 +212,20 @@ impl PolicySet {
         let entities =
             cedar::Entities::from_entities(entities, None).map_err(|error| error.to_string())?;
         let context = cedar::Context::empty();
-        let request =
-            cedar::Request::new(principal_uid, action_uid.clone(), resource_uid, context, None)
-                .map_err(|error| error.to_string())?;
-        Ok(Asked { principal, resource, request, entities })
+        let request = cedar::Request::new(
+            principal_uid,
+            action_uid.clone(),
+            resource_uid,
+            context,
+            None,
+        )
+        .map_err(|error| error.to_string())?;
+        Ok(Asked {
+            principal,
+            resource,
+            request,
+            entities,
+        })
     }
 
     fn uid(&self, described: &Described) -> Result<cedar::EntityUid, String> {
@@ -193,9 +236,13 @@ impl PolicySet {
     }
 
     fn evaluate(&self, action: Action, asked: &Asked) -> Result<Vec<String>, Refusal> {
-        let Some(policies) = self.by_action.get(&action) else { return Err(Refusal::NotPermitted) };
+        let Some(policies) = self.by_action.get(&action) else {
+            return Err(Refusal::NotPermitted);
+        };
         let response =
-            self.engine.authorizer.is_authorized(&asked.request, policies, &asked.entities);
+            self.engine
+                .authorizer
+                .is_authorized(&asked.request, policies, &asked.entities);
         // The engine passes over a policy that fails, also over a forbid: here that must deny.
         let broken = response.diagnostics().errors().map(|error| match error {
             cedar::AuthorizationError::PolicyEvaluationError(error) => name(error.policy_id()),

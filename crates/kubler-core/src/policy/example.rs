@@ -57,14 +57,30 @@ pub(super) fn base(configuration: &Configuration) -> Identity {
     let issuer = configuration.issuers.first();
     let organization = issuer.and_then(|issuer| issuer.organizations.first());
     let (organization_id, organization_slug) = organization
-        .map_or_else(Default::default, |organization| (organization.id.clone(), organization.slug.clone()));
+        .map_or_else(Default::default, |organization| {
+            (organization.id.clone(), organization.slug.clone())
+        });
     let id = |last: u8| format!("00000000-0000-4000-8000-{last:012}");
     Identity {
         issuer: issuer.map_or_else(String::new, |issuer| issuer.url.clone()),
-        organization: Named { id: organization_id, slug: organization_slug },
-        project: Named { id: id(1), slug: "example".into() },
-        run: Run { id: id(2), number: 1, url: String::new() },
-        job: Job { id: id(3), step_key: None, url: String::new() },
+        organization: Named {
+            id: organization_id,
+            slug: organization_slug,
+        },
+        project: Named {
+            id: id(1),
+            slug: "example".into(),
+        },
+        run: Run {
+            id: id(2),
+            number: 1,
+            url: String::new(),
+        },
+        job: Job {
+            id: id(3),
+            step_key: None,
+            url: String::new(),
+        },
         source: Source {
             branch: Some(UntrustedText::new("main")),
             tag: None,
@@ -89,7 +105,9 @@ fn put(place: &mut String, text: Option<&String>) {
 
 fn put_optional<T>(place: &mut Option<T>, text: Option<&String>, make: impl Fn(&str) -> T) {
     if let Some(text) = text {
-        *place = Some(text.as_str()).filter(|text| !text.is_empty()).map(make);
+        *place = Some(text.as_str())
+            .filter(|text| !text.is_empty())
+            .map(make);
     }
 }
 
@@ -98,23 +116,53 @@ impl ExampleJob {
     pub(super) fn on(&self, mut identity: Identity) -> Identity {
         put(&mut identity.issuer, self.issuer.as_ref());
         put(&mut identity.organization.id, self.organization_id.as_ref());
-        put(&mut identity.organization.slug, self.organization_slug.as_ref());
+        put(
+            &mut identity.organization.slug,
+            self.organization_slug.as_ref(),
+        );
         put(&mut identity.project.id, self.pipeline_id.as_ref());
         put(&mut identity.project.slug, self.pipeline_slug.as_ref());
         put(&mut identity.run.id, self.build_id.as_ref());
         put(&mut identity.source.trigger, self.build_source.as_ref());
         put(&mut identity.job.id, self.job_id.as_ref());
-        put(&mut identity.runner.environment, self.runner_environment.as_ref());
+        put(
+            &mut identity.runner.environment,
+            self.runner_environment.as_ref(),
+        );
         identity.run.number = self.build_number.unwrap_or(identity.run.number);
         if let Some(commit) = &self.commit {
             identity.source.commit = UntrustedText::new(commit);
         }
-        put_optional(&mut identity.job.step_key, self.step_key.as_ref(), UntrustedText::new);
-        put_optional(&mut identity.source.branch, self.branch.as_ref(), UntrustedText::new);
-        put_optional(&mut identity.source.tag, self.tag.as_ref(), UntrustedText::new);
-        put_optional(&mut identity.runner.cluster_id, self.cluster_id.as_ref(), str::to_owned);
-        put_optional(&mut identity.runner.queue_id, self.queue_id.as_ref(), str::to_owned);
-        put_optional(&mut identity.runner.queue_key, self.queue_key.as_ref(), UntrustedText::new);
+        put_optional(
+            &mut identity.job.step_key,
+            self.step_key.as_ref(),
+            UntrustedText::new,
+        );
+        put_optional(
+            &mut identity.source.branch,
+            self.branch.as_ref(),
+            UntrustedText::new,
+        );
+        put_optional(
+            &mut identity.source.tag,
+            self.tag.as_ref(),
+            UntrustedText::new,
+        );
+        put_optional(
+            &mut identity.runner.cluster_id,
+            self.cluster_id.as_ref(),
+            str::to_owned,
+        );
+        put_optional(
+            &mut identity.runner.queue_id,
+            self.queue_id.as_ref(),
+            str::to_owned,
+        );
+        put_optional(
+            &mut identity.runner.queue_key,
+            self.queue_key.as_ref(),
+            UntrustedText::new,
+        );
         identity
     }
 }
@@ -123,14 +171,23 @@ impl ExampleJob {
 ///
 /// # Errors
 /// The name, when the configuration has no such profile.
-pub(super) fn profile(configuration: &Configuration, name: Option<&str>) -> Result<ResolvedProfile, String> {
+pub(super) fn profile(
+    configuration: &Configuration,
+    name: Option<&str>,
+) -> Result<ResolvedProfile, String> {
     let found = match name {
         Some(name) => configuration.profile(name),
         None => configuration.profiles.first(),
     };
-    let profile = found.ok_or_else(|| name.unwrap_or("(the first)").to_owned())?.clone();
+    let profile = found
+        .ok_or_else(|| name.unwrap_or("(the first)").to_owned())?
+        .clone();
     let kubernetes_version = profile.kubernetes.clone();
-    Ok(ResolvedProfile { profile, kubernetes_version, manifests: BTreeMap::new() })
+    Ok(ResolvedProfile {
+        profile,
+        kubernetes_version,
+        manifests: BTreeMap::new(),
+    })
 }
 
 impl ExampleEnvironment {
@@ -138,7 +195,11 @@ impl ExampleEnvironment {
     ///
     /// # Errors
     /// The name of a profile that the configuration does not have.
-    pub(super) fn target(&self, configuration: &Configuration, owner: Identity) -> Result<Target, String> {
+    pub(super) fn target(
+        &self,
+        configuration: &Configuration,
+        owner: Identity,
+    ) -> Result<Target, String> {
         let resolved = profile(configuration, self.profile.as_deref())?;
         let begin = Timestamp::UNIX_EPOCH;
         Ok(Target::Environment(Box::new(Environment {
@@ -162,9 +223,17 @@ impl ExampleEnvironment {
 }
 
 /// The issuer that claims name with `iss`, or the only one there is when they name none.
-pub(super) fn issuer<'a>(configuration: &'a Configuration, claims: &Claims) -> Result<&'a Issuer, String> {
-    match (claims.get("iss").and_then(serde_json::Value::as_str), configuration.issuers.as_slice()) {
-        (Some(url), _) => configuration.issuer(url).ok_or_else(|| format!("`{url}` is not a configured issuer")),
+pub(super) fn issuer<'a>(
+    configuration: &'a Configuration,
+    claims: &Claims,
+) -> Result<&'a Issuer, String> {
+    match (
+        claims.get("iss").and_then(serde_json::Value::as_str),
+        configuration.issuers.as_slice(),
+    ) {
+        (Some(url), _) => configuration
+            .issuer(url)
+            .ok_or_else(|| format!("`{url}` is not a configured issuer")),
         (None, [only]) => Ok(only),
         (None, _) => Err("the claims have no `iss`, and several issuers are configured".into()),
     }

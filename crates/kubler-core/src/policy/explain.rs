@@ -72,7 +72,10 @@ pub struct Explanation {
 }
 
 fn fault(message: impl Into<String>, hint: impl Into<String>) -> ExplainFault {
-    ExplainFault { message: message.into(), hint: hint.into() }
+    ExplainFault {
+        message: message.into(),
+        hint: hint.into(),
+    }
 }
 
 /// Answers one question.
@@ -98,7 +101,10 @@ pub fn explain(
     let principal = attributes::principal(&caller, set.forks(&caller));
     let resource = attributes::resource(&target);
     let listed = |attributes: &attributes::Attributes| {
-        attributes.iter().map(|(name, value)| ((*name).to_owned(), value.to_string())).collect()
+        attributes
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.to_string()))
+            .collect()
     };
     let described = match &target {
         Target::Environment(_) => "an environment".to_owned(),
@@ -132,15 +138,30 @@ pub fn explain(
     Ok(explanation)
 }
 
-fn job(configuration: &Configuration, text: &str, caveats: &mut Vec<String>) -> Result<Caller, ExplainFault> {
+fn job(
+    configuration: &Configuration,
+    text: &str,
+    caveats: &mut Vec<String>,
+) -> Result<Caller, ExplainFault> {
     let claims = claims(text.trim())?;
-    let issuer = example::issuer(configuration, &claims)
-        .map_err(|message| fault(message, "list the issuer in the configuration, or add its `iss` to the claims"))?;
-    let identity = example::identity(issuer, &claims)
-        .map_err(|error| fault(format!("the server would refuse it before policy: {error}"), error.hint()))?;
+    let issuer = example::issuer(configuration, &claims).map_err(|message| {
+        fault(
+            message,
+            "list the issuer in the configuration, or add its `iss` to the claims",
+        )
+    })?;
+    let identity = example::identity(issuer, &claims).map_err(|error| {
+        fault(
+            format!("the server would refuse it before policy: {error}"),
+            error.hint(),
+        )
+    })?;
     caveats.push("signature and times were not verified: the server does that first".into());
     if !has_audience(&claims, &issuer.audience) {
-        caveats.push(format!("the audience is not `{}`: the server would refuse it before policy", issuer.audience));
+        caveats.push(format!(
+            "the audience is not `{}`: the server would refuse it before policy",
+            issuer.audience
+        ));
     }
     Ok(Caller::Job(Box::new(identity)))
 }
@@ -151,24 +172,44 @@ fn has_audience(claims: &Claims, audience: &str) -> bool {
 
 fn claims(text: &str) -> Result<Claims, ExplainFault> {
     if text.starts_with('{') {
-        return json::object(text.as_bytes(), TOKEN_BYTES_MAX)
-            .map_err(|error| fault(format!("the claims cannot be read: {error}"), "give one JSON object"));
+        return json::object(text.as_bytes(), TOKEN_BYTES_MAX).map_err(|error| {
+            fault(
+                format!("the claims cannot be read: {error}"),
+                "give one JSON object",
+            )
+        });
     }
     // The error names a kind of fault and nothing of the token.
-    let token = UnverifiedToken::parse(text)
-        .map_err(|error| fault(format!("the token cannot be read: {error}"), "give a token, or the JSON of its claims"))?;
+    let token = UnverifiedToken::parse(text).map_err(|error| {
+        fault(
+            format!("the token cannot be read: {error}"),
+            "give a token, or the JSON of its claims",
+        )
+    })?;
     Ok(token.claims)
 }
 
 impl Question {
-    fn target(&self, configuration: &Configuration, caller: &Caller) -> Result<Target, ExplainFault> {
+    fn target(
+        &self,
+        configuration: &Configuration,
+        caller: &Caller,
+    ) -> Result<Target, ExplainFault> {
         let unknown = |name: String| {
-            let known: Vec<_> = configuration.profiles.iter().map(|profile| profile.name.as_str()).collect();
-            fault(format!("there is no profile `{name}`"), format!("profiles of the configuration: {}", known.join(", ")))
+            let known: Vec<_> = configuration
+                .profiles
+                .iter()
+                .map(|profile| profile.name.as_str())
+                .collect();
+            fault(
+                format!("there is no profile `{name}`"),
+                format!("profiles of the configuration: {}", known.join(", ")),
+            )
         };
         match self.action.target() {
             TargetKind::Profile => {
-                let resolved = example::profile(configuration, self.profile.as_deref()).map_err(unknown)?;
+                let resolved =
+                    example::profile(configuration, self.profile.as_deref()).map_err(unknown)?;
                 Ok(Target::Profile(Box::new(resolved)))
             }
             TargetKind::Environment => {
@@ -190,7 +231,11 @@ impl fmt::Display for Explanation {
         let answer = if self.allowed { "allowed" } else { "denied" };
         writeln!(f, "{answer}: {} on {}", self.action, self.target)?;
         for policy in &self.policies {
-            writeln!(f, "  {} `{policy}`", if self.allowed { "by" } else { "because of" })?;
+            writeln!(
+                f,
+                "  {} `{policy}`",
+                if self.allowed { "by" } else { "because of" }
+            )?;
         }
         if let Some(detail) = &self.detail {
             writeln!(f, "  {detail}")?;

@@ -24,10 +24,14 @@ fn children(expression: &Expr) -> Result<Vec<&Expr>, Unreadable> {
         | Expr::HasAttr { expr, .. }
         | Expr::Like { expr, .. } => vec![expr],
         Expr::BinaryOp { left, right, .. } => vec![left, right],
-        Expr::Is { expr, in_expr, .. } => {
-            std::iter::once(expr.as_ref()).chain(in_expr.as_deref()).collect()
-        }
-        Expr::IfThenElse { cond, then_expr, else_expr } => vec![cond, then_expr, else_expr],
+        Expr::Is { expr, in_expr, .. } => std::iter::once(expr.as_ref())
+            .chain(in_expr.as_deref())
+            .collect(),
+        Expr::IfThenElse {
+            cond,
+            then_expr,
+            else_expr,
+        } => vec![cond, then_expr, else_expr],
         Expr::Set(members) => members.iter().map(Arc::as_ref).collect(),
         Expr::Record(fields) => fields.values().map(Arc::as_ref).collect(),
         _ => return Err(Unreadable::Unknown),
@@ -49,7 +53,11 @@ pub(super) fn visit<'a>(root: &'a Expr, mut see: impl FnMut(&'a Expr)) -> Result
             return Err(Unreadable::TooDeep);
         }
         see(expression);
-        open.extend(children(expression)?.into_iter().map(|child| (child, depth + 1)));
+        open.extend(
+            children(expression)?
+                .into_iter()
+                .map(|child| (child, depth + 1)),
+        );
     }
     Ok(())
 }
@@ -102,7 +110,9 @@ pub(super) enum HoldsWhen {
 
 /// `x.a == "t"`, `"t" == x.a`, `!=` likewise, and `["t", "u"].contains(x.a)`.
 pub(super) fn comparison(expression: &Expr) -> Option<Comparison<'_>> {
-    let Expr::BinaryOp { op, left, right } = expression else { return None };
+    let Expr::BinaryOp { op, left, right } = expression else {
+        return None;
+    };
     let holds_when = match op {
         BinaryOp::Eq | BinaryOp::Contains => HoldsWhen::Equal,
         BinaryOp::NotEq => HoldsWhen::Different,
@@ -117,7 +127,12 @@ pub(super) fn comparison(expression: &Expr) -> Option<Comparison<'_>> {
         },
     };
     let (variable, attribute) = attribute(side)?;
-    Some(Comparison { variable, attribute, texts, holds_when })
+    Some(Comparison {
+        variable,
+        attribute,
+        texts,
+        holds_when,
+    })
 }
 
 /// Whether `expression` can hold only for callers whose attribute `name` equals a text in the policy.
@@ -125,11 +140,21 @@ pub(super) fn comparison(expression: &Expr) -> Option<Comparison<'_>> {
 pub(super) fn binds(expression: &Expr, name: &str) -> bool {
     match expression {
         Expr::Literal(Literal::Bool(false)) => true,
-        Expr::BinaryOp { op: BinaryOp::And, left, right } => binds(left, name) || binds(right, name),
-        Expr::BinaryOp { op: BinaryOp::Or, left, right } => binds(left, name) && binds(right, name),
-        Expr::IfThenElse { cond, then_expr, else_expr } => {
-            (binds(cond, name) || binds(then_expr, name)) && binds(else_expr, name)
-        }
+        Expr::BinaryOp {
+            op: BinaryOp::And,
+            left,
+            right,
+        } => binds(left, name) || binds(right, name),
+        Expr::BinaryOp {
+            op: BinaryOp::Or,
+            left,
+            right,
+        } => binds(left, name) && binds(right, name),
+        Expr::IfThenElse {
+            cond,
+            then_expr,
+            else_expr,
+        } => (binds(cond, name) || binds(then_expr, name)) && binds(else_expr, name),
         other => comparison(other).is_some_and(|found| {
             found.holds_when == HoldsWhen::Equal
                 && found.attribute == name
@@ -175,7 +200,10 @@ pub(super) fn sentence(clause: &Clause) -> String {
     match clause {
         Clause::When(expression) => expression.to_string(),
         Clause::Unless(expression) => match expression.as_ref() {
-            Expr::UnaryOp { op: UnaryOp::Not, expr } => expr.to_string(),
+            Expr::UnaryOp {
+                op: UnaryOp::Not,
+                expr,
+            } => expr.to_string(),
             other => format!("not ({other})"),
         },
     }

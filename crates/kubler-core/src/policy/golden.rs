@@ -69,7 +69,10 @@ impl TestReport {
 
     /// How many did not.
     pub fn failures(&self) -> usize {
-        self.cases.iter().filter(|case| case.failure.is_some()).count()
+        self.cases
+            .iter()
+            .filter(|case| case.failure.is_some())
+            .count()
     }
 }
 
@@ -81,7 +84,13 @@ impl fmt::Display for TestReport {
                 Some(failure) => writeln!(f, "FAIL  {}\n      {failure}", case.name)?,
             }
         }
-        write!(f, "{}: {} cases, {} failed", self.file, self.cases.len(), self.failures())
+        write!(
+            f,
+            "{}: {} cases, {} failed",
+            self.file,
+            self.cases.len(),
+            self.failures()
+        )
     }
 }
 
@@ -125,9 +134,17 @@ pub fn test(
     file: &str,
     text: &str,
 ) -> Result<TestReport, TestFault> {
-    let fault = |message: String, hint: &str| TestFault { file: file.to_owned(), message, hint: hint.to_owned() };
-    let read: File = serde_saphyr::from_str(text)
-        .map_err(|error| fault(error.to_string(), "the policy guide shows the format of golden cases"))?;
+    let fault = |message: String, hint: &str| TestFault {
+        file: file.to_owned(),
+        message,
+        hint: hint.to_owned(),
+    };
+    let read: File = serde_saphyr::from_str(text).map_err(|error| {
+        fault(
+            error.to_string(),
+            "the policy guide shows the format of golden cases",
+        )
+    })?;
     if read.cases.is_empty() || read.cases.len() > CASES_MAX {
         return Err(fault(
             format!("it has {} cases", read.cases.len()),
@@ -137,31 +154,60 @@ pub fn test(
     let base = read.job.on(example::base(configuration));
     let mut cases = Vec::new();
     for case in &read.cases {
-        let failure = case
-            .run(set, configuration, &base)
-            .map_err(|message| fault(format!("case `{}`: {message}", case.name), "correct the case"))?;
-        cases.push(CaseOutcome { name: case.name.clone(), failure });
+        let failure = case.run(set, configuration, &base).map_err(|message| {
+            fault(
+                format!("case `{}`: {message}", case.name),
+                "correct the case",
+            )
+        })?;
+        cases.push(CaseOutcome {
+            name: case.name.clone(),
+            failure,
+        });
     }
-    Ok(TestReport { file: file.to_owned(), cases })
+    Ok(TestReport {
+        file: file.to_owned(),
+        cases,
+    })
 }
 
 impl Case {
     /// What was answered instead, when the case does not hold.
-    fn run(&self, set: &PolicySet, configuration: &Configuration, base: &Identity) -> Result<Option<String>, String> {
+    fn run(
+        &self,
+        set: &PolicySet,
+        configuration: &Configuration,
+        base: &Identity,
+    ) -> Result<Option<String>, String> {
         let caller = self.caller(configuration, base)?;
         let target = self.target(configuration, &caller, base)?;
         let answer = set.decide(&caller, self.action, target);
         Ok(match (self.expect, answer) {
             (Expected::Allow, Ok(permit)) => {
                 let by = &permit.grounds().policies;
-                self.misnamed(by).map(|policy| format!("allowed by {}, not by `{policy}`", by.join(", ")))
+                self.misnamed(by)
+                    .map(|policy| format!("allowed by {}, not by `{policy}`", by.join(", ")))
             }
             (Expected::Allow, Err(denial)) => Some(format!("denied: {denial}; {}", denial.hint)),
-            (Expected::Deny, Ok(permit)) => Some(format!("allowed by {}", permit.grounds().policies.join(", "))),
+            (Expected::Deny, Ok(permit)) => Some(format!(
+                "allowed by {}",
+                permit.grounds().policies.join(", ")
+            )),
             (Expected::Deny, Err(denial)) => {
-                let nearest = denial.closest.iter().take(1).map(|missed| missed.policy.clone());
-                let by: Vec<_> = denial.grounds.policies.iter().cloned().chain(nearest).collect();
-                self.misnamed(&by).map(|policy| format!("denied, but not by or close to `{policy}`: {denial}"))
+                let nearest = denial
+                    .closest
+                    .iter()
+                    .take(1)
+                    .map(|missed| missed.policy.clone());
+                let by: Vec<_> = denial
+                    .grounds
+                    .policies
+                    .iter()
+                    .cloned()
+                    .chain(nearest)
+                    .collect();
+                self.misnamed(&by)
+                    .map(|policy| format!("denied, but not by or close to `{policy}`: {denial}"))
             }
         })
     }
@@ -173,12 +219,15 @@ impl Case {
     fn caller(&self, configuration: &Configuration, base: &Identity) -> Result<Caller, String> {
         match (&self.job, &self.claims, &self.operator) {
             (job, None, None) => {
-                let identity = job.as_ref().map_or_else(|| base.clone(), |job| job.on(base.clone()));
+                let identity = job
+                    .as_ref()
+                    .map_or_else(|| base.clone(), |job| job.on(base.clone()));
                 Ok(Caller::Job(Box::new(identity)))
             }
             (None, Some(claims), None) => {
                 let issuer = example::issuer(configuration, claims)?;
-                let identity = example::identity(issuer, claims).map_err(|error| error.to_string())?;
+                let identity =
+                    example::identity(issuer, claims).map_err(|error| error.to_string())?;
                 Ok(Caller::Job(Box::new(identity)))
             }
             (None, None, Some(name)) => Ok(Caller::Operator(Operator { name: name.clone() })),
@@ -186,7 +235,12 @@ impl Case {
         }
     }
 
-    fn target(&self, configuration: &Configuration, caller: &Caller, base: &Identity) -> Result<Target, String> {
+    fn target(
+        &self,
+        configuration: &Configuration,
+        caller: &Caller,
+        base: &Identity,
+    ) -> Result<Target, String> {
         let unknown = |name: String| format!("there is no profile `{name}`");
         match (self.action.target(), &self.profile, &self.environment) {
             (TargetKind::Profile, Some(name), None) => {
@@ -199,12 +253,25 @@ impl Case {
                     Caller::Operator(_) => base.clone(),
                 };
                 let own = ExampleEnvironment::default();
-                described.as_ref().unwrap_or(&own).target(configuration, owner).map_err(unknown)
+                described
+                    .as_ref()
+                    .unwrap_or(&own)
+                    .target(configuration, owner)
+                    .map_err(unknown)
             }
             (TargetKind::Server, None, None) => Ok(Target::Server),
-            (TargetKind::Profile, _, _) => Err(format!("`{}` needs `profile` and no `environment`", self.action)),
-            (TargetKind::Environment, _, _) => Err(format!("`{}` takes `environment`, not `profile`", self.action)),
-            (TargetKind::Server, _, _) => Err(format!("`{}` takes neither `profile` nor `environment`", self.action)),
+            (TargetKind::Profile, _, _) => Err(format!(
+                "`{}` needs `profile` and no `environment`",
+                self.action
+            )),
+            (TargetKind::Environment, _, _) => Err(format!(
+                "`{}` takes `environment`, not `profile`",
+                self.action
+            )),
+            (TargetKind::Server, _, _) => Err(format!(
+                "`{}` takes neither `profile` nor `environment`",
+                self.action
+            )),
         }
     }
 }

@@ -16,12 +16,17 @@ pub(super) struct Finding {
 }
 
 fn finding(message: impl Into<String>, hint: impl Into<String>) -> Finding {
-    Finding { message: message.into(), hint: hint.into() }
+    Finding {
+        message: message.into(),
+        hint: hint.into(),
+    }
 }
 
 /// Names that people may change, and the immutable id each stands beside.
-const SLUGS: [(&str, &str); 2] =
-    [("organization_slug", "organization_id"), ("pipeline_slug", "pipeline_id")];
+const SLUGS: [(&str, &str); 2] = [
+    ("organization_slug", "organization_id"),
+    ("pipeline_slug", "pipeline_id"),
+];
 
 /// The only attributes for which a pattern makes sense: one free text each, no ids and nothing glued together.
 const PATTERN_ATTRIBUTES: [(Var, &str); 7] = [
@@ -45,7 +50,10 @@ pub(super) fn findings(policy: &Template, configuration: &Configuration) -> Vec<
         match expression::visit(expression::inside(clause), |part| seen.push(part)) {
             Ok(()) => {}
             Err(Unreadable::TooDeep) => {
-                return vec![finding("its conditions are nested too deeply", "split it into several policies")];
+                return vec![finding(
+                    "its conditions are nested too deeply",
+                    "split it into several policies",
+                )];
             }
             Err(Unreadable::Unknown) => {
                 return vec![finding(
@@ -71,7 +79,12 @@ pub(super) fn findings(policy: &Template, configuration: &Configuration) -> Vec<
 }
 
 /// C1: the issuer signs for all of its customers, so a permit without an organization is for anybody.
-fn organization_findings(policy: &Template, scope: &Scope, seen: &[&Expr], findings: &mut Vec<Finding>) {
+fn organization_findings(
+    policy: &Template,
+    scope: &Scope,
+    seen: &[&Expr],
+    findings: &mut Vec<Finding>,
+) {
     let is_safe = policy.effect == Effect::Forbid
         || !scope.admits_jobs()
         || expression::policy_binds(policy, "organization_id");
@@ -105,7 +118,9 @@ fn slug_findings(policy: &Template, seen: &[&Expr], findings: &mut Vec<Finding>)
         } else if !expression::policy_binds(policy, id) && slug != "organization_slug" {
             findings.push(finding(
                 format!("it uses `{slug}` without binding `{id}`"),
-                format!("compare `principal.{id}` with the UUID; the slug may only stand beside it"),
+                format!(
+                    "compare `principal.{id}` with the UUID; the slug may only stand beside it"
+                ),
             ));
         }
     }
@@ -121,19 +136,28 @@ fn mentions(seen: &[&Expr], name: &str) -> bool {
 
 /// C3 and C4: patterns only on one free text, with something in them, and anchored where it matters.
 fn pattern_findings(effect: Effect, part: &Expr, findings: &mut Vec<Finding>) {
-    let Expr::Like { expr, pattern } = part else { return };
+    let Expr::Like { expr, pattern } = part else {
+        return;
+    };
     let allowed = PATTERN_ATTRIBUTES
         .iter()
         .find(|(variable, name)| expression::is_attribute(expr, variable, name));
     let Some((variable, name)) = allowed else {
-        let usable = PATTERN_ATTRIBUTES.map(|(_, name)| format!("`{name}`")).join(", ");
+        let usable = PATTERN_ATTRIBUTES
+            .map(|(_, name)| format!("`{name}`"))
+            .join(", ");
         findings.push(finding(
             format!("`like` on `{expr}`"),
-            format!("ids, slugs and everything but {usable} are compared with `==` or `[…].contains(…)`"),
+            format!(
+                "ids, slugs and everything but {usable} are compared with `==` or `[…].contains(…)`"
+            ),
         ));
         return;
     };
-    if pattern.iter().all(|element| *element == PatternElem::Wildcard) {
+    if pattern
+        .iter()
+        .all(|element| *element == PatternElem::Wildcard)
+    {
         findings.push(finding(
             format!("the pattern on `{name}` matches everything"),
             "leave the condition out, or name what must be there",
@@ -155,11 +179,18 @@ fn comparison_findings(
     configuration: &Configuration,
     findings: &mut Vec<Finding>,
 ) {
-    let Comparison { variable, attribute, texts, .. } = compared;
+    let Comparison {
+        variable,
+        attribute,
+        texts,
+        ..
+    } = compared;
     for text in texts {
         if text.contains('*') {
             findings.push(finding(
-                format!("`{text}` is compared as it stands: `*` means nothing in `==` and `contains`"),
+                format!(
+                    "`{text}` is compared as it stands: `*` means nothing in `==` and `contains`"
+                ),
                 "use `like` for a pattern, on one free text such as `branch`",
             ));
         }
@@ -175,8 +206,14 @@ fn comparison_findings(
 }
 
 fn unlisted_organization(id: &str, configuration: &Configuration) -> Option<Finding> {
-    let mut listed = configuration.issuers.iter().flat_map(|issuer| &issuer.organizations);
-    let known: Vec<_> = listed.clone().map(|organization| format!("`{}`", organization.id)).collect();
+    let mut listed = configuration
+        .issuers
+        .iter()
+        .flat_map(|issuer| &issuer.organizations);
+    let known: Vec<_> = listed
+        .clone()
+        .map(|organization| format!("`{}`", organization.id))
+        .collect();
     if listed.clone().any(|organization| organization.id == id) {
         return None;
     }
@@ -213,11 +250,17 @@ fn unlisted_profile(name: &str, configuration: &Configuration) -> Option<Finding
     if configuration.profile(name).is_some() {
         return None;
     }
-    let known: BTreeSet<_> =
-        configuration.profiles.iter().map(|profile| format!("`{}`", profile.name)).collect();
+    let known: BTreeSet<_> = configuration
+        .profiles
+        .iter()
+        .map(|profile| format!("`{}`", profile.name))
+        .collect();
     Some(finding(
         format!("there is no profile `{name}`, so this can never hold"),
-        format!("profiles of the configuration: {}", Vec::from_iter(known).join(", ")),
+        format!(
+            "profiles of the configuration: {}",
+            Vec::from_iter(known).join(", ")
+        ),
     ))
 }
 

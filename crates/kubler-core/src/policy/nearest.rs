@@ -76,17 +76,28 @@ fn not_permitted(set: &PolicySet, asked: &Asked, action: Action, subject: String
         None if set.is_empty() => "no policy is loaded, so everything is denied: put `*.cedar` files into the folder of policies".into(),
         None => no_policy(asked, action),
     };
-    let closest: Vec<_> = missed.iter().take(NEAR_MISSES_MAX).map(Missed::near_miss).collect();
+    let closest: Vec<_> = missed
+        .iter()
+        .take(NEAR_MISSES_MAX)
+        .map(Missed::near_miss)
+        .collect();
     let detail = match closest.first() {
         Some(nearest) => format!("{subject}: no policy allows it; {nearest}"),
         None => format!("{subject}: no policy allows it"),
     };
-    Denial { grounds: set.grounds(Vec::new()), closest, detail, hint }
+    Denial {
+        grounds: set.grounds(Vec::new()),
+        closest,
+        detail,
+        hint,
+    }
 }
 
 fn no_policy(asked: &Asked, action: Action) -> String {
     match asked.principal.value("organization_id") {
-        Some(id) => format!("add a permit for `{action}` that binds `principal.organization_id == \"{id}\"`"),
+        Some(id) => format!(
+            "add a permit for `{action}` that binds `principal.organization_id == \"{id}\"`"
+        ),
         None => format!("add a permit for `{action}` with `principal is Operator`"),
     }
 }
@@ -101,8 +112,16 @@ fn missed<'a>(set: &'a PolicySet, asked: &Asked, action: Action) -> Vec<Missed<'
         .filter(|rule| rule.scope.covers_action(action))
         .filter(|rule| rule.scope.covers(&asked.principal, &asked.resource))
         .take(RULES_EXPLAINED_MAX)
-        .map(|rule| Missed { rule, failed: failed(set, rule, asked) })
-        .filter(|missed| !missed.failed.iter().any(|condition| is_of_other_organization(condition)))
+        .map(|rule| Missed {
+            rule,
+            failed: failed(set, rule, asked),
+        })
+        .filter(|missed| {
+            !missed
+                .failed
+                .iter()
+                .any(|condition| is_of_other_organization(condition))
+        })
         .collect();
     missed.sort_by_key(|missed| missed.failed.len());
     missed
@@ -111,19 +130,32 @@ fn missed<'a>(set: &'a PolicySet, asked: &Asked, action: Action) -> Vec<Missed<'
 /// The conditions of `rule` that do not hold. One that cannot be evaluated alone (it relies on a `has` before
 /// it) counts only when no other failed.
 fn failed<'a>(set: &PolicySet, rule: &'a Rule, asked: &Asked) -> Vec<&'a Clause> {
-    let response = set.engine.authorizer.is_authorized(&asked.request, &rule.single, &asked.entities);
+    let response =
+        set.engine
+            .authorizer
+            .is_authorized(&asked.request, &rule.single, &asked.entities);
     let held: HashSet<String> = response.diagnostics().reason().map(decide::name).collect();
     let errors = response.diagnostics().errors().map(|error| match error {
-        cedar_policy::AuthorizationError::PolicyEvaluationError(error) => decide::name(error.policy_id()),
+        cedar_policy::AuthorizationError::PolicyEvaluationError(error) => {
+            decide::name(error.policy_id())
+        }
     });
     let errors: HashSet<String> = errors.collect();
-    let by_position = || rule.conditions.iter().enumerate().map(|(nth, clause)| (nth.to_string(), clause));
+    let by_position = || {
+        rule.conditions
+            .iter()
+            .enumerate()
+            .map(|(nth, clause)| (nth.to_string(), clause))
+    };
     let plain: Vec<_> = by_position()
         .filter(|(nth, _)| !held.contains(nth) && !errors.contains(nth))
         .map(|(_, clause)| clause)
         .collect();
     if plain.is_empty() {
-        by_position().filter(|(nth, _)| errors.contains(nth)).map(|(_, clause)| clause).collect()
+        by_position()
+            .filter(|(nth, _)| errors.contains(nth))
+            .map(|(_, clause)| clause)
+            .collect()
     } else {
         plain
     }
@@ -138,8 +170,15 @@ fn is_of_other_organization(condition: &Clause) -> bool {
 
 impl Missed<'_> {
     fn near_miss(&self) -> NearMiss {
-        let failed = self.failed.iter().take(CONDITIONS_MAX).map(|clause| text(clause));
-        NearMiss { policy: self.rule.summary.id.clone(), failed: failed.collect() }
+        let failed = self
+            .failed
+            .iter()
+            .take(CONDITIONS_MAX)
+            .map(|clause| text(clause));
+        NearMiss {
+            policy: self.rule.summary.id.clone(),
+            failed: failed.collect(),
+        }
     }
 }
 
@@ -158,12 +197,18 @@ fn advice(nearest: &Missed<'_>, asked: &Asked) -> String {
     let mut looked_at = Vec::new();
     for clause in &nearest.failed {
         // Read before, when the policy was loaded.
-        let _ = expression::visit(expression::inside(clause), |part| looked_at.extend(name(part)));
+        let _ = expression::visit(expression::inside(clause), |part| {
+            looked_at.extend(name(part))
+        });
     }
     let id = &nearest.rule.summary.id;
     let values: Vec<_> = own_values(&looked_at, &asked.principal);
     let about = |name: &str| looked_at.iter().any(|(_, known)| *known == name);
-    let remedy = if about("fork_branches_are_prefixed") || about("build_source") || about("branch_is_of_a_fork") || about("restricted") {
+    let remedy = if about("fork_branches_are_prefixed")
+        || about("build_source")
+        || about("branch_is_of_a_fork")
+        || about("restricted")
+    {
         "ask for a profile with `restricted: true`; builds that anybody may have triggered get no other until the configuration states `fork_branches_are_prefixed: true` and the branch is not a fork's"
     } else if about("pipeline_id") && asked.resource.kind == "Environment" {
         "it belongs to another pipeline, or the policy names other pipelines"
@@ -177,7 +222,10 @@ fn advice(nearest: &Missed<'_>, asked: &Asked) -> String {
     if values.is_empty() {
         format!("nearest is `{id}`: {remedy}")
     } else {
-        format!("nearest is `{id}`, and this job has {}: {remedy}", values.join(", "))
+        format!(
+            "nearest is `{id}`, and this job has {}: {remedy}",
+            values.join(", ")
+        )
     }
 }
 
@@ -209,7 +257,11 @@ fn own_values(looked_at: &[(&Var, &str)], principal: &Described) -> Vec<String> 
 }
 
 fn list(policies: &[String]) -> String {
-    policies.iter().map(|policy| format!("`{policy}`")).collect::<Vec<_>>().join(", ")
+    policies
+        .iter()
+        .map(|policy| format!("`{policy}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The action as people say it, followed by its target.

@@ -95,7 +95,10 @@ pub(super) struct Engine {
 
 impl Engine {
     fn new() -> Result<Self, String> {
-        let type_name = |name: &str| name.parse::<cedar::EntityTypeName>().map_err(|error| error.to_string());
+        let type_name = |name: &str| {
+            name.parse::<cedar::EntityTypeName>()
+                .map_err(|error| error.to_string())
+        };
         let mut types = BTreeMap::new();
         for name in ["Job", "Operator", "Profile", "Environment", "Server"] {
             types.insert(name, type_name(name)?);
@@ -103,9 +106,16 @@ impl Engine {
         let action = type_name("Action")?;
         let actions = Action::ALL.iter().map(|known| {
             let id = cedar::EntityId::new(known.as_str());
-            (*known, cedar::EntityUid::from_type_name_and_id(action.clone(), id))
+            (
+                *known,
+                cedar::EntityUid::from_type_name_and_id(action.clone(), id),
+            )
         });
-        Ok(Self { authorizer: cedar::Authorizer::new(), types, actions: actions.collect() })
+        Ok(Self {
+            authorizer: cedar::Authorizer::new(),
+            types,
+            actions: actions.collect(),
+        })
     }
 }
 
@@ -121,12 +131,21 @@ pub struct Checked {
 impl fmt::Display for Checked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for policy in &self.policies {
-            writeln!(f, "{}:{}: {} `{}`", policy.file, policy.line, policy.effect, policy.id)?;
+            writeln!(
+                f,
+                "{}:{}: {} `{}`",
+                policy.file, policy.line, policy.effect, policy.id
+            )?;
         }
         if self.policies.is_empty() {
             writeln!(f, "no policy: everything is denied")?;
         }
-        write!(f, "{} policies, digest {}", self.policies.len(), self.set.digest())
+        write!(
+            f,
+            "{} policies, digest {}",
+            self.policies.len(),
+            self.set.digest()
+        )
     }
 }
 
@@ -207,7 +226,9 @@ fn prefixed(configuration: &Configuration) -> BTreeSet<(String, String)> {
 
 fn digest(files: &BTreeMap<String, String>) -> String {
     let mut hash = Sha256::new();
-    for part in std::iter::once(SCHEMA).chain(files.iter().flat_map(|(name, text)| [name.as_str(), text])) {
+    for part in
+        std::iter::once(SCHEMA).chain(files.iter().flat_map(|(name, text)| [name.as_str(), text]))
+    {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }
@@ -231,19 +252,36 @@ struct Reading {
 }
 
 impl Reading {
-    fn fault(&mut self, file: &str, line: usize, message: impl Into<String>, hint: impl Into<String>) {
+    fn fault(
+        &mut self,
+        file: &str,
+        line: usize,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
         let (message, hint) = (message.into(), hint.into());
-        self.faults.push(PolicyFault { file: file.to_owned(), line, message, hint });
+        self.faults.push(PolicyFault {
+            file: file.to_owned(),
+            line,
+            message,
+            hint,
+        });
     }
 
     fn bound_findings(&mut self, files: &BTreeMap<String, String>) {
         if files.len() > POLICY_FILES_MAX {
-            let message = format!("there are {} policy files, at most {POLICY_FILES_MAX} are read", files.len());
+            let message = format!(
+                "there are {} policy files, at most {POLICY_FILES_MAX} are read",
+                files.len()
+            );
             self.fault("", 0, message, "put several policies into one file");
         }
         for (file, text) in files {
             if text.len() > POLICY_FILE_BYTES_MAX {
-                let message = format!("it has {} bytes, at most {POLICY_FILE_BYTES_MAX} are read", text.len());
+                let message = format!(
+                    "it has {} bytes, at most {POLICY_FILE_BYTES_MAX} are read",
+                    text.len()
+                );
                 self.fault(file, 0, message, "split it into several files");
             }
         }
@@ -253,11 +291,21 @@ impl Reading {
     fn take(&mut self, file: &str, statement: Statement<'_>, configuration: &Configuration) {
         let Statement { line, text } = statement;
         if self.rules.len() >= POLICIES_MAX {
-            self.fault(file, line, format!("there are more than {POLICIES_MAX} policies"), "join those that differ only in ids: `[…].contains(…)`");
+            self.fault(
+                file,
+                line,
+                format!("there are more than {POLICIES_MAX} policies"),
+                "join those that differ only in ids: `[…].contains(…)`",
+            );
             return;
         }
         if let Some(excess) = statements::excess(text) {
-            self.fault(file, line, excess, "split it into several policies; a set of ids may be as long as it must");
+            self.fault(
+                file,
+                line,
+                excess,
+                "split it into several policies; a set of ids may be as long as it must",
+            );
             return;
         }
         let parsed = cedar::Policy::parse(None, text)
@@ -277,13 +325,27 @@ impl Reading {
             None => format!("{file}:{line}"),
         };
         if let Some(known) = self.rules.iter().find(|rule| rule.summary.id == id) {
-            let message = format!("`{id}` is the id of another policy, at {}:{}", known.summary.file, known.summary.line);
+            let message = format!(
+                "`{id}` is the id of another policy, at {}:{}",
+                known.summary.file, known.summary.line
+            );
             self.fault(file, line, message, "give each policy an id of its own");
             return;
         }
-        if id.is_empty() || id.len() > POLICY_ID_BYTES_MAX || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
-            let message = format!("`{}` is not an id", id.escape_default().take(80).collect::<String>());
-            self.fault(file, line, message, format!("use 1 to {POLICY_ID_BYTES_MAX} printable characters without blanks"));
+        if id.is_empty()
+            || id.len() > POLICY_ID_BYTES_MAX
+            || !id.bytes().all(|byte| byte.is_ascii_graphic())
+        {
+            let message = format!(
+                "`{}` is not an id",
+                id.escape_default().take(80).collect::<String>()
+            );
+            self.fault(
+                file,
+                line,
+                message,
+                format!("use 1 to {POLICY_ID_BYTES_MAX} printable characters without blanks"),
+            );
             return;
         }
         let summary = PolicySummary {
@@ -298,7 +360,8 @@ impl Reading {
         match Rule::new(summary, body) {
             Ok(rule) => {
                 self.rules.push(rule);
-                self.policies.push((policy.new_id(cedar::PolicyId::new(&id)), text.to_owned()));
+                self.policies
+                    .push((policy.new_id(cedar::PolicyId::new(&id)), text.to_owned()));
             }
             Err(error) => self.fault(file, line, error, "write it in plainer terms"),
         }
@@ -321,7 +384,9 @@ impl Reading {
             Ok((schema, _)) => schema,
             Err(error) => return self.faults.push(broken(&error.to_string())),
         };
-        let set = match cedar::PolicySet::from_policies(self.policies.iter().map(|(policy, _)| policy.clone())) {
+        let set = match cedar::PolicySet::from_policies(
+            self.policies.iter().map(|(policy, _)| policy.clone()),
+        ) {
             Ok(set) => set,
             Err(error) => return self.faults.push(broken(&error.to_string())),
         };
@@ -345,7 +410,10 @@ impl Reading {
     fn invalid(&mut self, id: &cedar::PolicyId, error: &dyn Diagnostic) {
         let id: &str = id.as_ref();
         let rule = self.rules.iter().find(|rule| rule.summary.id == id);
-        let text = self.policies.iter().find(|(policy, _)| policy.id().as_ref() as &str == id);
+        let text = self
+            .policies
+            .iter()
+            .find(|(policy, _)| policy.id().as_ref() as &str == id);
         let (Some(rule), Some((_, text))) = (rule, text) else {
             return self.faults.push(broken(&error.to_string()));
         };
@@ -377,7 +445,9 @@ impl Reading {
 /// The line that an error points at.
 fn position(error: &dyn Diagnostic, statement: Statement<'_>) -> usize {
     let label = error.labels().and_then(|mut labels| labels.next());
-    label.map_or(statement.line, |label| statements::line_of(statement.text, label.offset(), statement.line))
+    label.map_or(statement.line, |label| {
+        statements::line_of(statement.text, label.offset(), statement.line)
+    })
 }
 
 impl Rule {
@@ -402,6 +472,11 @@ impl Rule {
             .map_err(|error| error.to_string())?;
             single.add(policy).map_err(|error| error.to_string())?;
         }
-        Ok(Self { summary, scope: Scope::of(body), conditions, single })
+        Ok(Self {
+            summary,
+            scope: Scope::of(body),
+            conditions,
+            single,
+        })
     }
 }

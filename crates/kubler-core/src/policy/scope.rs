@@ -99,7 +99,9 @@ pub(super) fn is(kind: &EntityType, name: &str) -> bool {
 
 fn names(entity: &EntityOrSlot, described: &Described) -> bool {
     match entity {
-        EntityOrSlot::Entity(uid) => is(&uid.ty, described.kind) && uid.eid == described.id.as_str(),
+        EntityOrSlot::Entity(uid) => {
+            is(&uid.ty, described.kind) && uid.eid == described.id.as_str()
+        }
         EntityOrSlot::Slot(_) => false,
     }
 }

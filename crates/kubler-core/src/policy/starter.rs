@@ -15,7 +15,10 @@ pub fn starter(organization_id: &str, slug: &str) -> BTreeMap<String, String> {
         .replace("{slug}", &name)
         .replace("{name}", &name);
     let own = format!("{name}.cedar");
-    BTreeMap::from([(own, text), ("operators.cedar".to_owned(), OPERATORS.to_owned())])
+    BTreeMap::from([
+        (own, text),
+        ("operators.cedar".to_owned(), OPERATORS.to_owned()),
+    ])
 }
 
 /// Lower-case letters, digits and `-` only, and never empty: it stands in texts, comments and a file's name.
@@ -26,5 +29,9 @@ fn plain(text: &str) -> String {
         .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
         .take(64)
         .collect();
-    if kept.is_empty() || kept == "operators" { format!("organization{kept}") } else { kept }
+    if kept.is_empty() || kept == "operators" {
+        format!("organization{kept}")
+    } else {
+        kept
+    }
 }

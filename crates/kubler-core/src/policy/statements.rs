@@ -36,7 +36,11 @@ struct Scanner<'a> {
 
 impl<'a> Scanner<'a> {
     fn new(source: &'a str) -> Self {
-        Self { characters: source.char_indices().peekable(), part: Part::Code, is_escaped: false }
+        Self {
+            characters: source.char_indices().peekable(),
+            part: Part::Code,
+            is_escaped: false,
+        }
     }
 }
 
@@ -45,7 +49,8 @@ impl Iterator for Scanner<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let (at, c) = self.characters.next()?;
-        let comment_begins = c == '/' && self.characters.peek().is_some_and(|(_, next)| *next == '/');
+        let comment_begins =
+            c == '/' && self.characters.peek().is_some_and(|(_, next)| *next == '/');
         let (own, then) = match self.part {
             Part::Comment if c == '\n' => (Part::Comment, Part::Code),
             Part::Comment => (Part::Comment, Part::Comment),
@@ -73,7 +78,10 @@ pub(super) fn statements(source: &str) -> Vec<Statement<'_>> {
             let (offset, first_line) = *start.get_or_insert((at, line));
             if c == ';' && part == Part::Code {
                 let text = source.get(offset..=at).unwrap_or_default();
-                found.push(Statement { line: first_line, text });
+                found.push(Statement {
+                    line: first_line,
+                    text,
+                });
                 start = None;
             }
         }
@@ -83,7 +91,10 @@ pub(super) fn statements(source: &str) -> Vec<Statement<'_>> {
     }
     if let Some((offset, first_line)) = start {
         let text = source.get(offset..).unwrap_or_default().trim_end();
-        found.push(Statement { line: first_line, text });
+        found.push(Statement {
+            line: first_line,
+            text,
+        });
     }
     found
 }
@@ -117,13 +128,22 @@ pub(super) fn excess(text: &str) -> Option<String> {
         (deepest, longest) = (deepest.max(depth), longest.max(dots));
     }
     if tokens > TOKENS_MAX {
-        Some(format!("it has {tokens} words and operators, at most {TOKENS_MAX} are read"))
+        Some(format!(
+            "it has {tokens} words and operators, at most {TOKENS_MAX} are read"
+        ))
     } else if deepest > BRACKETS_MAX {
-        Some(format!("its brackets nest {deepest} deep, at most {BRACKETS_MAX} are read"))
+        Some(format!(
+            "its brackets nest {deepest} deep, at most {BRACKETS_MAX} are read"
+        ))
     } else if conditionals > CONDITIONALS_MAX {
-        Some(format!("it has {conditionals} `if`s, at most {CONDITIONALS_MAX} are read"))
+        Some(format!(
+            "it has {conditionals} `if`s, at most {CONDITIONALS_MAX} are read"
+        ))
     } else if longest.max(sums) > CHAIN_MAX {
-        Some(format!("it has a chain of {} operators, at most {CHAIN_MAX} are read", longest.max(sums)))
+        Some(format!(
+            "it has a chain of {} operators, at most {CHAIN_MAX} are read",
+            longest.max(sums)
+        ))
     } else {
         None
     }
@@ -144,16 +164,37 @@ mod tests {
         let source = "// permit (a); \n\npermit (\"a;\\\";\" // ;\n);\n  forbid (b);// last\n";
         let found = statements(source);
         assert_eq!(found.len(), 2);
-        assert_eq!(found[0], Statement { line: 3, text: "permit (\"a;\\\";\" // ;\n);" });
-        assert_eq!(found[1], Statement { line: 5, text: "forbid (b);" });
+        assert_eq!(
+            found[0],
+            Statement {
+                line: 3,
+                text: "permit (\"a;\\\";\" // ;\n);"
+            }
+        );
+        assert_eq!(
+            found[1],
+            Statement {
+                line: 5,
+                text: "forbid (b);"
+            }
+        );
     }
 
     #[test]
     fn what_lacks_its_semicolon_is_still_seen() {
-        assert_eq!(statements("permit (a);\npermit (b)\n"), [
-            Statement { line: 1, text: "permit (a);" },
-            Statement { line: 2, text: "permit (b)" },
-        ]);
+        assert_eq!(
+            statements("permit (a);\npermit (b)\n"),
+            [
+                Statement {
+                    line: 1,
+                    text: "permit (a);"
+                },
+                Statement {
+                    line: 2,
+                    text: "permit (b)"
+                },
+            ]
+        );
     }
 
     #[test]

@@ -45,7 +45,10 @@ fn set_of(text: &str) -> PolicySet {
 }
 
 fn parse(text: &str) -> Result<PolicySet, Vec<PolicyFault>> {
-    PolicySet::parse(&BTreeMap::from([("a.cedar".to_owned(), text.to_owned())]), &configuration())
+    PolicySet::parse(
+        &BTreeMap::from([("a.cedar".to_owned(), text.to_owned())]),
+        &configuration(),
+    )
 }
 
 /// The only fault of `text`.
@@ -56,7 +59,8 @@ fn fault_of(text: &str) -> PolicyFault {
 }
 
 fn starter_set(configuration: &Configuration) -> PolicySet {
-    PolicySet::parse(&starter(ORGANIZATION, "acme"), configuration).unwrap_or_else(|faults| panic!("{faults:#?}"))
+    PolicySet::parse(&starter(ORGANIZATION, "acme"), configuration)
+        .unwrap_or_else(|faults| panic!("{faults:#?}"))
 }
 
 fn job(change: impl FnOnce(&mut Identity)) -> Caller {
@@ -66,12 +70,18 @@ fn job(change: impl FnOnce(&mut Identity)) -> Caller {
 }
 
 fn operator() -> Caller {
-    Caller::Operator(Operator { name: "alice".into() })
+    Caller::Operator(Operator {
+        name: "alice".into(),
+    })
 }
 
 fn profile(name: &str) -> Target {
     let profile = configuration().profile(name).unwrap().clone();
-    Target::Profile(Box::new(ResolvedProfile { profile, kubernetes_version: "v1.34.4".into(), manifests: BTreeMap::new() }))
+    Target::Profile(Box::new(ResolvedProfile {
+        profile,
+        kubernetes_version: "v1.34.4".into(),
+        manifests: BTreeMap::new(),
+    }))
 }
 
 fn environment(change: impl FnOnce(&mut Environment)) -> Target {

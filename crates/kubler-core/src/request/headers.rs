@@ -124,12 +124,18 @@ pub struct BrokenSeal {
 ///
 /// # Errors
 /// When something in them tries to be somebody else in a way that is not allowed or not clear.
-pub fn to_upstream(client: &HeaderMap, impersonation: Impersonation, seal: &Seal) -> Result<HeaderMap, HeaderFault> {
+pub fn to_upstream(
+    client: &HeaderMap,
+    impersonation: Impersonation,
+    seal: &Seal,
+) -> Result<HeaderMap, HeaderFault> {
     let mut headers = HeaderMap::with_capacity(client.len() + 3);
     for (name, value) in client {
         if looks_like_impersonation(name.as_str()) {
             if impersonation == Impersonation::Refused {
-                return Err(HeaderFault::Impersonation { name: name.to_string() });
+                return Err(HeaderFault::Impersonation {
+                    name: name.to_string(),
+                });
             }
             check_impersonation(name, value)?;
             headers.append(name.clone(), value.clone());
@@ -150,12 +156,22 @@ pub fn to_upstream(client: &HeaderMap, impersonation: Impersonation, seal: &Seal
 ///
 /// # Errors
 /// When anything is there that was not meant to be, or is missing, or is there twice.
-pub fn check_seal(headers: &HeaderMap, impersonation: Impersonation, seal: &Seal) -> Result<(), BrokenSeal> {
-    let sealed = [(header::HOST, &seal.host), (header::AUTHORIZATION, &seal.authorization), (AUDIT_ID, &seal.audit_id)];
+pub fn check_seal(
+    headers: &HeaderMap,
+    impersonation: Impersonation,
+    seal: &Seal,
+) -> Result<(), BrokenSeal> {
+    let sealed = [
+        (header::HOST, &seal.host),
+        (header::AUTHORIZATION, &seal.authorization),
+        (AUDIT_ID, &seal.audit_id),
+    ];
     for (name, expected) in &sealed {
         let mut found = headers.get_all(name).iter();
         if found.next() != Some(*expected) || found.next().is_some() {
-            return Err(BrokenSeal { name: name.to_string() });
+            return Err(BrokenSeal {
+                name: name.to_string(),
+            });
         }
     }
     for name in headers.keys() {
@@ -163,7 +179,9 @@ pub fn check_seal(headers: &HeaderMap, impersonation: Impersonation, seal: &Seal
         let is_ours = sealed.iter().any(|(ours, _)| ours == name);
         let impersonates = impersonation == Impersonation::Forwarded && is_impersonation(text);
         if !is_ours && !impersonates && !may_reach_upstream(text) {
-            return Err(BrokenSeal { name: text.to_owned() });
+            return Err(BrokenSeal {
+                name: text.to_owned(),
+            });
         }
     }
     Ok(())
@@ -187,19 +205,36 @@ fn may_reach_upstream(name: &str) -> bool {
 /// Any spelling that some server on the way could take for impersonation: `_` counts as `-` (rule H2).
 /// Header names are already in lower case here.
 fn looks_like_impersonation(name: &str) -> bool {
-    let folded = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    let folded = |byte: u8| {
+        if byte == b'_' {
+            b'-'
+        } else {
+            byte.to_ascii_lowercase()
+        }
+    };
     let mut bytes = name.bytes().map(folded);
-    b"impersonate".iter().all(|expected| bytes.next() == Some(*expected)) && matches!(bytes.next(), None | Some(b'-'))
+    b"impersonate"
+        .iter()
+        .all(|expected| bytes.next() == Some(*expected))
+        && matches!(bytes.next(), None | Some(b'-'))
 }
 
 fn is_impersonation(name: &str) -> bool {
-    let extra = name.strip_prefix("impersonate-extra-").is_some_and(|key| !key.is_empty() && !key.contains('_'));
-    extra || matches!(name, "impersonate-user" | "impersonate-group" | "impersonate-uid")
+    let extra = name
+        .strip_prefix("impersonate-extra-")
+        .is_some_and(|key| !key.is_empty() && !key.contains('_'));
+    extra
+        || matches!(
+            name,
+            "impersonate-user" | "impersonate-group" | "impersonate-uid"
+        )
 }
 
 fn check_impersonation(name: &HeaderName, value: &HeaderValue) -> Result<(), HeaderFault> {
     if !is_impersonation(name.as_str()) {
-        return Err(HeaderFault::Lookalike { name: name.to_string() });
+        return Err(HeaderFault::Lookalike {
+            name: name.to_string(),
+        });
     }
     let text = std::str::from_utf8(value.as_bytes()).unwrap_or_default();
     let is_one_name = !text.is_empty()
@@ -207,22 +242,36 @@ fn check_impersonation(name: &HeaderName, value: &HeaderValue) -> Result<(), Hea
         && !text.chars().any(char::is_control)
         // Somebody on the way may join several groups with commas, and somebody else split them (rule H3).
         && !(name.as_str() == "impersonate-group" && text.contains(','));
-    if is_one_name { Ok(()) } else { Err(HeaderFault::Value { name: name.to_string() }) }
+    if is_one_name {
+        Ok(())
+    } else {
+        Err(HeaderFault::Value {
+            name: name.to_string(),
+        })
+    }
 }
 
 fn check_connection(value: &HeaderValue) -> Result<(), HeaderFault> {
     let text = String::from_utf8_lossy(value.as_bytes());
     let mut named = text.split(',').map(str::trim);
     match named.find(|name| looks_like_impersonation(name)) {
-        Some(name) => Err(HeaderFault::Dropped { name: name.chars().take(64).collect() }),
+        Some(name) => Err(HeaderFault::Dropped {
+            name: name.chars().take(64).collect(),
+        }),
         None => Ok(()),
     }
 }
 
 fn check_counts(headers: &HeaderMap) -> Result<(), HeaderFault> {
-    for (name, most) in [("impersonate-user", 1), ("impersonate-uid", 1), ("impersonate-group", IMPERSONATED_GROUPS_MAX)] {
+    for (name, most) in [
+        ("impersonate-user", 1),
+        ("impersonate-uid", 1),
+        ("impersonate-group", IMPERSONATED_GROUPS_MAX),
+    ] {
         if headers.get_all(name).iter().nth(most).is_some() {
-            return Err(HeaderFault::TooMany { name: name.to_owned() });
+            return Err(HeaderFault::TooMany {
+                name: name.to_owned(),
+            });
         }
     }
     Ok(())

@@ -37,7 +37,10 @@ pub enum PathFault {
 /// behind a proxy subresource tell the two apart, and the API server reads both alike.
 pub(super) fn read(path: &str) -> Result<Cow<'_, str>, PathFault> {
     let rest = path.strip_prefix('/').ok_or(PathFault::NotAbsolute)?;
-    if let Some(fault) = path.bytes().find_map(|byte| (!may_stand(byte)).then_some(PathFault::Character)) {
+    if let Some(fault) = path
+        .bytes()
+        .find_map(|byte| (!may_stand(byte)).then_some(PathFault::Character))
+    {
         return Err(fault);
     }
     let decoded = decode(path)?;
@@ -59,7 +62,23 @@ pub(super) fn read(path: &str) -> Result<Cow<'_, str>, PathFault> {
 
 /// RFC 3986 `pchar` without `;`, plus `/` and the `%` of an encoding.
 fn may_stand(byte: u8) -> bool {
-    is_unreserved(byte) || matches!(byte, b'/' | b'%' | b':' | b'@' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b'=')
+    is_unreserved(byte)
+        || matches!(
+            byte,
+            b'/' | b'%'
+                | b':'
+                | b'@'
+                | b'!'
+                | b'$'
+                | b'&'
+                | b'\''
+                | b'('
+                | b')'
+                | b'*'
+                | b'+'
+                | b','
+                | b'='
+        )
 }
 
 fn is_unreserved(byte: u8) -> bool {
@@ -80,16 +99,25 @@ fn decode(path: &str) -> Result<Cow<'_, str>, PathFault> {
         }
         let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
         let (high, low) = (digit(bytes.next()), digit(bytes.next()));
-        let hidden = high.zip(low).and_then(|(high, low)| u8::try_from(high * 16 + low).ok());
+        let hidden = high
+            .zip(low)
+            .and_then(|(high, low)| u8::try_from(high * 16 + low).ok());
         let hidden = hidden.ok_or(PathFault::BrokenEncoding)?;
-        if is_unreserved(hidden) || hidden.is_ascii_control() || matches!(hidden, b'/' | b'\\' | b';' | b'%') {
+        if is_unreserved(hidden)
+            || hidden.is_ascii_control()
+            || matches!(hidden, b'/' | b'\\' | b';' | b'%')
+        {
             return Err(PathFault::HiddenCharacter);
         }
         decoded.push(hidden);
     }
     let text = String::from_utf8(decoded).map_err(|_| PathFault::NotText)?;
     // C1 controls are control characters too, although no single byte of them looks like one.
-    if text.chars().any(char::is_control) { Err(PathFault::HiddenCharacter) } else { Ok(Cow::Owned(text)) }
+    if text.chars().any(char::is_control) {
+        Err(PathFault::HiddenCharacter)
+    } else {
+        Ok(Cow::Owned(text))
+    }
 }
 
 /// The parts of a path below its API version, with group and version; `None` when it is about no resource.
@@ -109,7 +137,11 @@ fn segments(path: &str) -> Option<Segments<'_>> {
     };
     let version = all.next()?;
     let parts: Vec<_> = all.collect();
-    (!parts.is_empty()).then_some(Segments { group, version, parts })
+    (!parts.is_empty()).then_some(Segments {
+        group,
+        version,
+        parts,
+    })
 }
 
 fn special_verb(part: &str) -> Option<&'static str> {
@@ -121,7 +153,11 @@ fn special_verb(part: &str) -> Option<&'static str> {
 }
 
 fn lacks_resource(segments: &Segments<'_>) -> bool {
-    segments.parts.len() == 1 && segments.parts.first().is_some_and(|part| special_verb(part).is_some())
+    segments.parts.len() == 1
+        && segments
+            .parts
+            .first()
+            .is_some_and(|part| special_verb(part).is_some())
 }
 
 /// What a decoded path is about, without its verb, and the verb if the path itself says one.
@@ -138,7 +174,12 @@ pub(super) fn understand(path: &str) -> (KubernetesRequest, Option<&'static str>
         dry_run: false,
         user_agent: None,
     };
-    let Some(Segments { group, version, parts }) = segments(path) else {
+    let Some(Segments {
+        group,
+        version,
+        parts,
+    }) = segments(path)
+    else {
         record.path = Some(path.to_owned());
         return (record, None);
     };
@@ -147,7 +188,10 @@ pub(super) fn understand(path: &str) -> (KubernetesRequest, Option<&'static str>
     if let ["namespaces", namespace, below @ ..] = parts {
         record.namespace = Some((*namespace).to_owned());
         // `status` and `finalize` belong to the namespace itself; anything else is a resource within it.
-        if below.first().is_some_and(|part| !matches!(*part, "status" | "finalize")) {
+        if below
+            .first()
+            .is_some_and(|part| !matches!(*part, "status" | "finalize"))
+        {
             parts = below;
         }
     }
@@ -157,6 +201,10 @@ pub(super) fn understand(path: &str) -> (KubernetesRequest, Option<&'static str>
     record.resource = parts.next();
     record.name = parts.next();
     // Behind `/proxy/` everything after the name is the proxied server's own path.
-    record.subresource = if verb == Some("proxy") { None } else { parts.next() };
+    record.subresource = if verb == Some("proxy") {
+        None
+    } else {
+        parts.next()
+    };
     (record, verb)
 }

@@ -8,7 +8,10 @@ pub(super) fn check(query: &str) -> Result<(), &'static str> {
     if query.contains(';') {
         return Err("a `;` must be written `%3B`");
     }
-    if query.bytes().any(|byte| !byte.is_ascii_graphic() || matches!(byte, b'#' | b'\\')) {
+    if query
+        .bytes()
+        .any(|byte| !byte.is_ascii_graphic() || matches!(byte, b'#' | b'\\'))
+    {
         return Err("it has a byte that must be encoded");
     }
     for pair in query.split('&') {
@@ -30,7 +33,9 @@ pub(super) fn values<'a>(query: &'a str, key: &'a str) -> impl Iterator<Item = C
 
 /// A boolean as the API server reads it: only absence, `0` and `false` are false; the first one counts.
 pub(super) fn flag(query: &str, key: &str) -> bool {
-    values(query, key).next().is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
+    values(query, key)
+        .next()
+        .is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
 }
 
 /// The one name that a field selector asks for, if it asks for one.
@@ -39,7 +44,8 @@ pub(super) fn selected_name(query: &str) -> Option<String> {
     selector.split(',').find_map(|term| {
         let (field, value) = term.split_once('=')?;
         let name = value.strip_prefix('=').unwrap_or(value);
-        let is_segment = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '%', '\\']);
+        let is_segment =
+            !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '%', '\\']);
         (field == "metadata.name" && is_segment).then(|| name.to_owned())
     })
 }

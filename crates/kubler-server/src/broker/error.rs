@@ -69,7 +69,8 @@ impl BrokerError {
     pub(super) fn only_jobs(what: &str) -> Self {
         Self::Invalid {
             detail: format!("only jobs {what}"),
-            hint: "call with the identity token of a CI job, not with an operator's certificate".into(),
+            hint: "call with the identity token of a CI job, not with an operator's certificate"
+                .into(),
         }
     }
 
@@ -84,11 +85,17 @@ impl BrokerError {
     pub(super) fn no_profile(name: &str, profiles: &BTreeMap<String, ResolvedProfile>) -> Self {
         let shown: String = name.chars().take(64).collect();
         let offered: Vec<_> = profiles.keys().map(String::as_str).collect();
-        Self::NotFound { detail: format!("there is no profile `{shown}`"), hint: format!("offered here: {}", offered.join(", ")) }
+        Self::NotFound {
+            detail: format!("there is no profile `{shown}`"),
+            hint: format!("offered here: {}", offered.join(", ")),
+        }
     }
 
     pub(super) fn no_environment(id: EnvironmentId) -> Self {
-        Self::NotFound { detail: format!("there is no environment `{id}` for you"), hint: ErrorCode::NotFound.next_step().into() }
+        Self::NotFound {
+            detail: format!("there is no environment `{id}` for you"),
+            hint: ErrorCode::NotFound.next_step().into(),
+        }
     }
 
     pub(super) fn other_profile(existing: &Environment, wanted: &str) -> Self {
@@ -123,8 +130,14 @@ impl BrokerError {
             Self::NotFound { .. } | Self::Store(StoreError::NotFound(_)) => ErrorCode::NotFound,
             Self::Ended(_) => ErrorCode::EnvironmentEnded,
             Self::Conflict { .. } | Self::Store(StoreError::Transition(_)) => ErrorCode::Conflict,
-            Self::Store(StoreError::Full { own: Own::Caller, .. }) => ErrorCode::TooMany,
-            Self::NotReady(_) | Self::Ledger(_) | Self::Store(StoreError::Database(_) | StoreError::Full { .. }) => ErrorCode::Unavailable,
+            Self::Store(StoreError::Full {
+                own: Own::Caller, ..
+            }) => ErrorCode::TooMany,
+            Self::NotReady(_)
+            | Self::Ledger(_)
+            | Self::Store(StoreError::Database(_) | StoreError::Full { .. }) => {
+                ErrorCode::Unavailable
+            }
             Self::Store(_) | Self::Session(_) | Self::NoEntropy(_) => ErrorCode::Internal,
         }
     }
@@ -133,21 +146,36 @@ impl BrokerError {
     pub fn told(&self) -> (String, String) {
         let next = || self.code().next_step().to_owned();
         match self {
-            Self::Invalid { detail, hint } | Self::NotFound { detail, hint } | Self::Conflict { detail, hint } => (detail.clone(), hint.clone()),
+            Self::Invalid { detail, hint }
+            | Self::NotFound { detail, hint }
+            | Self::Conflict { detail, hint } => (detail.clone(), hint.clone()),
             Self::Denied(denial) => (denial.to_string(), denial.hint.clone()),
             Self::Ended(environment) => (ended_sentence(environment), next()),
             Self::Store(StoreError::Full { message, .. }) => (message.clone(), next()),
-            Self::Ledger(_) => ("the request cannot be recorded, so it is not carried out".into(), next()),
-            Self::NotReady(_) | Self::Store(StoreError::NotFound(_) | StoreError::Transition(_)) => (self.to_string(), next()),
-            Self::Store(_) | Self::Session(_) | Self::NoEntropy(_) => ("the server failed".into(), next()),
+            Self::Ledger(_) => (
+                "the request cannot be recorded, so it is not carried out".into(),
+                next(),
+            ),
+            Self::NotReady(_)
+            | Self::Store(StoreError::NotFound(_) | StoreError::Transition(_)) => {
+                (self.to_string(), next())
+            }
+            Self::Store(_) | Self::Session(_) | Self::NoEntropy(_) => {
+                ("the server failed".into(), next())
+            }
         }
     }
 
     /// As the ledger records it.
     pub(super) fn outcome(error: Option<&Self>, started: Timestamp, ended: Timestamp) -> Outcome {
-        let duration_us = u64::try_from(ended.as_microsecond() - started.as_microsecond()).unwrap_or(0);
+        let duration_us =
+            u64::try_from(ended.as_microsecond() - started.as_microsecond()).unwrap_or(0);
         match error {
-            None => Outcome { status: 200, duration_us, ..Outcome::default() },
+            None => Outcome {
+                status: 200,
+                duration_us,
+                ..Outcome::default()
+            },
             Some(error) => Outcome {
                 status: error.code().status(),
                 code: Some(error.code().as_str().to_owned()),
@@ -161,7 +189,15 @@ impl BrokerError {
 
 /// When and why an environment ended, and which run it belonged to.
 pub(super) fn ended_sentence(environment: &Environment) -> String {
-    let when = environment.dead_at.unwrap_or(environment.deadline.min(environment.lease_end));
-    let why = environment.reason.as_ref().map_or_else(|| "its lease or deadline was over".to_owned(), kubler_core::environment::EndReason::sentence);
-    format!("environment {} ended at {when:.0}: {why} (run {})", environment.id, environment.identity.job.url)
+    let when = environment
+        .dead_at
+        .unwrap_or(environment.deadline.min(environment.lease_end));
+    let why = environment.reason.as_ref().map_or_else(
+        || "its lease or deadline was over".to_owned(),
+        kubler_core::environment::EndReason::sentence,
+    );
+    format!(
+        "environment {} ended at {when:.0}: {why} (run {})",
+        environment.id, environment.identity.job.url
+    )
 }

@@ -54,30 +54,50 @@ struct Identified {
 ///
 /// # Errors
 /// A reason for the ledger; callers get one uniform answer.
-pub fn verify<'a>(secrets: &'a [WebhookSecret], header: Option<&str>, body: &[u8], now: Timestamp) -> Result<VerifiedWebhook<'a>, &'static str> {
-    let (timestamp, signature) = header.and_then(read_header).ok_or("webhook_signature_missing")?;
+pub fn verify<'a>(
+    secrets: &'a [WebhookSecret],
+    header: Option<&str>,
+    body: &[u8],
+    now: Timestamp,
+) -> Result<VerifiedWebhook<'a>, &'static str> {
+    let (timestamp, signature) = header
+        .and_then(read_header)
+        .ok_or("webhook_signature_missing")?;
     let signature = hex::decode(signature).map_err(|_| "webhook_signature_malformed")?;
     let signer = secrets
         .iter()
         .filter(|candidate| is_signed_by(candidate, timestamp, body, &signature))
         .last()
         .ok_or("webhook_signature_wrong")?;
-    let signed_at: i64 = timestamp.parse().map_err(|_| "webhook_timestamp_malformed")?;
+    let signed_at: i64 = timestamp
+        .parse()
+        .map_err(|_| "webhook_timestamp_malformed")?;
     if now.as_second().abs_diff(signed_at) > WEBHOOK_SECONDS_MAX.unsigned_abs() {
         return Err("webhook_too_old");
     }
     let payload = serde_json::from_slice(body).map_err(|_| "webhook_body_malformed")?;
-    Ok(VerifiedWebhook { issuer: &signer.issuer, organization_id: &signer.organization_id, payload })
+    Ok(VerifiedWebhook {
+        issuer: &signer.issuer,
+        organization_id: &signer.organization_id,
+        payload,
+    })
 }
 
 /// `timestamp=…,signature=…`
 fn read_header(header: &str) -> Option<(&str, &str)> {
     let (timestamp, signature) = header.split_once(',')?;
-    Some((timestamp.trim().strip_prefix("timestamp=")?, signature.trim().strip_prefix("signature=")?))
+    Some((
+        timestamp.trim().strip_prefix("timestamp=")?,
+        signature.trim().strip_prefix("signature=")?,
+    ))
 }
 
 fn is_signed_by(candidate: &WebhookSecret, timestamp: &str, body: &[u8], signature: &[u8]) -> bool {
-    let Ok(mut mac) = Hmac::<sha2::Sha256>::new_from_slice(candidate.secret.expose_secret().as_bytes()) else { return false };
+    let Ok(mut mac) =
+        Hmac::<sha2::Sha256>::new_from_slice(candidate.secret.expose_secret().as_bytes())
+    else {
+        return false;
+    };
     mac.update(timestamp.as_bytes());
     mac.update(b".");
     mac.update(body);
@@ -89,13 +109,23 @@ impl Broker {
     ///
     /// # Errors
     /// When it cannot be recorded.
-    pub async fn receive_webhook(&self, webhook: VerifiedWebhook<'_>, request_id: RequestId, peer: IpAddr, now: Timestamp) -> Result<usize, BrokerError> {
+    pub async fn receive_webhook(
+        &self,
+        webhook: VerifiedWebhook<'_>,
+        request_id: RequestId,
+        peer: IpAddr,
+        now: Timestamp,
+    ) -> Result<usize, BrokerError> {
         let mut body = Body::new(Kind::Start, LedgerAction::WebhookReceive);
         body.request_id = Some(request_id);
         body.peer = Some(peer.to_string());
-        let text = |text: &str| serde_json::Value::from(kubler_core::text::UntrustedText::new(text).as_str());
-        body.details.insert("event".into(), text(&webhook.payload.event));
-        body.details.insert("organization_id".into(), webhook.organization_id.into());
+        let text = |text: &str| {
+            serde_json::Value::from(kubler_core::text::UntrustedText::new(text).as_str())
+        };
+        body.details
+            .insert("event".into(), text(&webhook.payload.event));
+        body.details
+            .insert("organization_id".into(), webhook.organization_id.into());
         let entry = self.ledger.start(body, Durability::Disk).await?;
 
         let mut ended = 0;
@@ -107,15 +137,31 @@ impl Broker {
             }
         }
         self.wake.wake();
-        entry.end(Outcome { status: 200, message: Some(format!("{ended} environments end")), ..Outcome::default() }).await;
+        entry
+            .end(Outcome {
+                status: 200,
+                message: Some(format!("{ended} environments end")),
+                ..Outcome::default()
+            })
+            .await;
         Ok(ended)
     }
 
     /// Living environments of the signer's organization that the webhook is about. An environment of the whole build
     /// does not end with one of its jobs.
-    async fn meant_by(&self, webhook: &VerifiedWebhook<'_>) -> Result<Vec<(Environment, EndReason)>, BrokerError> {
-        let mut search = Search { organization_id: Some(webhook.organization_id.to_owned()), ..Search::default() };
-        let (agent_id, reason) = match (webhook.payload.event.as_str(), &webhook.payload.job, &webhook.payload.agent) {
+    async fn meant_by(
+        &self,
+        webhook: &VerifiedWebhook<'_>,
+    ) -> Result<Vec<(Environment, EndReason)>, BrokerError> {
+        let mut search = Search {
+            organization_id: Some(webhook.organization_id.to_owned()),
+            ..Search::default()
+        };
+        let (agent_id, reason) = match (
+            webhook.payload.event.as_str(),
+            &webhook.payload.job,
+            &webhook.payload.agent,
+        ) {
             ("job.finished", Some(job), _) => {
                 search.job_id = Some(job.id.clone());
                 (None, EndReason::JobFinished)
@@ -130,6 +176,10 @@ impl Broker {
                 && agent_id.is_none_or(|agent_id| environment.identity.runner.agent_id == agent_id)
         };
         let found = self.store.search(&search).await?;
-        Ok(found.into_iter().filter(is_meant).map(|environment| (environment, reason.clone())).collect())
+        Ok(found
+            .into_iter()
+            .filter(is_meant)
+            .map(|environment| (environment, reason.clone()))
+            .collect())
     }
 }

@@ -70,14 +70,19 @@ impl LocalSettings {
     /// Everything below the server's data folder, with the usual bounds.
     pub fn new(data: &Path, binaries: Binaries) -> Self {
         let data = data.join("local");
-        Self { run: data.join("run"), data, binaries, start_max: Duration::from_secs(START_SECONDS_MAX_DEFAULT) }
+        Self {
+            run: data.join("run"),
+            data,
+            binaries,
+            start_max: Duration::from_secs(START_SECONDS_MAX_DEFAULT),
+        }
     }
 }
 
 /// What becomes of environments when the server stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopMode {
-    /// They live on, and the next server adopts them.
+    /// They live on, and the next server adopts them. Without any, etcd ends as well.
     KeepEnvironments,
     /// All of them end, and etcd with them.
     EndEverything,
@@ -128,23 +133,39 @@ impl LocalEngine {
     ///
     /// # Errors
     /// When another server uses the folder, a folder cannot be used, or etcd does not start.
-    pub async fn start(settings: LocalSettings, clock: Arc<dyn Clock>, ledger: Ledger) -> Result<Arc<Self>, EngineError> {
+    pub async fn start(
+        settings: LocalSettings,
+        clock: Arc<dyn Clock>,
+        ledger: Ledger,
+    ) -> Result<Arc<Self>, EngineError> {
         let recorder: Recorder = Arc::new(move |body| {
             let ledger = ledger.clone();
             Box::pin(async move {
                 let recorded = ledger.event(body, Durability::Process).await;
-                recorded.inspect_err(|error| tracing::error!(%error, "a connection out cannot be recorded")).is_ok()
+                recorded
+                    .inspect_err(
+                        |error| tracing::error!(%error, "a connection out cannot be recorded"),
+                    )
+                    .is_ok()
             })
         });
         Self::start_with(settings, clock, recorder).await
     }
 
-    async fn start_with(settings: LocalSettings, clock: Arc<dyn Clock>, recorder: Recorder) -> Result<Arc<Self>, EngineError> {
-        let unusable = |error: io::Error| permanent(format!("the engine's folder cannot be used: {error}"));
+    async fn start_with(
+        settings: LocalSettings,
+        clock: Arc<dyn Clock>,
+        recorder: Recorder,
+    ) -> Result<Arc<Self>, EngineError> {
+        let unusable =
+            |error: io::Error| permanent(format!("the engine's folder cannot be used: {error}"));
         make_private(&settings.data).map_err(unusable)?;
         let lock = lock(&settings.data).map_err(unusable)?;
         let installation = installation(&settings.data).map_err(unusable)?;
-        let short = Path::new(SHORT_FOLDER).join(format!("kubler-{}", installation.get(..12).unwrap_or_default()));
+        let short = Path::new(SHORT_FOLDER).join(format!(
+            "kubler-{}",
+            installation.get(..12).unwrap_or_default()
+        ));
         let run = RunFolder::open(&settings.run, &short).map_err(unusable)?;
         let changes = Arc::new(Notify::new());
         let etcd = Etcd::start(
@@ -156,7 +177,17 @@ impl LocalEngine {
         )
         .await?;
         let environments = Mutex::default();
-        let inner = Arc::new(Inner { settings, clock, installation, run, etcd, recorder, environments, changes, _lock: lock });
+        let inner = Arc::new(Inner {
+            settings,
+            clock,
+            installation,
+            run,
+            etcd,
+            recorder,
+            environments,
+            changes,
+            _lock: lock,
+        });
         for id in inner.run.environments().map_err(unusable)? {
             inner.adopt(id);
         }
@@ -168,17 +199,21 @@ impl LocalEngine {
     /// # Errors
     /// When something does not end; the rest was tried.
     pub async fn stop(&self, mode: StopMode) -> Result<(), EngineError> {
-        if mode == StopMode::KeepEnvironments {
+        let found = self.observe().await?;
+        if mode == StopMode::KeepEnvironments && !found.is_empty() {
             return Ok(());
         }
         let mut first_error = None;
-        for found in self.observe().await? {
+        for found in found {
             first_error = self.remove(found.id).await.err().or(first_error);
         }
         match first_error {
             None => {
                 self.inner.etcd.destroy().await?;
-                self.inner.run.destroy().map_err(|error| transient(format!("the run folder stays: {error}")))
+                self.inner
+                    .run
+                    .destroy()
+                    .map_err(|error| transient(format!("the run folder stays: {error}")))
             }
             Some(error) => Err(error),
         }
@@ -205,7 +240,10 @@ impl Engine for LocalEngine {
         let guard = Arc::clone(&slot.work).lock_owned().await;
         // A task of its own: a caller that goes away must not leave a request on its way that is done later.
         let inner = Arc::clone(&self.inner);
-        joined(tokio::spawn(async move { remove::remove(&inner, id, &slot, &guard).await })).await
+        joined(tokio::spawn(async move {
+            remove::remove(&inner, id, &slot, &guard).await
+        }))
+        .await
     }
 
     fn upstream(&self, id: EnvironmentId) -> Option<Arc<Upstream>> {
@@ -222,7 +260,9 @@ impl Engine for LocalEngine {
 
 impl Inner {
     fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<EnvironmentId, Arc<Slot>>> {
-        self.environments.lock().unwrap_or_else(PoisonError::into_inner)
+        self.environments
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn slot(&self, id: EnvironmentId) -> Arc<Slot> {
@@ -236,15 +276,21 @@ impl Inner {
     /// Takes over an environment of an earlier server, if its control plane lives.
     fn adopt(self: &Arc<Self>, id: EnvironmentId) {
         let folder = self.run.environment(id);
-        let Some(record) = folder.record() else { return };
-        let Some(process) = Process::find(record.process, &self.mark(id)) else { return };
+        let Some(record) = folder.record() else {
+            return;
+        };
+        let Some(process) = Process::find(record.process, &self.mark(id)) else {
+            return;
+        };
         let slot = self.slot(id);
-        let adopted = self.live(id, Arc::new(process), &record.egress).and_then(|mut live| {
-            if record.ready {
-                live.upstream = Some(Arc::new(upstream::read(&folder)?));
-            }
-            Ok(live)
-        });
+        let adopted = self
+            .live(id, Arc::new(process), &record.egress)
+            .and_then(|mut live| {
+                if record.ready {
+                    live.upstream = Some(Arc::new(upstream::read(&folder)?));
+                }
+                Ok(live)
+            });
         match adopted {
             Ok(live) => *slot.live() = Some(live),
             Err(error) => tracing::error!(environment = %id, %error, "cannot adopt an environment"),
@@ -252,18 +298,33 @@ impl Inner {
     }
 
     /// Watches a control plane and serves its way out.
-    fn live(self: &Arc<Self>, id: EnvironmentId, process: Arc<Process>, egress: &[String]) -> io::Result<Live> {
+    fn live(
+        self: &Arc<Self>,
+        id: EnvironmentId,
+        process: Arc<Process>,
+        egress: &[String],
+    ) -> io::Result<Live> {
         let socket = self.run.environment(id).egress_socket();
         let egress = egress::serve(&socket, id, egress, Arc::clone(&self.recorder))?;
         let ending = Arc::new(OnceLock::new());
-        let (watched, noted, changes) = (Arc::clone(&process), Arc::clone(&ending), Arc::clone(&self.changes));
+        let (watched, noted, changes) = (
+            Arc::clone(&process),
+            Arc::clone(&ending),
+            Arc::clone(&self.changes),
+        );
         let watching = tokio::spawn(async move {
             let how = watched.ended().await;
             tracing::info!(environment = %id, how, "a control plane ended");
             let _ = noted.set(how);
             changes.notify_one();
         });
-        Ok(Live { process, ending, upstream: None, _watching: AbortOnDropHandle::new(watching), _egress: egress })
+        Ok(Live {
+            process,
+            ending,
+            upstream: None,
+            _watching: AbortOnDropHandle::new(watching),
+            _egress: egress,
+        })
     }
 }
 
@@ -273,27 +334,49 @@ impl Slot {
     }
 
     fn cancel(&self) {
-        self.cancelled.lock().unwrap_or_else(PoisonError::into_inner).cancel();
+        self.cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .cancel();
     }
 
     /// A fresh token for the next making; for whoever holds the work.
     fn begin(&self, _work: &OwnedMutexGuard<()>) -> CancellationToken {
         let token = CancellationToken::new();
-        *self.cancelled.lock().unwrap_or_else(PoisonError::into_inner) = token.clone();
+        *self
+            .cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = token.clone();
         token
     }
 }
 
 /// Waits for a task; one that broke is an error like any other.
-async fn joined<T>(task: tokio::task::JoinHandle<Result<T, EngineError>>) -> Result<T, EngineError> {
-    task.await.unwrap_or_else(|error| Err(transient(format!("the work on an environment broke off: {error}"))))
+async fn joined<T>(
+    task: tokio::task::JoinHandle<Result<T, EngineError>>,
+) -> Result<T, EngineError> {
+    task.await.unwrap_or_else(|error| {
+        Err(transient(format!(
+            "the work on an environment broke off: {error}"
+        )))
+    })
 }
 
 /// Locks the folder until the file is closed.
 fn lock(data: &Path) -> io::Result<File> {
-    let file = File::options().write(true).create(true).truncate(false).open(data.join("lock"))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| io::Error::new(io::ErrorKind::WouldBlock, format!("another server uses `{}`", data.display())))?;
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(data.join("lock"))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
+        |_| {
+            io::Error::new(
+                io::ErrorKind::WouldBlock,
+                format!("another server uses `{}`", data.display()),
+            )
+        },
+    )?;
     Ok(file)
 }
 
@@ -311,11 +394,17 @@ fn installation(data: &Path) -> io::Result<String> {
 }
 
 fn transient(message: impl Into<String>) -> EngineError {
-    EngineError { message: message.into(), class: ErrorClass::Transient }
+    EngineError {
+        message: message.into(),
+        class: ErrorClass::Transient,
+    }
 }
 
 fn permanent(message: impl Into<String>) -> EngineError {
-    EngineError { message: message.into(), class: ErrorClass::Permanent }
+    EngineError {
+        message: message.into(),
+        class: ErrorClass::Permanent,
+    }
 }
 
 #[cfg(test)]

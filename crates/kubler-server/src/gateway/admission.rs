@@ -35,7 +35,11 @@ impl Admission {
         let decision = permit.decision();
         // The permit is used up here; what it allowed lives on only in this value.
         drop(permit);
-        Self { session, policies, decision }
+        Self {
+            session,
+            policies,
+            decision,
+        }
     }
 
     /// Who was admitted.
@@ -77,12 +81,20 @@ impl Admissions {
         policies: &Policies,
     ) -> Result<Arc<Admission>, Box<Denied>> {
         let current = policies.current();
-        let known = self.by_session.read().unwrap_or_else(PoisonError::into_inner).get(&session.id).map(Arc::clone);
+        let known = self
+            .by_session
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&session.id)
+            .map(Arc::clone);
         if let Some(admission) = known.filter(|admission| admission.is_under(&current)) {
             return Ok(admission);
         }
         let admission = Arc::new(decide(session, environment, current)?);
-        let mut by_session = self.by_session.write().unwrap_or_else(PoisonError::into_inner);
+        let mut by_session = self
+            .by_session
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         if by_session.len() >= ADMISSIONS_MAX {
             by_session.clear();
         }
@@ -91,18 +103,29 @@ impl Admissions {
     }
 }
 
-fn decide(session: &Arc<Session>, environment: &Environment, policies: Arc<PolicySet>) -> Result<Admission, Box<Denied>> {
+fn decide(
+    session: &Arc<Session>,
+    environment: &Environment,
+    policies: Arc<PolicySet>,
+) -> Result<Admission, Box<Denied>> {
     if session.environment != environment.id || !environment.is_open_to(&session.identity.owner()) {
         let message = format!("environment {} belongs to another job", environment.id);
-        return Err(Box::new(Denied { refused: Refused::forbidden("NotYours", message), decision: None }));
+        return Err(Box::new(Denied {
+            refused: Refused::forbidden("NotYours", message),
+            decision: None,
+        }));
     }
     let caller = Caller::Job(Box::new(session.identity.clone()));
     let target = Target::Environment(Box::new(environment.clone()));
     match policies.decide(&caller, Action::UseKubernetes, target) {
         Ok(permit) => Ok(Admission::new(permit, Arc::clone(session), policies)),
         Err(denial) => {
-            let refused = Refused::forbidden("Denied", format!("{}; {}", denial.detail, denial.hint));
-            Err(Box::new(Denied { refused, decision: Some(denial.decision()) }))
+            let refused =
+                Refused::forbidden("Denied", format!("{}; {}", denial.detail, denial.hint));
+            Err(Box::new(Denied {
+                refused,
+                decision: Some(denial.decision()),
+            }))
         }
     }
 }

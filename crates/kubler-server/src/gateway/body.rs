@@ -66,7 +66,12 @@ impl RequestBody {
             progress.set(BodyState::Done);
             return (Self::Empty, progress);
         }
-        let bounded = Bounded { body, left: bytes_max, silence: None, progress: Arc::clone(&progress) };
+        let bounded = Bounded {
+            body,
+            left: bytes_max,
+            silence: None,
+            progress: Arc::clone(&progress),
+        };
         (Self::Stream(Box::new(bounded)), progress)
     }
 
@@ -110,9 +115,13 @@ impl Bounded {
                 Poll::Ready(Some(Ok(frame))) => {
                     self.silence = None;
                     // Trailers are headers that nobody has checked: they end here.
-                    let Ok(bytes) = frame.into_data() else { continue };
+                    let Ok(bytes) = frame.into_data() else {
+                        continue;
+                    };
                     let length = bytes.len() as u64;
-                    let Some(left) = self.left.checked_sub(length) else { return self.fail(BodyState::TooLarge) };
+                    let Some(left) = self.left.checked_sub(length) else {
+                        return self.fail(BodyState::TooLarge);
+                    };
                     self.left = left;
                     self.progress.bytes.fetch_add(length, Ordering::Relaxed);
                     if self.body.is_end_stream() {
@@ -132,7 +141,9 @@ impl Bounded {
 
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
         let limit = Duration::from_secs(SILENCE_SECONDS_MAX);
-        let silence = self.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
+        let silence = self
+            .silence
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
         match silence.as_mut().poll(context) {
             Poll::Ready(()) => self.fail(BodyState::Silent),
             Poll::Pending => Poll::Pending,
@@ -144,7 +155,10 @@ impl http_body::Body for RequestBody {
     type Data = Bytes;
     type Error = CutOff;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Stream(bounded) => bounded.poll(context),

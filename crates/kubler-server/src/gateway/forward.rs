@@ -65,13 +65,24 @@ impl Outgoing {
         let seal = gate.pool().destination().seal(audit_id(request_id));
         let headers = headers::to_upstream(&parts.headers, impersonation, &seal)?;
         let uri = Uri::from(understood.target().clone());
-        Ok(Self { method: parts.method.clone(), uri, headers, seal, impersonation })
+        Ok(Self {
+            method: parts.method.clone(),
+            uri,
+            headers,
+            seal,
+            impersonation,
+        })
     }
 
     fn request(&self, body: RequestBody) -> Result<Request<RequestBody>, Refused> {
         if let Err(broken) = headers::check_seal(&self.headers, self.impersonation, &self.seal) {
             tracing::error!(%broken, "a request was stopped at the last moment");
-            return Err(Refused::other(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "BrokenSeal", broken.to_string()));
+            return Err(Refused::other(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "InternalError",
+                "BrokenSeal",
+                broken.to_string(),
+            ));
         }
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
@@ -87,7 +98,12 @@ impl Outgoing {
 }
 
 /// Sends `admitted` on, now that `entry` is in the ledger. Whatever happens, the entry gets its end.
-pub(super) async fn forward(gate: Arc<Gate>, admitted: Admitted, body: Body, entry: Entry) -> Result<Response<Body>, Refused> {
+pub(super) async fn forward(
+    gate: Arc<Gate>,
+    admitted: Admitted,
+    body: Body,
+    entry: Entry,
+) -> Result<Response<Body>, Refused> {
     let started = Instant::now();
     let (body, progress) = RequestBody::new(body, admitted.bytes_max);
     let span = admitted.understood.span();
@@ -99,14 +115,31 @@ pub(super) async fn forward(gate: Arc<Gate>, admitted: Admitted, body: Body, ent
     match answered {
         Ok((answer, wire)) => {
             let (head, incoming) = answer.into_parts();
-            let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+            let content_type = head
+                .headers
+                .get(header::CONTENT_TYPE)
+                .and_then(|value| value.to_str().ok());
             let framing = Framing::of(span, content_type.unwrap_or_default());
             let status = head.status.as_u16();
             let mut response = Response::new(());
             *response.status_mut() = head.status;
-            *response.headers_mut() = answer_headers(&head.headers, &admitted.outgoing, head.status, &admitted.admission);
+            *response.headers_mut() = answer_headers(
+                &head.headers,
+                &admitted.outgoing,
+                head.status,
+                &admitted.admission,
+            );
             let length = incoming.size_hint().exact();
-            let running = Running { wire, incoming, entry, progress, framing, status, started, bytes_out: 0 };
+            let running = Running {
+                wire,
+                incoming,
+                entry,
+                progress,
+                framing,
+                status,
+                started,
+                bytes_out: 0,
+            };
             let stream = OpenStream::new(running, admitted.admission, admitted.request_id, span);
             let body = AnswerBody::new(stream, gate, length);
             Ok(response.map(|()| Body::new(body)))
@@ -128,7 +161,10 @@ pub(super) async fn forward(gate: Arc<Gate>, admitted: Admitted, body: Body, ent
 }
 
 fn stopped() -> Refused {
-    Refused::unavailable("Stopping", "the environment's gate was closed; try again in a moment")
+    Refused::unavailable(
+        "Stopping",
+        "the environment's gate was closed; try again in a moment",
+    )
 }
 
 async fn answer_in_time(
@@ -166,16 +202,24 @@ async fn answer(
             Ok(answer) => return accept(answer, wire),
             // The API server closed a resting connection just now: that says nothing about the request.
             Err(SendError::Unsent(unsent)) => request = *unsent,
-            Err(SendError::Unknown(_)) if is_repeatable => request = outgoing.request(RequestBody::Empty)?,
+            Err(SendError::Unknown(_)) if is_repeatable => {
+                request = outgoing.request(RequestBody::Empty)?
+            }
             Err(SendError::Unknown(error)) => return Err(broken(&error, progress, bytes_max)),
         }
     }
     let mut wire = gate.pool().connect().await.map_err(|error| {
-        Refused::unavailable("UpstreamUnreachable", format!("the environment does not answer now: {error}"))
+        Refused::unavailable(
+            "UpstreamUnreachable",
+            format!("the environment does not answer now: {error}"),
+        )
     })?;
     match wire.send(request).await {
         Ok(answer) => accept(answer, wire),
-        Err(SendError::Unsent(_)) => Err(Refused::unavailable("UpstreamUnreachable", "the environment closed the connection before the request was sent")),
+        Err(SendError::Unsent(_)) => Err(Refused::unavailable(
+            "UpstreamUnreachable",
+            "the environment closed the connection before the request was sent",
+        )),
         Err(SendError::Unknown(error)) => Err(broken(&error, progress, bytes_max)),
     }
 }
@@ -186,11 +230,21 @@ fn accept(answer: Response<Incoming>, wire: Wire) -> Result<(Response<Incoming>,
         StatusCode::UNAUTHORIZED => {
             tracing::error!("an environment's API server does not accept the gateway's credential");
             let message = "the environment does not accept the gateway now; the operator finds more in the server's log";
-            Err(Refused::other(StatusCode::BAD_GATEWAY, "InternalError", "UpstreamUnauthorized", message))
+            Err(Refused::other(
+                StatusCode::BAD_GATEWAY,
+                "InternalError",
+                "UpstreamUnauthorized",
+                message,
+            ))
         }
         StatusCode::SWITCHING_PROTOCOLS => {
             let message = "the environment changed the protocol without being asked";
-            Err(Refused::other(StatusCode::BAD_GATEWAY, "InternalError", "UpstreamProtocol", message))
+            Err(Refused::other(
+                StatusCode::BAD_GATEWAY,
+                "InternalError",
+                "UpstreamProtocol",
+                message,
+            ))
         }
         _ => Ok((answer, wire)),
     }
@@ -202,18 +256,34 @@ fn broken(error: &hyper::Error, progress: &Progress, bytes_max: u64) -> Refused 
         BodyState::TooLarge => Refused::too_large(bytes_max),
         BodyState::Silent => {
             let message = "the request's body stopped coming; send it again";
-            Refused::other(StatusCode::REQUEST_TIMEOUT, "Timeout", "BodyTimeout", message)
+            Refused::other(
+                StatusCode::REQUEST_TIMEOUT,
+                "Timeout",
+                "BodyTimeout",
+                message,
+            )
         }
         BodyState::Broken => Refused::bad_request("BodyBroken", "the request's body broke off"),
         BodyState::Coming | BodyState::Done => {
             tracing::warn!(%error, "a request broke off on its way to an environment");
-            let message = "the environment's API server broke off the connection; what it did is not known";
-            Refused::other(StatusCode::BAD_GATEWAY, "InternalError", "UpstreamBroken", message)
+            let message =
+                "the environment's API server broke off the connection; what it did is not known";
+            Refused::other(
+                StatusCode::BAD_GATEWAY,
+                "InternalError",
+                "UpstreamBroken",
+                message,
+            )
         }
     }
 }
 
-fn answer_headers(upstream: &HeaderMap, outgoing: &Outgoing, status: StatusCode, admission: &Admission) -> HeaderMap {
+fn answer_headers(
+    upstream: &HeaderMap,
+    outgoing: &Outgoing,
+    status: StatusCode,
+    admission: &Admission,
+) -> HeaderMap {
     let mut headers = headers::to_client(upstream);
     // Where there is no body the length is a statement, not a count.
     if outgoing.method == Method::HEAD || status == StatusCode::NOT_MODIFIED {
@@ -221,7 +291,10 @@ fn answer_headers(upstream: &HeaderMap, outgoing: &Outgoing, status: StatusCode,
             headers.insert(header::CONTENT_LENGTH, length.clone());
         }
     }
-    if let Some(location) = upstream.get(header::LOCATION).and_then(|value| relocated(value, admission)) {
+    if let Some(location) = upstream
+        .get(header::LOCATION)
+        .and_then(|value| relocated(value, admission))
+    {
         headers.insert(header::LOCATION, location);
     }
     headers.insert(AUDIT_ID, outgoing.seal.audit_id.clone());
@@ -230,6 +303,13 @@ fn answer_headers(upstream: &HeaderMap, outgoing: &Outgoing, status: StatusCode,
 
 /// A redirect within the API server, as seen from outside; others would lead the client past the gateway.
 fn relocated(location: &HeaderValue, admission: &Admission) -> Option<HeaderValue> {
-    let path = location.to_str().ok().filter(|path| path.starts_with('/') && !path.starts_with("//"))?;
-    HeaderValue::from_str(&format!("{}{path}", kubler_api::paths::gateway(&admission.session().environment.to_string()))).ok()
+    let path = location
+        .to_str()
+        .ok()
+        .filter(|path| path.starts_with('/') && !path.starts_with("//"))?;
+    HeaderValue::from_str(&format!(
+        "{}{path}",
+        kubler_api::paths::gateway(&admission.session().environment.to_string())
+    ))
+    .ok()
 }

@@ -88,13 +88,19 @@ impl Gate {
 
     /// Why the environment cannot be used at `now`. Its invariants hold for each version once and for all, so
     /// they are checked once.
-    pub(super) fn ended(&self, environment: &Environment, parts: &GatewayParts, now: Timestamp) -> Option<EndReason> {
+    pub(super) fn ended(
+        &self,
+        environment: &Environment,
+        parts: &GatewayParts,
+        now: Timestamp,
+    ) -> Option<EndReason> {
         if self.sound_version.load(Ordering::Acquire) == environment.version {
             return lease::ended(environment, parts.directory.serving_since(), now);
         }
         let ended = parts.directory.ended(environment, now);
         if ended.is_none() {
-            self.sound_version.store(environment.version, Ordering::Release);
+            self.sound_version
+                .store(environment.version, Ordering::Release);
         }
         ended
     }
@@ -117,7 +123,11 @@ impl Gate {
 
     /// Forgets an answer that is over.
     pub(super) fn leave(&self, place: u64) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).streams.remove(&place);
+        self.open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .streams
+            .remove(&place);
     }
 
     fn streams(&self) -> Vec<Arc<OpenStream>> {
@@ -142,7 +152,9 @@ impl Gate {
     }
 
     async fn wait_for_end(&self, parts: &GatewayParts) -> Cut {
-        let Some(mut watched) = parts.directory.watch(self.id) else { return forgotten(self.id) };
+        let Some(mut watched) = parts.directory.watch(self.id) else {
+            return forgotten(self.id);
+        };
         let mut serving_since = parts.directory.watch_serving_since();
         let mut policies = parts.policies.watch();
         loop {
@@ -155,7 +167,9 @@ impl Gate {
             }
             self.look(&environment, parts, now);
             let left = lease::end(&environment, since).duration_since(now);
-            let nap = Duration::try_from(left).unwrap_or_default().clamp(Duration::from_millis(1), LOOK_EVERY);
+            let nap = Duration::try_from(left)
+                .unwrap_or_default()
+                .clamp(Duration::from_millis(1), LOOK_EVERY);
             tokio::select! {
                 changed = watched.changed() => if changed.is_err() { return forgotten(self.id) },
                 _ = serving_since.changed() => {}
@@ -174,7 +188,10 @@ impl Gate {
         for stream in self.streams() {
             if with_session && stream.session_is_over(now) {
                 let refused = Refused::session_expired(stream.admission().session().expires_at);
-                stream.cut(&Cut { close_reason: "session_expired", refused });
+                stream.cut(&Cut {
+                    close_reason: "session_expired",
+                    refused,
+                });
                 continue;
             }
             let admission = stream.admission();
@@ -183,7 +200,10 @@ impl Gate {
             }
             match self.admit(admission.shared_session(), environment, parts) {
                 Ok(admission) => stream.readmit(admission),
-                Err(denied) => stream.cut(&Cut { close_reason: "policy", refused: denied.refused }),
+                Err(denied) => stream.cut(&Cut {
+                    close_reason: "policy",
+                    refused: denied.refused,
+                }),
             }
         }
     }
@@ -194,17 +214,28 @@ pub(super) fn ended(environment: &Environment, reason: &EndReason, now: Timestam
     let close_reason = match reason {
         EndReason::Lapsed => "lease_end",
         EndReason::DeadlineReached => "deadline",
-        EndReason::Released | EndReason::JobFinished | EndReason::AgentLost | EndReason::Revoked | EndReason::Failed { .. } => {
-            reason.code()
-        }
+        EndReason::Released
+        | EndReason::JobFinished
+        | EndReason::AgentLost
+        | EndReason::Revoked
+        | EndReason::Failed { .. } => reason.code(),
     };
-    Cut { close_reason, refused: Refused::ended(environment, reason, now) }
+    Cut {
+        close_reason,
+        refused: Refused::ended(environment, reason, now),
+    }
 }
 
 fn forgotten(id: EnvironmentId) -> Cut {
-    Cut { close_reason: "released", refused: Refused::forgotten(&id.to_string()) }
+    Cut {
+        close_reason: "released",
+        refused: Refused::forgotten(&id.to_string()),
+    }
 }
 
 fn stopping() -> Cut {
-    Cut { close_reason: "shutdown", refused: Refused::unavailable("Stopping", "the server is stopping; try again in a moment") }
+    Cut {
+        close_reason: "shutdown",
+        refused: Refused::unavailable("Stopping", "the server is stopping; try again in a moment"),
+    }
 }

@@ -38,13 +38,23 @@ impl Destination {
         let bearer = format!("Bearer {}", upstream.token.expose_secret());
         let mut authorization = HeaderValue::from_str(&bearer).map_err(|_| UnusableUpstream)?;
         authorization.set_sensitive(true);
-        let host = HeaderValue::from_str(&upstream.server_name.to_str()).map_err(|_| UnusableUpstream)?;
-        Ok(Self { upstream, tls: Arc::new(tls), authorization, host })
+        let host =
+            HeaderValue::from_str(&upstream.server_name.to_str()).map_err(|_| UnusableUpstream)?;
+        Ok(Self {
+            upstream,
+            tls: Arc::new(tls),
+            authorization,
+            host,
+        })
     }
 
     /// What goes last onto every request.
     pub(super) fn seal(&self, audit_id: HeaderValue) -> Seal {
-        Seal { authorization: self.authorization.clone(), audit_id, host: self.host.clone() }
+        Seal {
+            authorization: self.authorization.clone(),
+            audit_id,
+            host: self.host.clone(),
+        }
     }
 
     /// Whether it is what the engine gives now.
@@ -68,7 +78,10 @@ struct Idle {
 impl Pool {
     /// An empty pool.
     pub(super) fn new(destination: Destination) -> Self {
-        Self { destination, idle: Mutex::default() }
+        Self {
+            destination,
+            idle: Mutex::default(),
+        }
     }
 
     /// Where it leads.
@@ -88,7 +101,11 @@ impl Pool {
 
     /// A new connection.
     pub(super) async fn connect(&self) -> Result<Wire, ConnectError> {
-        Wire::connect(&self.destination.upstream, Arc::clone(&self.destination.tls)).await
+        Wire::connect(
+            &self.destination.upstream,
+            Arc::clone(&self.destination.tls),
+        )
+        .await
     }
 
     /// Gives one back whose answer is over.
@@ -105,7 +122,11 @@ impl Pool {
         let stale: Vec<Wire> = {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             // They lie in the order in which they were given back.
-            let fresh = idle.wires.iter().position(|wire| !is_stale(wire)).unwrap_or(idle.wires.len());
+            let fresh = idle
+                .wires
+                .iter()
+                .position(|wire| !is_stale(wire))
+                .unwrap_or(idle.wires.len());
             idle.wires.drain(..fresh).collect()
         };
         drop(stale);

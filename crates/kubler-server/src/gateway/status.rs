@@ -39,8 +39,19 @@ pub(super) enum Shown {
 }
 
 impl Refused {
-    fn new(status: StatusCode, reason: &'static str, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, reason, code, message: message.into(), retry_seconds: None }
+    fn new(
+        status: StatusCode,
+        reason: &'static str,
+        code: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            status,
+            reason,
+            code,
+            message: message.into(),
+            retry_seconds: None,
+        }
     }
 
     /// 400: a request that cannot be taken as it is.
@@ -55,7 +66,10 @@ impl Refused {
 
     /// 401 of an expired session: clients run `kubler credential` again and go on.
     pub(super) fn session_expired(at: Timestamp) -> Self {
-        Self::unauthorized("SessionExpired", format!("the session expired at {at:.0}; `kubler credential` gets a new one"))
+        Self::unauthorized(
+            "SessionExpired",
+            format!("the session expired at {at:.0}; `kubler credential` gets a new one"),
+        )
     }
 
     /// 403.
@@ -76,29 +90,61 @@ impl Refused {
             reason.sentence(),
             environment.identity.job.url,
         );
-        Self::new(StatusCode::NOT_FOUND, "NotFound", "EnvironmentEnded", message)
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "NotFound",
+            "EnvironmentEnded",
+            message,
+        )
     }
 
     /// 404 of an environment whose tombstone is no longer kept.
     pub(super) fn forgotten(id: &str) -> Self {
-        let message = format!("environment {id} ended so long ago that nothing is known of it any more; a new job gets a new environment");
-        Self::new(StatusCode::NOT_FOUND, "NotFound", "EnvironmentEnded", message)
+        let message = format!(
+            "environment {id} ended so long ago that nothing is known of it any more; a new job gets a new environment"
+        );
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "NotFound",
+            "EnvironmentEnded",
+            message,
+        )
     }
 
     /// 413.
     pub(super) fn too_large(bytes_max: u64) -> Self {
-        let message = format!("the request's body has more than {bytes_max} bytes, the bound of this environment's profile");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", "TooLarge", message)
+        let message = format!(
+            "the request's body has more than {bytes_max} bytes, the bound of this environment's profile"
+        );
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "RequestEntityTooLarge",
+            "TooLarge",
+            message,
+        )
     }
 
     /// 503: not now.
     pub(super) fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
         let retry_seconds = Some(NOT_READY_RETRY_SECONDS);
-        Self { retry_seconds, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", code, message) }
+        Self {
+            retry_seconds,
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "ServiceUnavailable",
+                code,
+                message,
+            )
+        }
     }
 
     /// Any other status.
-    pub(super) fn other(status: StatusCode, reason: &'static str, code: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn other(
+        status: StatusCode,
+        reason: &'static str,
+        code: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
         Self::new(status, reason, code, message)
     }
 
@@ -137,17 +183,24 @@ impl Refused {
         let mut response = Response::new(Body::from(self.object(request_id).to_string()));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(AUDIT_ID, audit_id(request_id));
         if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer error=\"invalid_token\""));
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer error=\"invalid_token\""),
+            );
         }
         if let Some(seconds) = self.retry_seconds {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if shown == Shown::OnlyWarnings
-            && let Ok(value) = HeaderValue::from_str(&format!("299 - \"{}\"", quoted(&self.message)))
+            && let Ok(value) =
+                HeaderValue::from_str(&format!("299 - \"{}\"", quoted(&self.message)))
         {
             headers.insert(HeaderName::from_static("warning"), value);
         }
@@ -158,10 +211,19 @@ impl Refused {
 /// The request's id as a header.
 pub(super) fn audit_id(request_id: RequestId) -> HeaderValue {
     // An id is a prefix and hex digits: always a header's value.
-    HeaderValue::from_str(&request_id.to_string()).unwrap_or_else(|_| HeaderValue::from_static("req"))
+    HeaderValue::from_str(&request_id.to_string())
+        .unwrap_or_else(|_| HeaderValue::from_static("req"))
 }
 
 /// The inside of a quoted string of a header: ASCII without quotes and backslashes.
 fn quoted(text: &str) -> String {
-    text.chars().map(|c| if (c.is_ascii_graphic() || c == ' ') && !matches!(c, '"' | '\\') { c } else { '?' }).collect()
+    text.chars()
+        .map(|c| {
+            if (c.is_ascii_graphic() || c == ' ') && !matches!(c, '"' | '\\') {
+                c
+            } else {
+                '?'
+            }
+        })
+        .collect()
 }

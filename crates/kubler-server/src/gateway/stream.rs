@@ -47,7 +47,9 @@ impl Framing {
     /// How an answer of this span and content type is framed.
     pub(super) fn of(span: Span, content_type: &str) -> Self {
         match span {
-            Span::Watch if content_type.starts_with("application/json") => Self::Lines { is_between: true },
+            Span::Watch if content_type.starts_with("application/json") => {
+                Self::Lines { is_between: true }
+            }
             Span::Long if content_type.starts_with("text/plain") => Self::Text,
             Span::Short | Span::Watch | Span::Long => Self::Whole,
         }
@@ -105,7 +107,9 @@ impl Running {
             match Pin::new(&mut self.incoming).poll_frame(context) {
                 Poll::Ready(Some(Ok(frame))) => {
                     // Trailers are headers that nobody has checked: they end here.
-                    let Ok(bytes) = frame.into_data() else { continue };
+                    let Ok(bytes) = frame.into_data() else {
+                        continue;
+                    };
                     self.bytes_out += bytes.len() as u64;
                     self.framing.passed(&bytes);
                     return Poll::Ready(Some(Ok(bytes)));
@@ -160,9 +164,22 @@ pub(super) struct OpenStream {
 
 impl OpenStream {
     /// An answer that begins.
-    pub(super) fn new(running: Running, admission: Arc<Admission>, request_id: RequestId, span: Span) -> Arc<Self> {
-        let state = State { flow: Flow::Running(Box::new(running)), admission, waker: None };
-        Arc::new(Self { state: Mutex::new(state), request_id, span })
+    pub(super) fn new(
+        running: Running,
+        admission: Arc<Admission>,
+        request_id: RequestId,
+        span: Span,
+    ) -> Arc<Self> {
+        let state = State {
+            flow: Flow::Running(Box::new(running)),
+            admission,
+            waker: None,
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            request_id,
+            span,
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -188,7 +205,9 @@ impl OpenStream {
     /// unless it has stopped reading.
     pub(super) fn cut(&self, cut: &Cut) {
         let mut state = self.state();
-        let Some(running) = state.flow.take_running() else { return };
+        let Some(running) = state.flow.take_running() else {
+            return;
+        };
         let last = match running.framing {
             Framing::Lines { is_between: true } => Some(cut.refused.watch_event(self.request_id)),
             Framing::Text => Some(Bytes::new()),
@@ -221,7 +240,13 @@ impl AnswerBody {
     /// does not come at once.
     pub(super) fn new(stream: Arc<OpenStream>, gate: Arc<Gate>, length: Option<u64>) -> Self {
         let is_long = stream.span != Span::Short;
-        let mut body = Self { stream, gate, place: None, length, is_over: false };
+        let mut body = Self {
+            stream,
+            gate,
+            place: None,
+            length,
+            is_over: false,
+        };
         if is_long {
             body.enter();
         }
@@ -252,7 +277,9 @@ impl AnswerBody {
             Flow::Cut(last) => {
                 let last = last.take();
                 state.flow = Flow::Over;
-                return Poll::Ready(last.map_or(Some(Err(BrokenOff)), |bytes| (!bytes.is_empty()).then_some(Ok(bytes))));
+                return Poll::Ready(last.map_or(Some(Err(BrokenOff)), |bytes| {
+                    (!bytes.is_empty()).then_some(Ok(bytes))
+                }));
             }
             Flow::Over => return Poll::Ready(None),
         };
@@ -299,7 +326,10 @@ impl http_body::Body for AnswerBody {
     type Data = Bytes;
     type Error = BrokenOff;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let this = self.get_mut();
         if this.is_over {
             return Poll::Ready(None);
@@ -307,7 +337,9 @@ impl http_body::Body for AnswerBody {
         let polled = this.poll(context);
         match &polled {
             Poll::Ready(Some(Ok(bytes))) => {
-                this.length = this.length.map(|left| left.saturating_sub(bytes.len() as u64));
+                this.length = this
+                    .length
+                    .map(|left| left.saturating_sub(bytes.len() as u64));
             }
             Poll::Ready(None | Some(Err(_))) => this.leave(),
             Poll::Pending => {}
@@ -323,7 +355,8 @@ impl http_body::Body for AnswerBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.length.map_or_else(SizeHint::default, SizeHint::with_exact)
+        self.length
+            .map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

@@ -64,13 +64,23 @@ pub(super) struct Wire {
 
 impl Wire {
     /// Connects, and makes sure that it is the right API server.
-    pub(super) async fn connect(upstream: &Upstream, tls: Arc<rustls::ClientConfig>) -> Result<Self, ConnectError> {
+    pub(super) async fn connect(
+        upstream: &Upstream,
+        tls: Arc<rustls::ClientConfig>,
+    ) -> Result<Self, ConnectError> {
         let limit = Duration::from_secs(CONNECT_SECONDS_MAX);
-        tokio::time::timeout(limit, Self::connect_now(upstream, tls)).await.unwrap_or(Err(ConnectError::Slow))
+        tokio::time::timeout(limit, Self::connect_now(upstream, tls))
+            .await
+            .unwrap_or(Err(ConnectError::Slow))
     }
 
-    async fn connect_now(upstream: &Upstream, tls: Arc<rustls::ClientConfig>) -> Result<Self, ConnectError> {
-        let socket = open(&upstream.address).await.map_err(ConnectError::Unreachable)?;
+    async fn connect_now(
+        upstream: &Upstream,
+        tls: Arc<rustls::ClientConfig>,
+    ) -> Result<Self, ConnectError> {
+        let socket = open(&upstream.address)
+            .await
+            .map_err(ConnectError::Unreachable)?;
         let stream = TlsConnector::from(tls)
             .connect(upstream.server_name.clone(), socket)
             .await
@@ -80,7 +90,12 @@ impl Wire {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ConnectError::Handshake(std::io::Error::other(error)))?;
-        Ok(Self { sender, connection: Box::pin(connection), is_over: false, idle_since: Instant::now() })
+        Ok(Self {
+            sender,
+            connection: Box::pin(connection),
+            is_over: false,
+            idle_since: Instant::now(),
+        })
     }
 
     /// Moves bytes as far as they go now.
@@ -97,7 +112,10 @@ impl Wire {
     }
 
     /// Sends a request and waits for the head of its answer.
-    pub(super) async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
+    pub(super) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, SendError> {
         let mut answer = std::pin::pin!(self.sender.try_send_request(request));
         let (connection, is_over) = (&mut self.connection, &mut self.is_over);
         let answered = std::future::poll_fn(|context| {
@@ -106,10 +124,12 @@ impl Wire {
             }
             Poll::Ready(ready!(answer.as_mut().poll(context)))
         });
-        answered.await.map_err(|mut error| match error.take_message() {
-            Some(request) => SendError::Unsent(Box::new(request)),
-            None => SendError::Unknown(error.into_error()),
-        })
+        answered
+            .await
+            .map_err(|mut error| match error.take_message() {
+                Some(request) => SendError::Unsent(Box::new(request)),
+                None => SendError::Unknown(error.into_error()),
+            })
     }
 }
 

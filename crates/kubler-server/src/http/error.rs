@@ -26,7 +26,12 @@ pub struct ApiError {
 impl ApiError {
     /// A refusal with its own words.
     pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), hint: code.next_step().into(), request_id: None }
+        Self {
+            code,
+            detail: detail.into(),
+            hint: code.next_step().into(),
+            request_id: None,
+        }
     }
 
     /// With another next step than the code's.
@@ -52,10 +57,17 @@ impl ApiError {
 
     /// The one 401. `disclosed` only for a validly signed token for us, of an organization of ours.
     pub fn unauthenticated(disclosed: Option<Disclosed>) -> Self {
-        let error = Self::new(ErrorCode::Unauthenticated, "the caller could not be verified");
+        let error = Self::new(
+            ErrorCode::Unauthenticated,
+            "the caller could not be verified",
+        );
         match disclosed {
             None => error,
-            Some(disclosed) => Self { detail: disclosed.detail, hint: disclosed.hint, ..error },
+            Some(disclosed) => Self {
+                detail: disclosed.detail,
+                hint: disclosed.hint,
+                ..error
+            },
         }
     }
 
@@ -71,13 +83,19 @@ impl ApiError {
             tracing::error!(%error, %request_id, "an operation failed");
         }
         let (detail, hint) = error.told();
-        Self { code, detail, hint, request_id: Some(request_id) }
+        Self {
+            code,
+            detail,
+            hint,
+            request_id: Some(request_id),
+        }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let problem = Problem {
             kind: format!("about:blank#{}", self.code.as_str()),
             title: self.code.as_str().replace('_', " "),

@@ -73,9 +73,11 @@ pub enum CertificateError {
 /// When a file is not what it should be.
 pub fn tls(certificates: &Certificates<'_>) -> Result<Arc<rustls::ServerConfig>, CertificateError> {
     let chain = read_chain(certificates.chain, "server certificate")?;
-    let key = PrivateKeyDer::from_pem_slice(certificates.key).map_err(|_| CertificateError::Unreadable("server key"))?;
+    let key = PrivateKeyDer::from_pem_slice(certificates.key)
+        .map_err(|_| CertificateError::Unreadable("server key"))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()?;
     let builder = match certificates.operator_ca {
         None => builder.with_no_client_auth(),
         Some(pem) => {
@@ -83,7 +85,9 @@ pub fn tls(certificates: &Certificates<'_>) -> Result<Arc<rustls::ServerConfig>,
             for certificate in read_chain(pem, "operators' CA")? {
                 roots.add(certificate)?;
             }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated().build()?;
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .allow_unauthenticated()
+                .build()?;
             builder.with_client_cert_verifier(verifier)
         }
     };
@@ -92,15 +96,32 @@ pub fn tls(certificates: &Certificates<'_>) -> Result<Arc<rustls::ServerConfig>,
     Ok(Arc::new(config))
 }
 
-fn read_chain(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+fn read_chain(
+    pem: &[u8],
+    what: &'static str,
+) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    chain.ok().filter(|chain| !chain.is_empty()).ok_or(CertificateError::Unreadable(what))
+    chain
+        .ok()
+        .filter(|chain| !chain.is_empty())
+        .ok_or(CertificateError::Unreadable(what))
 }
 
 /// Serves until `shutdown`, then lets open requests end.
-pub async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, api: Arc<Api>, shutdown: CancellationToken) {
-    let door = Arc::new(Door { router: super::router(Arc::clone(&api)), api, acceptor: TlsAcceptor::from(tls) });
-    let places = Arc::new(Semaphore::new(door.api.configuration.limits.connections_max as usize));
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    api: Arc<Api>,
+    shutdown: CancellationToken,
+) {
+    let door = Arc::new(Door {
+        router: super::router(Arc::clone(&api)),
+        api,
+        acceptor: TlsAcceptor::from(tls),
+    });
+    let places = Arc::new(Semaphore::new(
+        door.api.configuration.limits.connections_max as usize,
+    ));
     let graceful = Arc::new(GracefulShutdown::new());
     loop {
         let accepted = tokio::select! {
@@ -113,7 +134,9 @@ pub async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, api: A
             continue;
         };
         // A full house closes the new connection at once rather than letting it wait unseen.
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            continue;
+        };
         let (door, graceful) = (Arc::clone(&door), Arc::clone(&graceful));
         tokio::spawn(async move {
             door.connection(stream, peer, &graceful).await;
@@ -132,12 +155,28 @@ struct Door {
 }
 
 impl Door {
-    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, graceful: &GracefulShutdown) {
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        graceful: &GracefulShutdown,
+    ) {
         let _ = stream.set_nodelay(true);
-        let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream)).await else { return };
-        let peer = Peer { address: canonical(peer.ip()), operator: operator(stream.get_ref().1.peer_certificates()) };
+        let Ok(Ok(stream)) =
+            tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream)).await
+        else {
+            return;
+        };
+        let peer = Peer {
+            address: canonical(peer.ip()),
+            operator: operator(stream.get_ref().1.peer_certificates()),
+        };
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(HEADER_BYTES_MAX);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(HEADER_BYTES_MAX);
         builder
             .http2()
             .timer(TokioTimer::new())
@@ -145,17 +184,25 @@ impl Door {
             .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY);
-        let service = hyper::service::service_fn(move |request| Arc::clone(&self).answer(request, peer.clone()));
+        let service = hyper::service::service_fn(move |request| {
+            Arc::clone(&self).answer(request, peer.clone())
+        });
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         // How a connection ends is the caller's business; what was asked on it is in the ledger.
         let _ = graceful.watch(connection.into_owned()).await;
     }
 
-    async fn answer(self: Arc<Self>, mut request: Request<Incoming>, peer: Peer) -> Result<Response<Body>, Infallible> {
+    async fn answer(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+        peer: Peer,
+    ) -> Result<Response<Body>, Infallible> {
         if request.uri().path().starts_with(paths::GATEWAY) {
             return Ok(self.api.gateway.handle(request, peer.address).await);
         }
-        let Ok(arrival) = Api::arrival(peer) else { return Ok(ApiError::internal().into_response()) };
+        let Ok(arrival) = Api::arrival(peer) else {
+            return Ok(ApiError::internal().into_response());
+        };
         let request_id = arrival.request_id.to_string();
         request.extensions_mut().insert(arrival);
         let mut response = match self.router.clone().oneshot(request).await {
@@ -172,8 +219,17 @@ impl Door {
 /// The verified client certificate's common name. A certificate without one names nobody.
 fn operator(certificates: Option<&[CertificateDer<'_>]>) -> Option<Operator> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificates?.first()?).ok()?;
-    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
-    Some(Operator { name: kubler_core::text::UntrustedText::new(name).as_str().to_owned() })
+    let name = certificate
+        .subject()
+        .iter_common_name()
+        .next()?
+        .as_str()
+        .ok()?;
+    Some(Operator {
+        name: kubler_core::text::UntrustedText::new(name)
+            .as_str()
+            .to_owned(),
+    })
 }
 
 /// `::ffff:1.2.3.4` and `1.2.3.4` are one source.

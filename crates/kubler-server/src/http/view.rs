@@ -1,14 +1,24 @@
 //! An environment as its job sees it: the wire form, the hooks and the kubeconfig.
 
-use kubler_api::{End, Environment as Wire, Gateway, Hook, Hooks, Owner, Phase as WirePhase, Scope as WireScope, Tombstone, paths};
+use kubler_api::{
+    End, Environment as Wire, Gateway, Hook, Hooks, Owner, Phase as WirePhase, Scope as WireScope,
+    Tombstone, paths,
+};
 use kubler_core::configuration::Configuration;
 use kubler_core::environment::{EndReason, Environment, Phase, Scope};
 use kubler_core::text::UntrustedText;
 
 /// The wire form.
-pub(super) fn environment(environment: &Environment, configuration: &Configuration, ca: Option<&str>) -> Wire {
+pub(super) fn environment(
+    environment: &Environment,
+    configuration: &Configuration,
+    ca: Option<&str>,
+) -> Wire {
     let id = environment.id.to_string();
-    let gateway = Gateway { url: format!("{}{}", configuration.url, paths::gateway(&id)), ca: ca.map(str::to_owned) };
+    let gateway = Gateway {
+        url: format!("{}{}", configuration.url, paths::gateway(&id)),
+        ca: ca.map(str::to_owned),
+    };
     Wire {
         name: environment.name.clone(),
         scope: match environment.scope {
@@ -41,7 +51,9 @@ pub(super) fn tombstone(environment: &Environment) -> Tombstone {
     let unwritten = EndReason::Lapsed;
     Tombstone {
         id: environment.id.to_string(),
-        ended_at: environment.dead_at.unwrap_or(environment.lease_end.min(environment.deadline)),
+        ended_at: environment
+            .dead_at
+            .unwrap_or(environment.lease_end.min(environment.deadline)),
         gone: environment.phase == Phase::Gone,
         end: end(environment.reason.as_ref().unwrap_or(&unwritten)),
         run_url: environment.identity.job.url.clone(),
@@ -60,7 +72,10 @@ const fn phase(phase: Phase) -> WirePhase {
 }
 
 fn end(reason: &EndReason) -> End {
-    End { code: reason.code().into(), message: reason.sentence() }
+    End {
+        code: reason.code().into(),
+        message: reason.sentence(),
+    }
 }
 
 fn owner(environment: &Environment) -> Owner {
@@ -85,12 +100,30 @@ fn owner(environment: &Environment) -> Owner {
 /// A third of the lease: two renewals may fail before anything lapses.
 const RENEWALS_PER_LEASE: u64 = 3;
 
-fn hooks(id: &str, environment: &Environment, configuration: &Configuration, gateway: &Gateway) -> Hooks {
-    let post = |path: String, command: String| Hook { method: "POST".into(), url: format!("{}{path}", configuration.url), command, every_seconds: None };
+fn hooks(
+    id: &str,
+    environment: &Environment,
+    configuration: &Configuration,
+    gateway: &Gateway,
+) -> Hooks {
+    let post = |path: String, command: String| Hook {
+        method: "POST".into(),
+        url: format!("{}{path}", configuration.url),
+        command,
+        every_seconds: None,
+    };
     let lease_seconds = environment.resolved.profile.lease_seconds;
     Hooks {
-        deploy: Hook { method: "ANY".into(), url: gateway.url.clone(), command: "kubectl apply -f FILE".into(), every_seconds: None },
-        credential: post(paths::TOKEN.into(), format!("kubler credential --environment {id}")),
+        deploy: Hook {
+            method: "ANY".into(),
+            url: gateway.url.clone(),
+            command: "kubectl apply -f FILE".into(),
+            every_seconds: None,
+        },
+        credential: post(
+            paths::TOKEN.into(),
+            format!("kubler credential --environment {id}"),
+        ),
         renew: Hook {
             every_seconds: Some((lease_seconds / RENEWALS_PER_LEASE).clamp(1, 75)),
             ..post(paths::renew(id), format!("kubler env renew {id}"))
@@ -104,9 +137,15 @@ fn kubeconfig(id: &str, configuration: &Configuration, gateway: &Gateway) -> Str
     use base64::Engine as _;
     let mut cluster = serde_json::json!({ "server": gateway.url });
     if let Some(ca) = &gateway.ca {
-        cluster["certificate-authority-data"] = base64::engine::general_purpose::STANDARD.encode(ca).into();
+        cluster["certificate-authority-data"] =
+            base64::engine::general_purpose::STANDARD.encode(ca).into();
     }
-    let audience = configuration.issuers.first().map_or(configuration.url.as_str(), |issuer| issuer.audience.as_str());
+    let audience = configuration
+        .issuers
+        .first()
+        .map_or(configuration.url.as_str(), |issuer| {
+            issuer.audience.as_str()
+        });
     let document = serde_json::json!({
         "apiVersion": "v1",
         "kind": "Config",

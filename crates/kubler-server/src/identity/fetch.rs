@@ -26,7 +26,9 @@ const DOCUMENT_SECONDS_MAX: u64 = 5;
 /// Why an issuer's keys could not be fetched. Keys that are known stay known.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
-    #[error("its address is private: `allow_private_addresses` permits that for an issuer of your own")]
+    #[error(
+        "its address is private: `allow_private_addresses` permits that for an issuer of your own"
+    )]
     ForbiddenAddress,
     #[error("it cannot be reached")]
     Unreachable(#[source] reqwest::Error),
@@ -60,13 +62,27 @@ impl Fetcher {
         Self::with_timeout(settings, folder, Duration::from_secs(DOCUMENT_SECONDS_MAX))
     }
 
-    pub(super) fn with_timeout(settings: &Issuer, folder: &Path, timeout: Duration) -> Result<Self, IdentityError> {
+    pub(super) fn with_timeout(
+        settings: &Issuer,
+        folder: &Path,
+        timeout: Duration,
+    ) -> Result<Self, IdentityError> {
         let issuer = settings.url.clone();
-        let invalid = || IdentityError::Url { issuer: issuer.clone() };
-        let origin = Url::parse(&settings.url).ok().filter(is_plain_https).ok_or_else(invalid)?;
+        let invalid = || IdentityError::Url {
+            issuer: issuer.clone(),
+        };
+        let origin = Url::parse(&settings.url)
+            .ok()
+            .filter(is_plain_https)
+            .ok_or_else(invalid)?;
         let path = "/.well-known/openid-configuration";
-        let discovery = Url::parse(&format!("{}{path}", settings.url.trim_end_matches('/'))).map_err(|_| invalid())?;
-        let reach = if settings.allow_private_addresses { Reach::Private } else { Reach::Public };
+        let discovery = Url::parse(&format!("{}{path}", settings.url.trim_end_matches('/')))
+            .map_err(|_| invalid())?;
+        let reach = if settings.allow_private_addresses {
+            Reach::Private
+        } else {
+            Reach::Public
+        };
 
         let mut builder = Client::builder()
             .https_only(true)
@@ -82,8 +98,17 @@ impl Fetcher {
         if let Some(ca) = &settings.ca {
             builder = builder.tls_certs_only(read_ca(settings, &folder.join(ca))?);
         }
-        let client = builder.build().map_err(|source| IdentityError::Client { issuer: issuer.clone(), source })?;
-        Ok(Self { issuer, origin, discovery, client, reach })
+        let client = builder.build().map_err(|source| IdentityError::Client {
+            issuer: issuer.clone(),
+            source,
+        })?;
+        Ok(Self {
+            issuer,
+            origin,
+            discovery,
+            client,
+            reach,
+        })
     }
 
     pub(super) fn issuer(&self) -> &str {
@@ -93,11 +118,15 @@ impl Fetcher {
     /// The issuer's keys, as it publishes them now.
     pub(super) async fn keys(&self, algorithms: &[&str]) -> Result<KeySet, FetchError> {
         let discovery = self.document(self.discovery.clone()).await?;
-        let discovery = json::object(&discovery, DOCUMENT_BYTES_MAX).map_err(|_| FetchError::Malformed)?;
+        let discovery =
+            json::object(&discovery, DOCUMENT_BYTES_MAX).map_err(|_| FetchError::Malformed)?;
         if discovery.get("issuer").and_then(Value::as_str) != Some(&self.issuer) {
             return Err(FetchError::OtherIssuer);
         }
-        let keys = discovery.get("jwks_uri").and_then(Value::as_str).ok_or(FetchError::Malformed)?;
+        let keys = discovery
+            .get("jwks_uri")
+            .and_then(Value::as_str)
+            .ok_or(FetchError::Malformed)?;
         let keys = Url::parse(keys).map_err(|_| FetchError::Malformed)?;
         if keys.origin() != self.origin.origin() || !is_plain_https(&keys) {
             return Err(FetchError::OtherOrigin);
@@ -110,7 +139,13 @@ impl Fetcher {
         if literal_address(&url).is_some_and(|address| !self.reach.allows(address)) {
             return Err(FetchError::ForbiddenAddress);
         }
-        let mut answer = self.client.get(url).header("accept", "application/json").send().await.map_err(failed)?;
+        let mut answer = self
+            .client
+            .get(url)
+            .header("accept", "application/json")
+            .send()
+            .await
+            .map_err(failed)?;
         if answer.status() != StatusCode::OK {
             return Err(FetchError::Status(answer.status()));
         }
@@ -133,7 +168,11 @@ fn failed(error: reqwest::Error) -> FetchError {
         }
         cause = current.source();
     }
-    if error.is_timeout() { FetchError::TooSlow } else { FetchError::Unreachable(error.without_url()) }
+    if error.is_timeout() {
+        FetchError::TooSlow
+    } else {
+        FetchError::Unreachable(error.without_url())
+    }
 }
 
 /// `https://host[:port][/path]` and nothing else: no user, no query, no fragment.
@@ -148,7 +187,10 @@ fn is_plain_https(url: &Url) -> bool {
 
 fn literal_address(url: &Url) -> Option<IpAddr> {
     let host = url.host_str()?;
-    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+    host.trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse()
+        .ok()
 }
 
 fn read_ca(settings: &Issuer, path: &Path) -> Result<Vec<Certificate>, IdentityError> {
@@ -158,8 +200,13 @@ fn read_ca(settings: &Issuer, path: &Path) -> Result<Vec<Certificate>, IdentityE
         source,
     };
     let pem = std::fs::read(path).map_err(|error| unusable(error.into()))?;
-    let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.into()))?;
-    if certificates.is_empty() { Err(unusable("it has no certificate".into())) } else { Ok(certificates) }
+    let certificates =
+        Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.into()))?;
+    if certificates.is_empty() {
+        Err(unusable("it has no certificate".into()))
+    } else {
+        Ok(certificates)
+    }
 }
 
 /// Resolves names and refuses those that lead where keys may not come from. The connection is made to the
@@ -174,7 +221,8 @@ impl Resolve for CheckedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let Self(reach) = *self;
         Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let found: Vec<SocketAddr> =
+                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             // One bad address among good ones is how rebinding begins: all or nothing.
             if found.iter().all(|address| reach.allows(address.ip())) {
                 Ok(Box::new(found.into_iter()) as Addrs)

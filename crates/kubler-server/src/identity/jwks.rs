@@ -42,18 +42,32 @@ impl KeySet {
     /// # Errors
     /// `Malformed` for what is no JWKS or has an id twice, `NoUsableKey` when nothing is left.
     pub(super) fn parse(document: &[u8], algorithms: &[&str]) -> Result<Self, FetchError> {
-        let document = json::object(document, DOCUMENT_BYTES_MAX).map_err(|_| FetchError::Malformed)?;
-        let Some(Value::Array(listed)) = document.get("keys") else { return Err(FetchError::Malformed) };
+        let document =
+            json::object(document, DOCUMENT_BYTES_MAX).map_err(|_| FetchError::Malformed)?;
+        let Some(Value::Array(listed)) = document.get("keys") else {
+            return Err(FetchError::Malformed);
+        };
         if listed.len() > KEYS_MAX {
             return Err(FetchError::Malformed);
         }
-        let keys: Vec<Key> = listed.iter().filter_map(Value::as_object).filter_map(|key| usable(key, algorithms)).collect();
+        let keys: Vec<Key> = listed
+            .iter()
+            .filter_map(Value::as_object)
+            .filter_map(|key| usable(key, algorithms))
+            .collect();
         let mut ids: Vec<_> = keys.iter().filter_map(|key| key.id.as_deref()).collect();
         ids.sort_unstable();
-        if ids.windows(2).any(|pair| matches!(pair, [one, other] if one == other)) {
+        if ids
+            .windows(2)
+            .any(|pair| matches!(pair, [one, other] if one == other))
+        {
             return Err(FetchError::Malformed);
         }
-        if keys.is_empty() { Err(FetchError::NoUsableKey) } else { Ok(Self(keys)) }
+        if keys.is_empty() {
+            Err(FetchError::NoUsableKey)
+        } else {
+            Ok(Self(keys))
+        }
     }
 
     pub(super) fn find(&self, id: Option<&str>) -> Found<'_> {
@@ -75,22 +89,43 @@ fn usable(jwk: &Map<String, Value>, algorithms: &[&str]) -> Option<Key> {
     let absent_or = |name: &str, fits: &dyn Fn(&Value) -> bool| jwk.get(name).is_none_or(fits);
     let agrees = text("kty") == Some("RSA")
         && absent_or("use", &|value| value == "sig")
-        && absent_or("alg", &|value| value.as_str().is_some_and(|name| algorithms.contains(&name)))
-        && absent_or("key_ops", &|value| value.as_array().is_some_and(|uses| uses.iter().all(|one| one == "verify") && !uses.is_empty()))
-        && absent_or("kid", &|value| value.as_str().is_some_and(|id| !id.is_empty() && id.len() <= KEY_ID_BYTES_MAX))
+        && absent_or("alg", &|value| {
+            value
+                .as_str()
+                .is_some_and(|name| algorithms.contains(&name))
+        })
+        && absent_or("key_ops", &|value| {
+            value
+                .as_array()
+                .is_some_and(|uses| uses.iter().all(|one| one == "verify") && !uses.is_empty())
+        })
+        && absent_or("kid", &|value| {
+            value
+                .as_str()
+                .is_some_and(|id| !id.is_empty() && id.len() <= KEY_ID_BYTES_MAX)
+        })
         && !PRIVATE_MEMBERS.iter().any(|name| jwk.contains_key(*name));
     if !agrees {
         return None;
     }
     let modulus = URL_SAFE_NO_PAD.decode(text("n")?).ok()?;
     let exponent = URL_SAFE_NO_PAD.decode(text("e")?).ok()?;
-    let sound = (RSA_BITS_MIN..=RSA_BITS_MAX).contains(&bits(&modulus)) && exponent_is_sound(&exponent);
-    sound.then(|| Key { id: text("kid").map(str::to_owned), decoding: DecodingKey::from_rsa_raw_components(&modulus, &exponent) })
+    let sound =
+        (RSA_BITS_MIN..=RSA_BITS_MAX).contains(&bits(&modulus)) && exponent_is_sound(&exponent);
+    sound.then(|| Key {
+        id: text("kid").map(str::to_owned),
+        decoding: DecodingKey::from_rsa_raw_components(&modulus, &exponent),
+    })
 }
 
 fn bits(number: &[u8]) -> usize {
-    let significant = number.iter().position(|byte| *byte != 0).map_or(&[][..], |first| number.get(first..).unwrap_or_default());
-    significant.first().map_or(0, |top| significant.len() * 8 - top.leading_zeros() as usize)
+    let significant = number
+        .iter()
+        .position(|byte| *byte != 0)
+        .map_or(&[][..], |first| number.get(first..).unwrap_or_default());
+    significant.first().map_or(0, |top| {
+        significant.len() * 8 - top.leading_zeros() as usize
+    })
 }
 
 /// Odd, more than 2 and at most 33 bits. With an exponent of 1 every signature would be right.
@@ -160,18 +195,30 @@ mod tests {
 
     #[test]
     fn t7_a_list_that_cannot_be_right_is_no_list() {
-        assert!(matches!(parse(&json!([jwk(), jwk()])), Err(FetchError::Malformed)));
+        assert!(matches!(
+            parse(&json!([jwk(), jwk()])),
+            Err(FetchError::Malformed)
+        ));
         assert!(matches!(parse(&json!({})), Err(FetchError::Malformed)));
         assert!(matches!(parse(&json!([])), Err(FetchError::NoUsableKey)));
-        assert!(matches!(KeySet::parse(br#"{"keys":[],"keys":[]}"#, &["RS256"]), Err(FetchError::Malformed)));
-        assert!(matches!(parse(&Value::Array(vec![json!({}); 65])), Err(FetchError::Malformed)));
+        assert!(matches!(
+            KeySet::parse(br#"{"keys":[],"keys":[]}"#, &["RS256"]),
+            Err(FetchError::Malformed)
+        ));
+        assert!(matches!(
+            parse(&Value::Array(vec![json!({}); 65])),
+            Err(FetchError::Malformed)
+        ));
     }
 
     #[test]
     fn t7_a_token_that_names_no_key_needs_there_to_be_one() {
         let mut other = jwk();
         other["kid"] = json!("b");
-        assert!(matches!(parse(&json!([jwk()])).unwrap().find(None), Found::Key(_)));
+        assert!(matches!(
+            parse(&json!([jwk()])).unwrap().find(None),
+            Found::Key(_)
+        ));
         let both = parse(&json!([jwk(), other])).unwrap();
         assert!(matches!(both.find(None), Found::NotNamed));
         assert!(matches!(both.find(Some("b")), Found::Key(_)));

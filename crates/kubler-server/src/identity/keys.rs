@@ -63,7 +63,11 @@ enum Cause {
 }
 
 impl Keys {
-    pub(super) fn new(fetcher: Fetcher, algorithms: &'static [&'static str], clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(
+        fetcher: Fetcher,
+        algorithms: &'static [&'static str],
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         Self(Arc::new(Inner {
             fetcher,
             algorithms,
@@ -89,7 +93,9 @@ impl Keys {
             }
         }
         if !self.0.is_cooling() {
-            let permit = Arc::clone(&self.0.waiting).try_acquire_owned().map_err(|_| RefusalReason::Busy)?;
+            let permit = Arc::clone(&self.0.waiting)
+                .try_acquire_owned()
+                .map_err(|_| RefusalReason::Busy)?;
             self.fetch(Cause::UnknownKey, Some(permit)).await;
         }
         self.0.look(id)
@@ -118,7 +124,10 @@ impl Keys {
             }
         });
         if task.await.is_err() {
-            tracing::error!(issuer = self.0.fetcher.issuer(), "a fetch of keys broke off");
+            tracing::error!(
+                issuer = self.0.fetcher.issuer(),
+                "a fetch of keys broke off"
+            );
         }
     }
 
@@ -133,17 +142,24 @@ impl Keys {
     pub(super) fn health(&self) -> String {
         let now = self.0.clock.now();
         let failure = self.0.last().as_ref().and_then(|last| last.failure.clone());
-        let failure = failure.map_or_else(String::new, |failure| format!("; the last fetch failed: {failure}"));
+        let failure = failure.map_or_else(String::new, |failure| {
+            format!("; the last fetch failed: {failure}")
+        });
         match self.0.known.load().as_ref() {
             None => format!("missing{failure}"),
             Some(known) => {
                 let age = age(known.fetched_at, now);
                 let state = match age {
-                    ..=KEYS_STALE_SECONDS_MAX if age < 2 * KEYS_REFRESH_SECONDS.cast_signed() => "fresh",
+                    ..=KEYS_STALE_SECONDS_MAX if age < 2 * KEYS_REFRESH_SECONDS.cast_signed() => {
+                        "fresh"
+                    }
                     ..=KEYS_STALE_SECONDS_MAX => "stale",
                     _ => "missing",
                 };
-                format!("{state}: {} keys, fetched {age} s ago{failure}", known.keys.len())
+                format!(
+                    "{state}: {} keys, fetched {age} s ago{failure}",
+                    known.keys.len()
+                )
             }
         }
     }
@@ -152,7 +168,9 @@ impl Keys {
 impl Inner {
     fn look(&self, id: Option<&str>) -> Result<DecodingKey, RefusalReason> {
         let known = self.known.load();
-        let known = known.as_ref().filter(|known| age(known.fetched_at, self.clock.now()) <= KEYS_STALE_SECONDS_MAX);
+        let known = known
+            .as_ref()
+            .filter(|known| age(known.fetched_at, self.clock.now()) <= KEYS_STALE_SECONDS_MAX);
         match known.ok_or(RefusalReason::KeysUnavailable)?.keys.find(id) {
             Found::Key(key) => Ok(key.clone()),
             Found::NotNamed => Err(RefusalReason::KeyNotNamed),
@@ -163,14 +181,27 @@ impl Inner {
     /// Whether the issuer was asked so recently that an unknown key is no reason to ask again.
     fn is_cooling(&self) -> bool {
         let now = self.clock.now();
-        let usable = self.known.load().as_ref().is_some_and(|known| age(known.fetched_at, now) <= KEYS_STALE_SECONDS_MAX);
-        let cooldown = if usable { COOLDOWN_SECONDS } else { COOLDOWN_WITHOUT_KEYS_SECONDS };
-        self.last().as_ref().is_some_and(|last| last.at <= now && age(last.at, now) < cooldown)
+        let usable = self
+            .known
+            .load()
+            .as_ref()
+            .is_some_and(|known| age(known.fetched_at, now) <= KEYS_STALE_SECONDS_MAX);
+        let cooldown = if usable {
+            COOLDOWN_SECONDS
+        } else {
+            COOLDOWN_WITHOUT_KEYS_SECONDS
+        };
+        self.last()
+            .as_ref()
+            .is_some_and(|last| last.at <= now && age(last.at, now) < cooldown)
     }
 
     fn is_due(&self) -> bool {
         let now = self.clock.now();
-        let old = self.known.load().as_ref().is_some_and(|known| age(known.fetched_at, now) >= KEYS_REFRESH_SECONDS.cast_signed());
+        let old =
+            self.known.load().as_ref().is_some_and(|known| {
+                age(known.fetched_at, now) >= KEYS_REFRESH_SECONDS.cast_signed()
+            });
         old && !self.is_cooling()
     }
 
@@ -181,13 +212,24 @@ impl Inner {
         let at = self.clock.now();
         let failure = match outcome {
             Ok(keys) => {
-                tracing::debug!(issuer = self.fetcher.issuer(), keys = keys.len(), "fetched keys");
-                self.known.store(Some(Arc::new(Known { keys, fetched_at: at })));
+                tracing::debug!(
+                    issuer = self.fetcher.issuer(),
+                    keys = keys.len(),
+                    "fetched keys"
+                );
+                self.known.store(Some(Arc::new(Known {
+                    keys,
+                    fetched_at: at,
+                })));
                 None
             }
             Err(error) => {
                 let failure = describe(&error);
-                tracing::warn!(issuer = self.fetcher.issuer(), failure, "keys could not be fetched; known ones stay in use");
+                tracing::warn!(
+                    issuer = self.fetcher.issuer(),
+                    failure,
+                    "keys could not be fetched; known ones stay in use"
+                );
                 Some(failure)
             }
         };

@@ -23,7 +23,13 @@ pub(super) struct Moved {
 
 impl fmt::Display for Moved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` was {} and is {}", UntrustedText::new(&self.name), self.from, self.to)
+        write!(
+            f,
+            "`{}` was {} and is {}",
+            UntrustedText::new(&self.name),
+            self.from,
+            self.to
+        )
     }
 }
 
@@ -37,9 +43,18 @@ impl Names {
     /// Notes the names of a verified identity; tells which of them had another id before.
     pub(super) fn seen(&self, identity: &Identity) -> Vec<Moved> {
         let organization = format!("{} {}", identity.issuer, identity.organization.slug);
-        let project = format!("{} {}/{}", identity.issuer, identity.organization.id, identity.project.slug);
-        let pairs = [(organization, &identity.organization.id), (project, &identity.project.id)];
-        pairs.into_iter().filter_map(|(name, id)| self.note(name, id)).collect()
+        let project = format!(
+            "{} {}/{}",
+            identity.issuer, identity.organization.id, identity.project.slug
+        );
+        let pairs = [
+            (organization, &identity.organization.id),
+            (project, &identity.project.id),
+        ];
+        pairs
+            .into_iter()
+            .filter_map(|(name, id)| self.note(name, id))
+            .collect()
     }
 
     fn note(&self, name: String, id: &String) -> Option<Moved> {
@@ -48,6 +63,10 @@ impl Names {
             return None;
         }
         self.0.insert(name.clone(), id.clone());
-        before.map(|from| Moved { name, from, to: id.clone() })
+        before.map(|from| Moved {
+            name,
+            from,
+            to: id.clone(),
+        })
     }
 }

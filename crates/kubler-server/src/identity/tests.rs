@@ -33,14 +33,26 @@ impl Scene {
     /// `change` edits the issuer's entry in the configuration.
     pub(super) fn with(change: impl FnOnce(&mut Issuer)) -> Self {
         let buildkite = Buildkite::start();
-        let job = buildkite.build("app").branch("main").start().job("test").run();
+        let job = buildkite
+            .build("app")
+            .branch("main")
+            .start()
+            .job("test")
+            .run();
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("issuer-ca.pem"), buildkite.ca_pem()).unwrap();
         let clock = Arc::new(ManualClock::new(SystemClock.now()));
         let mut settings = settings(&buildkite);
         change(&mut settings);
-        let verifier = Verifier::new(&configuration(settings), folder.path(), clock.clone()).unwrap();
-        Self { buildkite, job, clock, verifier, folder }
+        let verifier =
+            Verifier::new(&configuration(settings), folder.path(), clock.clone()).unwrap();
+        Self {
+            buildkite,
+            job,
+            clock,
+            verifier,
+            folder,
+        }
     }
 
     pub(super) fn now(&self) -> Timestamp {
@@ -53,15 +65,22 @@ impl Scene {
 
     /// The token of the job that the service would sign, minted now by our clock.
     pub(super) fn draft(&self) -> TokenDraft {
-        self.job.forge(&OidcRequest::for_kubler(AUDIENCE)).minted_at(self.now(), 300)
+        self.job
+            .forge(&OidcRequest::for_kubler(AUDIENCE))
+            .minted_at(self.now(), 300)
     }
 
-    pub(super) async fn verify(&self, token: impl Into<SecretString>) -> Result<VerifiedToken, Refusal> {
+    pub(super) async fn verify(
+        &self,
+        token: impl Into<SecretString>,
+    ) -> Result<VerifiedToken, Refusal> {
         self.verifier.verify(&token.into()).await
     }
 
     pub(super) async fn refusal(&self, token: String) -> Refusal {
-        self.verify(token).await.expect_err("a token that is refused")
+        self.verify(token)
+            .await
+            .expect_err("a token that is refused")
     }
 }
 
@@ -85,29 +104,57 @@ pub(super) fn settings(buildkite: &Buildkite) -> Issuer {
 }
 
 pub(super) fn configuration(issuer: Issuer) -> Configuration {
-    let text = serde_json::json!({"url": "https://kubler.test", "issuers": [issuer], "profiles": []});
+    let text =
+        serde_json::json!({"url": "https://kubler.test", "issuers": [issuer], "profiles": []});
     serde_json::from_value(text).unwrap()
 }
 
 #[tokio::test]
 async fn a_fresh_token_of_a_running_job_becomes_its_identity() {
     let scene = Scene::new();
-    let token = scene.job.oidc_token(&OidcRequest::for_kubler(AUDIENCE)).unwrap();
+    let token = scene
+        .job
+        .oidc_token(&OidcRequest::for_kubler(AUDIENCE))
+        .unwrap();
     let verified = scene.verify(token.as_str()).await.unwrap();
     assert_eq!(verified.identity.job.id, scene.job.id().to_string());
-    assert_eq!(verified.identity.project.id, scene.buildkite.pipeline("app").id.to_string());
+    assert_eq!(
+        verified.identity.project.id,
+        scene.buildkite.pipeline("app").id.to_string()
+    );
     assert_eq!(verified.identity.issuer, scene.buildkite.issuer_url());
     assert_eq!(verified.digest, TokenDigest::of(&token));
-    assert_eq!(verified.expires_at.as_second() - verified.issued_at.as_second(), 300);
-    assert_eq!((scene.buildkite.discovery_requests(), scene.buildkite.jwks_requests()), (1, 1));
+    assert_eq!(
+        verified.expires_at.as_second() - verified.issued_at.as_second(),
+        300
+    );
+    assert_eq!(
+        (
+            scene.buildkite.discovery_requests(),
+            scene.buildkite.jwks_requests()
+        ),
+        (1, 1)
+    );
 }
 
 #[tokio::test]
 async fn the_first_job_does_not_pay_for_discovery() {
     let scene = Scene::new();
-    assert!(scene.verifier.health().values().all(|health| health.starts_with("missing")));
+    assert!(
+        scene
+            .verifier
+            .health()
+            .values()
+            .all(|health| health.starts_with("missing"))
+    );
     scene.verifier.prefetch().await;
-    assert!(scene.verifier.health().values().all(|health| health.starts_with("fresh")));
+    assert!(
+        scene
+            .verifier
+            .health()
+            .values()
+            .all(|health| health.starts_with("fresh"))
+    );
     assert!(scene.verify(scene.draft().sign()).await.is_ok());
     assert_eq!(scene.buildkite.jwks_requests(), 1);
 }
@@ -115,8 +162,16 @@ async fn the_first_job_does_not_pay_for_discovery() {
 #[tokio::test]
 async fn t3_a_verifier_without_an_audience_does_not_start() {
     let scene = Scene::new();
-    let issuer = Issuer { audience: " ".into(), ..settings(&scene.buildkite) };
-    let error = Verifier::new(&configuration(issuer), scene.folder.path(), scene.clock.clone()).unwrap_err();
+    let issuer = Issuer {
+        audience: " ".into(),
+        ..settings(&scene.buildkite)
+    };
+    let error = Verifier::new(
+        &configuration(issuer),
+        scene.folder.path(),
+        scene.clock.clone(),
+    )
+    .unwrap_err();
     assert!(matches!(error, IdentityError::Audience { .. }), "{error}");
 }
 
@@ -124,11 +179,24 @@ async fn t3_a_verifier_without_an_audience_does_not_start() {
 async fn t8_an_issuer_is_a_plain_https_url() {
     let scene = Scene::new();
     for url in [
-        "http://agent.buildkite.com", "https://user@agent.buildkite.com", "https://agent.buildkite.com@evil.test:x",
-        "https://agent.buildkite.com?x=y", "https://agent.buildkite.com#x", "agent.buildkite.com", "file:///etc/passwd",
+        "http://agent.buildkite.com",
+        "https://user@agent.buildkite.com",
+        "https://agent.buildkite.com@evil.test:x",
+        "https://agent.buildkite.com?x=y",
+        "https://agent.buildkite.com#x",
+        "agent.buildkite.com",
+        "file:///etc/passwd",
     ] {
-        let issuer = Issuer { url: url.into(), ..settings(&scene.buildkite) };
-        let error = Verifier::new(&configuration(issuer), scene.folder.path(), scene.clock.clone()).unwrap_err();
+        let issuer = Issuer {
+            url: url.into(),
+            ..settings(&scene.buildkite)
+        };
+        let error = Verifier::new(
+            &configuration(issuer),
+            scene.folder.path(),
+            scene.clock.clone(),
+        )
+        .unwrap_err();
         assert!(matches!(error, IdentityError::Url { .. }), "{url}: {error}");
     }
 }
@@ -137,11 +205,18 @@ async fn t8_an_issuer_is_a_plain_https_url() {
 async fn l1_nothing_that_can_be_printed_shows_a_token() {
     let scene = Scene::new();
     let good = scene.draft().sign();
-    let expired = scene.draft().minted_at(scene.now() - jiff::SignedDuration::from_secs(4000), 300).sign();
+    let expired = scene
+        .draft()
+        .minted_at(scene.now() - jiff::SignedDuration::from_secs(4000), 300)
+        .sign();
     let agent_token = scene.job.access_token().unwrap();
     let verified = scene.verify(good.as_str()).await.unwrap();
     let printed = [
-        format!("{verified:?} {:?} {:?}", scene.verifier, scene.verifier.health()),
+        format!(
+            "{verified:?} {:?} {:?}",
+            scene.verifier,
+            scene.verifier.health()
+        ),
         format!("{:?}", SecretString::from(good.as_str())),
         format!("{:?}", scene.refusal(expired.clone()).await),
         format!("{0:?} {0}", scene.refusal(format!("{good}x")).await),
@@ -164,7 +239,11 @@ async fn c2_a_name_that_moves_to_another_id_is_noticed() {
     other.project.id = "01945ecf-0000-7000-8000-0000000000ee".into();
     let moved = scene.verifier.names.seen(&other);
     assert_eq!(moved.len(), 1);
-    assert!(moved[0].to_string().contains(&first.identity.project.id), "{}", moved[0]);
+    assert!(
+        moved[0].to_string().contains(&first.identity.project.id),
+        "{}",
+        moved[0]
+    );
     assert!(scene.verifier.names.seen(&other).is_empty());
 }
 
@@ -173,7 +252,9 @@ async fn c2_a_name_that_moves_to_another_id_is_noticed() {
 #[ignore = "prints figures"]
 async fn figures() {
     let scene = Scene::new();
-    let tokens: Vec<SecretString> = (0..2000).map(|nth: u64| scene.draft().claim("jti", nth.to_string()).sign().into()).collect();
+    let tokens: Vec<SecretString> = (0..2000)
+        .map(|nth: u64| scene.draft().claim("jti", nth.to_string()).sign().into())
+        .collect();
     scene.verifier.prefetch().await;
     let mut micros: Vec<f64> = Vec::new();
     for token in &tokens {
@@ -182,5 +263,8 @@ async fn figures() {
         micros.push(start.elapsed().as_secs_f64() * 1e6);
     }
     micros.sort_by(f64::total_cmp);
-    println!("verify a token: p50 {:.1} µs, p99 {:.1} µs", micros[1000], micros[1980]);
+    println!(
+        "verify a token: p50 {:.1} µs, p99 {:.1} µs",
+        micros[1000], micros[1980]
+    );
 }

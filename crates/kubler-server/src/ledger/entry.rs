@@ -38,13 +38,19 @@ impl Entry {
     }
 
     /// Closes it.
-    #[allow(clippy::unused_async, reason = "callers must not care whether an end waits")]
+    #[allow(
+        clippy::unused_async,
+        reason = "callers must not care whether an end waits"
+    )]
     pub async fn end(self, outcome: Outcome) {
         self.end_now(outcome);
     }
 
     /// Closes it with more to say.
-    #[allow(clippy::unused_async, reason = "callers must not care whether an end waits")]
+    #[allow(
+        clippy::unused_async,
+        reason = "callers must not care whether an end waits"
+    )]
     pub async fn end_with(mut self, outcome: Outcome, change: impl FnOnce(&mut Body)) {
         self.close(outcome, change);
     }
@@ -55,7 +61,9 @@ impl Entry {
     }
 
     fn close(&mut self, outcome: Outcome, change: impl FnOnce(&mut Body)) {
-        let Some(sequence) = self.sequence.take() else { return };
+        let Some(sequence) = self.sequence.take() else {
+            return;
+        };
         let mut body = Body::new(Kind::End, self.action);
         body.start = Some(sequence);
         body.request_id = self.request_id;
@@ -72,6 +80,12 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.close(Outcome { close_reason: Some("client".into()), ..Outcome::default() }, |_| {});
+        self.close(
+            Outcome {
+                close_reason: Some("client".into()),
+                ..Outcome::default()
+            },
+            |_| {},
+        );
     }
 }

@@ -42,7 +42,13 @@ pub(super) struct Mark {
 
 impl Mark {
     pub(super) fn of(body: &Body) -> Self {
-        Self { environment: body.environment_id, job: body.identity.as_ref().map(|identity| identity.job.id.clone()) }
+        Self {
+            environment: body.environment_id,
+            job: body
+                .identity
+                .as_ref()
+                .map(|identity| identity.job.id.clone()),
+        }
     }
 }
 
@@ -89,9 +95,16 @@ impl Index {
     pub(super) fn note(&mut self, sequence: u64, offset: u64, mark: Mark) {
         let segment = self.last_segment().unwrap_or(0);
         if sequence.is_multiple_of(PLACE_EVERY) || sequence == segment {
-            self.places.push(Place { sequence, segment, offset });
+            self.places.push(Place {
+                sequence,
+                segment,
+                offset,
+            });
         }
-        let stretch = Stretch { first: sequence, last: sequence };
+        let stretch = Stretch {
+            first: sequence,
+            last: sequence,
+        };
         if let Some(id) = mark.environment {
             self.environments.entry(id).or_insert(stretch).last = sequence;
         }
@@ -101,24 +114,57 @@ impl Index {
     }
 
     pub(super) fn plan(&self, query: &Query, size: u64) -> Plan {
-        let nothing = Stretch { first: u64::MAX, last: 0 };
-        let environment = query.environment.map(|id| self.environments.get(&id).copied().unwrap_or(nothing));
-        let job = query.job.as_ref().map(|job| self.jobs.get(job).copied().unwrap_or(nothing));
+        let nothing = Stretch {
+            first: u64::MAX,
+            last: 0,
+        };
+        let environment = query
+            .environment
+            .map(|id| self.environments.get(&id).copied().unwrap_or(nothing));
+        let job = query
+            .job
+            .as_ref()
+            .map(|job| self.jobs.get(job).copied().unwrap_or(nothing));
         // Ends of a job's requests carry its environment but not its name: only a lower bound is certain for jobs.
-        let first = [environment, job].into_iter().flatten().map(|stretch| stretch.first).max().unwrap_or(0);
+        let first = [environment, job]
+            .into_iter()
+            .flatten()
+            .map(|stretch| stretch.first)
+            .max()
+            .unwrap_or(0);
         let to = environment.map_or(size, |stretch| size.min(stretch.last.saturating_add(1)));
         let from = query.from.max(first);
-        let start = self.places.partition_point(|place| place.sequence <= from).checked_sub(1).and_then(|nth| self.places.get(nth)).copied();
-        let segments = self.segments.iter().copied().filter(|segment| start.is_none_or(|place| *segment >= place.segment)).collect();
-        Plan { start, segments, from, to }
+        let start = self
+            .places
+            .partition_point(|place| place.sequence <= from)
+            .checked_sub(1)
+            .and_then(|nth| self.places.get(nth))
+            .copied();
+        let segments = self
+            .segments
+            .iter()
+            .copied()
+            .filter(|segment| start.is_none_or(|place| *segment >= place.segment))
+            .collect();
+        Plan {
+            start,
+            segments,
+            from,
+            to,
+        }
     }
 }
 
 /// Carries out a plan.
 pub(super) fn read(folder: &Path, query: &Query, plan: &Plan) -> std::io::Result<Records> {
     let limit = query.limit.unwrap_or(READ_DEFAULT).clamp(1, READ_MAX);
-    let mut found = Records { records: Vec::new(), next: None };
-    let Some(start) = plan.start.filter(|_| plan.from < plan.to) else { return Ok(found) };
+    let mut found = Records {
+        records: Vec::new(),
+        next: None,
+    };
+    let Some(start) = plan.start.filter(|_| plan.from < plan.to) else {
+        return Ok(found);
+    };
     let stop = plan.to.min(plan.from.saturating_add(SCAN_MAX));
     let mut sequence = start.sequence;
     for segment in &plan.segments {
@@ -145,7 +191,12 @@ pub(super) fn read(folder: &Path, query: &Query, plan: &Plan) -> std::io::Result
 }
 
 fn matches(query: &Query, record: &Value) -> bool {
-    let environment = query.environment.is_none_or(|id| record.get("environment_id").and_then(Value::as_str) == Some(&id.to_string()));
-    let job = query.job.as_deref().is_none_or(|job| record.pointer("/identity/job/id").and_then(Value::as_str) == Some(job));
+    let environment = query.environment.is_none_or(|id| {
+        record.get("environment_id").and_then(Value::as_str) == Some(&id.to_string())
+    });
+    let job = query
+        .job
+        .as_deref()
+        .is_none_or(|job| record.pointer("/identity/job/id").and_then(Value::as_str) == Some(job));
     environment && job
 }

@@ -21,13 +21,28 @@ pub(super) struct Signer {
 }
 
 impl Signer {
-    pub(super) const fn new(key: PrivateKey, latest: Option<kubler_api::ledger::Checkpoint>) -> Self {
-        Self { key, latest, behind: Vec::new() }
+    pub(super) const fn new(
+        key: PrivateKey,
+        latest: Option<kubler_api::ledger::Checkpoint>,
+    ) -> Self {
+        Self {
+            key,
+            latest,
+            behind: Vec::new(),
+        }
     }
 
-    pub(super) fn sign(&mut self, folder: &Path, unsigned: Unsigned) -> Result<kubler_api::ledger::Checkpoint, LedgerError> {
+    pub(super) fn sign(
+        &mut self,
+        folder: &Path,
+        unsigned: Unsigned,
+    ) -> Result<kubler_api::ledger::Checkpoint, LedgerError> {
         self.behind.extend(unsigned.leaves);
-        if let Some(latest) = self.latest.as_ref().filter(|latest| latest.size == unsigned.size) {
+        if let Some(latest) = self
+            .latest
+            .as_ref()
+            .filter(|latest| latest.size == unsigned.size)
+        {
             return Ok(latest.clone());
         }
         let note = self.key.sign(unsigned.size, unsigned.root);
@@ -40,14 +55,24 @@ impl Signer {
             notes.write_all(format!("{note}\n").as_bytes())?;
             notes.sync_data()
         };
-        write().map_err(|error| LedgerError::Unusable { folder: folder.to_owned(), message: error.to_string() })?;
+        write().map_err(|error| LedgerError::Unusable {
+            folder: folder.to_owned(),
+            message: error.to_string(),
+        })?;
         self.behind.clear();
-        let checkpoint = kubler_api::ledger::Checkpoint { note, size: unsigned.size };
+        let checkpoint = kubler_api::ledger::Checkpoint {
+            note,
+            size: unsigned.size,
+        };
         self.latest = Some(checkpoint.clone());
         Ok(checkpoint)
     }
 }
 
 fn append(folder: &Path, name: &str) -> std::io::Result<std::fs::File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join(name))
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(folder.join(name))
 }

@@ -16,7 +16,12 @@ impl World {
     }
 
     fn open(&self) -> Result<Ledger, LedgerError> {
-        Ledger::open(&self.0.path().join("ledger"), "kubler.test/ledger", &LedgerSettings::default(), Arc::new(SystemClock))
+        Ledger::open(
+            &self.0.path().join("ledger"),
+            "kubler.test/ledger",
+            &LedgerSettings::default(),
+            Arc::new(SystemClock),
+        )
     }
 
     fn records(&self) -> PathBuf {
@@ -38,9 +43,17 @@ async fn l4_a_start_is_in_the_file_before_it_is_acknowledged_and_its_end_after()
     let ledger = world.open().unwrap();
     let entry = ledger.start(start(), Durability::Disk).await.unwrap();
     assert_eq!(world.text().lines().count(), 1);
-    entry.end(Outcome { status: 200, ..Outcome::default() }).await;
+    entry
+        .end(Outcome {
+            status: 200,
+            ..Outcome::default()
+        })
+        .await;
     let text = world.text();
-    assert!(text.lines().nth(1).unwrap().contains("\"start\":0"), "{text}");
+    assert!(
+        text.lines().nth(1).unwrap().contains("\"start\":0"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -54,21 +67,40 @@ async fn what_is_dropped_is_closed_and_what_a_crash_left_open_is_closed_at_the_n
     // The forgotten entry holds a clone, as a killed process would: only the lock is given back by hand.
     std::fs::remove_file(world.0.path().join("ledger").join(layout::LOCK)).unwrap();
     world.open().unwrap();
-    assert!(world.text().contains("\"close_reason\":\"crash\""), "{}", world.text());
+    assert!(
+        world.text().contains("\"close_reason\":\"crash\""),
+        "{}",
+        world.text()
+    );
 }
 
 #[tokio::test]
 async fn a_torn_last_record_is_cut_and_said() {
     let world = World::new();
     let ledger = world.open().unwrap();
-    ledger.event(Body::new(Kind::Event, LedgerAction::ServerStart), Durability::Disk).await.unwrap();
+    ledger
+        .event(
+            Body::new(Kind::Event, LedgerAction::ServerStart),
+            Durability::Disk,
+        )
+        .await
+        .unwrap();
     drop(ledger);
     let whole = world.text();
     std::fs::write(world.records(), format!("{whole}{{\"sequence\":1,\"at")).unwrap();
     let ledger = world.open().unwrap();
     let text = world.text();
-    assert!(text.starts_with(&whole) && text.contains("\"torn_bytes\""), "{text}");
-    ledger.event(Body::new(Kind::Event, LedgerAction::ServerStop), Durability::Disk).await.unwrap();
+    assert!(
+        text.starts_with(&whole) && text.contains("\"torn_bytes\""),
+        "{text}"
+    );
+    ledger
+        .event(
+            Body::new(Kind::Event, LedgerAction::ServerStop),
+            Durability::Disk,
+        )
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -77,7 +109,13 @@ async fn l5_a_ledger_that_is_not_what_its_checkpoint_says_is_not_opened() {
         let world = World::new();
         let ledger = world.open().unwrap();
         for _ in 0..3 {
-            ledger.event(Body::new(Kind::Event, LedgerAction::ServerStart), Durability::Disk).await.unwrap();
+            ledger
+                .event(
+                    Body::new(Kind::Event, LedgerAction::ServerStart),
+                    Durability::Disk,
+                )
+                .await
+                .unwrap();
         }
         assert_eq!(ledger.checkpoint().unwrap().size, 3);
         drop(ledger);
@@ -85,10 +123,16 @@ async fn l5_a_ledger_that_is_not_what_its_checkpoint_says_is_not_opened() {
         let changed = if damage == "change" {
             text.replacen("server.start", "server.stop", 1)
         } else {
-            text.lines().take(2).map(|line| format!("{line}\n")).collect()
+            text.lines()
+                .take(2)
+                .map(|line| format!("{line}\n"))
+                .collect()
         };
         std::fs::write(world.records(), changed).unwrap();
-        assert!(matches!(world.open(), Err(LedgerError::Damaged { .. })), "{damage}");
+        assert!(
+            matches!(world.open(), Err(LedgerError::Damaged { .. })),
+            "{damage}"
+        );
     }
 }
 
@@ -96,14 +140,26 @@ async fn l5_a_ledger_that_is_not_what_its_checkpoint_says_is_not_opened() {
 async fn a_checkpoint_is_signed_once_for_each_size_and_goes_on_after_a_restart() {
     let world = World::new();
     let ledger = world.open().unwrap();
-    ledger.event(Body::new(Kind::Event, LedgerAction::ServerStart), Durability::Disk).await.unwrap();
+    ledger
+        .event(
+            Body::new(Kind::Event, LedgerAction::ServerStart),
+            Durability::Disk,
+        )
+        .await
+        .unwrap();
     let first = ledger.checkpoint().unwrap();
     assert_eq!(first, ledger.checkpoint().unwrap());
     assert_eq!(ledger.verifying_key().open(&first.note).unwrap().size, 1);
     drop(ledger);
     let ledger = world.open().unwrap();
     assert_eq!(first, ledger.checkpoint().unwrap());
-    ledger.event(Body::new(Kind::Event, LedgerAction::ServerStop), Durability::Disk).await.unwrap();
+    ledger
+        .event(
+            Body::new(Kind::Event, LedgerAction::ServerStop),
+            Durability::Disk,
+        )
+        .await
+        .unwrap();
     assert_eq!(ledger.checkpoint().unwrap().size, 2);
     let leaves = std::fs::read(world.0.path().join("ledger").join(layout::LEAVES)).unwrap();
     assert_eq!(leaves.len(), 64);
@@ -126,12 +182,39 @@ async fn records_are_found_by_environment_and_read_on_by_sequence() {
         body.environment_id = nth.is_multiple_of(100).then_some(id);
         ledger.event(body, Durability::Process).await.unwrap();
     }
-    let found = ledger.read(&Query { environment: Some(id), ..Query::default() }).unwrap();
-    let sequences: Vec<_> = found.records.iter().map(|record| record["sequence"].as_u64().unwrap()).collect();
+    let found = ledger
+        .read(&Query {
+            environment: Some(id),
+            ..Query::default()
+        })
+        .unwrap();
+    let sequences: Vec<_> = found
+        .records
+        .iter()
+        .map(|record| record["sequence"].as_u64().unwrap())
+        .collect();
     assert_eq!(sequences, [0, 100, 200, 300, 400, 500]);
-    let page = ledger.read(&Query { from: 300, limit: Some(10), ..Query::default() }).unwrap();
-    assert_eq!((page.records.len(), page.records[0]["sequence"].as_u64(), page.next), (10, Some(300), Some(310)));
-    let none = ledger.read(&Query { from: 600, ..Query::default() }).unwrap();
+    let page = ledger
+        .read(&Query {
+            from: 300,
+            limit: Some(10),
+            ..Query::default()
+        })
+        .unwrap();
+    assert_eq!(
+        (
+            page.records.len(),
+            page.records[0]["sequence"].as_u64(),
+            page.next
+        ),
+        (10, Some(300), Some(310))
+    );
+    let none = ledger
+        .read(&Query {
+            from: 600,
+            ..Query::default()
+        })
+        .unwrap();
     assert_eq!((none.records.len(), none.next), (0, None));
 }
 
@@ -139,14 +222,25 @@ async fn records_are_found_by_environment_and_read_on_by_sequence() {
 async fn l7_a_hostile_branch_name_stays_on_its_line() {
     let world = World::new();
     let ledger = world.open().unwrap();
-    let named = |id: &str| Named { id: id.into(), slug: id.into() };
+    let named = |id: &str| Named {
+        id: id.into(),
+        slug: id.into(),
+    };
     let mut body = start();
     body.identity = Some(Box::new(Identity {
         issuer: "https://agent.buildkite.com".into(),
         organization: named("o"),
         project: named("p\n{\"sequence\":99}"),
-        run: Run { id: "r".into(), number: 1, url: String::new() },
-        job: Job { id: "j".into(), step_key: None, url: String::new() },
+        run: Run {
+            id: "r".into(),
+            number: 1,
+            url: String::new(),
+        },
+        job: Job {
+            id: "j".into(),
+            step_key: None,
+            url: String::new(),
+        },
         source: Source {
             branch: Some(UntrustedText::new("main\n{\"sequence\":1}\u{1b}[2J")),
             tag: None,
@@ -164,11 +258,22 @@ async fn l7_a_hostile_branch_name_stays_on_its_line() {
 #[tokio::test]
 async fn refusals_of_unknown_callers_are_counted_not_listed() {
     let world = World::new();
-    let clock = Arc::new(crate::clock::ManualClock::new(jiff::Timestamp::from_second(1_800_000_000).unwrap()));
+    let clock = Arc::new(crate::clock::ManualClock::new(
+        jiff::Timestamp::from_second(1_800_000_000).unwrap(),
+    ));
     let folder = world.0.path().join("ledger");
-    let ledger = Ledger::open(&folder, "kubler.test/ledger", &LedgerSettings::default(), Arc::<crate::clock::ManualClock>::clone(&clock)).unwrap();
+    let ledger = Ledger::open(
+        &folder,
+        "kubler.test/ledger",
+        &LedgerSettings::default(),
+        Arc::<crate::clock::ManualClock>::clone(&clock),
+    )
+    .unwrap();
     for _ in 0..1000 {
-        ledger.refuse(RefusalBeforeVerification { peer: [127, 0, 0, 1].into(), reason: "signature" });
+        ledger.refuse(RefusalBeforeVerification {
+            peer: [127, 0, 0, 1].into(),
+            reason: "signature",
+        });
     }
     clock.advance(Duration::from_secs(11));
     ledger.checkpoint().unwrap();

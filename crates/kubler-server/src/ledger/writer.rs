@@ -54,7 +54,12 @@ pub(super) struct Unsigned {
 }
 
 impl Writer {
-    pub(super) fn new(folder: &Path, frontier: Frontier, unsigned: Vec<Hash>, index: Index) -> std::io::Result<Self> {
+    pub(super) fn new(
+        folder: &Path,
+        frontier: Frontier,
+        unsigned: Vec<Hash>,
+        index: Index,
+    ) -> std::io::Result<Self> {
         let first = index.last_segment().unwrap_or(0);
         let file = open_segment(folder, first)?;
         let bytes = file.metadata()?.len();
@@ -76,7 +81,14 @@ impl Writer {
     }
 
     /// Appends one record; it is written to the operating system when this returns.
-    pub(super) fn append(&mut self, sealed: &Sealed, room: Room, mark: Mark, now: Timestamp, syncer: &Syncer) -> Result<u64, LedgerError> {
+    pub(super) fn append(
+        &mut self,
+        sealed: &Sealed,
+        room: Room,
+        mark: Mark,
+        now: Timestamp,
+        syncer: &Syncer,
+    ) -> Result<u64, LedgerError> {
         if syncer.has_failed() || (!self.reserve && room == Room::Ordinary && !self.keep_room()) {
             return Err(LedgerError::Full);
         }
@@ -114,7 +126,10 @@ impl Writer {
     }
 
     fn next_segment(&mut self, first: u64, syncer: &Syncer) -> Result<(), LedgerError> {
-        let unusable = |error: std::io::Error| LedgerError::Unusable { folder: self.folder.clone(), message: error.to_string() };
+        let unusable = |error: std::io::Error| LedgerError::Unusable {
+            folder: self.folder.clone(),
+            message: error.to_string(),
+        };
         // Whoever waits for records of the old file must not be told by a sync of the new one.
         self.file.sync_data().map_err(unusable)?;
         let file = Arc::new(open_segment(&self.folder, first).map_err(unusable)?);
@@ -128,10 +143,21 @@ impl Writer {
     /// Makes sure that the room for ends is there.
     fn keep_room(&mut self) -> bool {
         let path = self.folder.join(RESERVE);
-        let kept = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&path).and_then(|file| {
-            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES)?;
-            Ok(())
-        });
+        let kept = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|file| {
+                rustix::fs::fallocate(
+                    &file,
+                    rustix::fs::FallocateFlags::empty(),
+                    0,
+                    RESERVE_BYTES,
+                )?;
+                Ok(())
+            });
         self.reserve = kept.is_ok();
         if !self.reserve {
             let _ = std::fs::remove_file(path);
@@ -167,7 +193,11 @@ impl Writer {
 }
 
 fn open_segment(folder: &Path, first: u64) -> std::io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join(layout::segment_name(first)))
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(folder.join(layout::segment_name(first)))
 }
 
 type Waiter = oneshot::Sender<Result<(), &'static str>>;
@@ -186,15 +216,24 @@ struct Shared {
 
 impl Syncer {
     pub(super) fn start(file: Arc<File>) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { file: Mutex::new(file), failed: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            file: Mutex::new(file),
+            failed: AtomicBool::new(false),
+        });
         let (waiters, waiting) = mpsc::channel::<Waiter>();
         let of_thread = Arc::clone(&shared);
-        std::thread::Builder::new().name("ledger-sync".into()).spawn(move || sync_for_ever(&waiting, &of_thread))?;
+        std::thread::Builder::new()
+            .name("ledger-sync".into())
+            .spawn(move || sync_for_ever(&waiting, &of_thread))?;
         Ok(Self { waiters, shared })
     }
 
     fn switch(&self, file: &Arc<File>) {
-        *self.shared.file.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(file);
+        *self
+            .shared
+            .file
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::clone(file);
     }
 
     pub(super) fn has_failed(&self) -> bool {

@@ -50,7 +50,10 @@ fn an_empty_folder_is_a_set_that_denies_and_an_absent_one_is_an_error() {
     assert!(load(&empty).unwrap().current().is_empty());
     let absent = empty.path().join("absent");
     let error = Policies::load(&absent, configuration()).unwrap_err();
-    assert!(matches!(error, PolicyLoadError::Unreadable { .. }), "{error}");
+    assert!(
+        matches!(error, PolicyLoadError::Unreadable { .. }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -59,9 +62,15 @@ fn a_bad_change_keeps_the_old_set_and_says_where_it_is_bad() {
     let policies = load(&folder).unwrap();
     let before = policies.current();
     let mut watch = policies.watch();
-    std::fs::write(folder.path().join("bad.cedar"), "// one\npermit (principal, action, resource);\n").unwrap();
+    std::fs::write(
+        folder.path().join("bad.cedar"),
+        "// one\npermit (principal, action, resource);\n",
+    )
+    .unwrap();
     let error = policies.reload().unwrap_err();
-    let PolicyLoadError::Faulty { faults } = &error else { panic!("{error}") };
+    let PolicyLoadError::Faulty { faults } = &error else {
+        panic!("{error}")
+    };
     assert_eq!((faults[0].file.as_str(), faults[0].line), ("bad.cedar", 2));
     assert!(error.to_string().contains("bad.cedar:2"), "{error}");
     assert!(Arc::ptr_eq(&before, &policies.current()));
@@ -69,8 +78,16 @@ fn a_bad_change_keeps_the_old_set_and_says_where_it_is_bad() {
 
     std::fs::remove_file(folder.path().join("bad.cedar")).unwrap();
     let same = policies.reload().unwrap();
-    assert_eq!(same, Reloaded::Unchanged { digest: before.digest().to_owned() });
-    assert!(Arc::ptr_eq(&before, &policies.current()), "nothing changed, so nobody has to ask again");
+    assert_eq!(
+        same,
+        Reloaded::Unchanged {
+            digest: before.digest().to_owned()
+        }
+    );
+    assert!(
+        Arc::ptr_eq(&before, &policies.current()),
+        "nothing changed, so nobody has to ask again"
+    );
     assert!(!watch.has_changed().unwrap());
     watch.mark_unchanged();
 }
@@ -87,10 +104,15 @@ async fn a_good_change_is_in_force_and_wakes_whoever_waits() {
         digest
     });
     std::fs::remove_file(folder.path().join("acme.cedar")).unwrap();
-    let Reloaded::Changed { before: old, after } = policies.reload().unwrap() else { panic!("nothing changed") };
+    let Reloaded::Changed { before: old, after } = policies.reload().unwrap() else {
+        panic!("nothing changed")
+    };
     assert_eq!(old, before.digest());
     assert_eq!(after, policies.current().digest());
-    let woken = tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
+    let woken = tokio::time::timeout(Duration::from_secs(10), waiting)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(woken, after);
 }
 
@@ -102,9 +124,16 @@ fn a_link_may_not_lead_out_of_the_folder() {
     let (inside, outside) = (folder(), TempDir::new().unwrap());
     let forbid = "forbid (principal, action, resource);";
     std::fs::write(outside.path().join("else.cedar"), forbid).unwrap();
-    symlink(outside.path().join("else.cedar"), inside.path().join("link.cedar")).unwrap();
+    symlink(
+        outside.path().join("else.cedar"),
+        inside.path().join("link.cedar"),
+    )
+    .unwrap();
     let error = load(&inside).unwrap_err();
-    assert!(error.to_string().ends_with("leads out of the folder"), "{error}");
+    assert!(
+        error.to_string().ends_with("leads out of the folder"),
+        "{error}"
+    );
 
     // A mounted ConfigMap: links within the folder.
     std::fs::remove_file(inside.path().join("link.cedar")).unwrap();

@@ -73,11 +73,21 @@ struct StoredKeys {
 impl KeyRing {
     /// Reads the keys in `folder`, and makes one when none may sign at `now`.
     pub(super) fn open(folder: &Path, now: Timestamp) -> Result<Self, SessionError> {
-        let failed = |source| SessionError::Storage { path: folder.to_owned(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+        let failed = |source| SessionError::Storage {
+            path: folder.to_owned(),
+            source,
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(failed)?;
         let file = folder.join(FILE);
         let keys = read(&file)?;
-        let ring = Self { file, keys: RwLock::new(keys) };
+        let ring = Self {
+            file,
+            keys: RwLock::new(keys),
+        };
         if ring.is_due(now) {
             ring.rotate(now)?;
         }
@@ -98,7 +108,11 @@ impl KeyRing {
     pub(super) fn sign(&self, issued_at: Timestamp, claims: &str) -> Option<SecretString> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         // Before the first key of all there is none that fits better than the first: a clock went back.
-        let key = keys.iter().rev().find(|key| key.made_at <= issued_at).or_else(|| keys.first())?;
+        let key = keys
+            .iter()
+            .rev()
+            .find(|key| key.made_at <= issued_at)
+            .or_else(|| keys.first())?;
         let private = key.private.as_ref()?;
         let message = format!("{}.{claims}", key.header);
         let signature = URL_SAFE_NO_PAD.encode(private.sign(message.as_bytes()).to_bytes());
@@ -115,28 +129,42 @@ impl KeyRing {
         };
         let mut bytes = [0; Signature::BYTE_SIZE];
         let length = URL_SAFE_NO_PAD.decode_slice(signature, &mut bytes).ok()?;
-        let right = length == bytes.len() && public.verify_strict(message.as_bytes(), &Signature::from_bytes(&bytes)).is_ok();
+        let right = length == bytes.len()
+            && public
+                .verify_strict(message.as_bytes(), &Signature::from_bytes(&bytes))
+                .is_ok();
         right.then_some(claims)
     }
 
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.keys
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     fn is_due(&self, now: Timestamp) -> bool {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        keys.last().is_none_or(|newest| newest.private.is_none() || seconds_since(newest.made_at, now) >= KEY_SIGNS_SECONDS)
+        keys.last().is_none_or(|newest| {
+            newest.private.is_none() || seconds_since(newest.made_at, now) >= KEY_SIGNS_SECONDS
+        })
     }
 
     fn rotate(&self, now: Timestamp) -> Result<(), SessionError> {
         let new = Key::generate(now)?;
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        if keys.last().is_some_and(|newest| newest.private.is_some() && seconds_since(newest.made_at, now) < KEY_SIGNS_SECONDS) {
+        if keys.last().is_some_and(|newest| {
+            newest.private.is_some() && seconds_since(newest.made_at, now) < KEY_SIGNS_SECONDS
+        }) {
             return Ok(()); // somebody else was faster
         }
         // On disk before it signs anything: a session must outlive a crash of the server.
-        let next: Vec<Key> = keys.iter().filter_map(|key| key.at(now)).chain([new]).collect();
+        let next: Vec<Key> = keys
+            .iter()
+            .filter_map(|key| key.at(now))
+            .chain([new])
+            .collect();
         write(&self.file, &next)?;
         *keys = next;
         Ok(())
@@ -150,19 +178,38 @@ impl Key {
         // Whole seconds, like the sessions: else one of the same second would seem older than its key.
         let made_at = Timestamp::from_second(now.as_second()).unwrap_or(now);
         let private = SigningKey::from_bytes(&seed);
-        Ok(Self::new(id, made_at, private.verifying_key(), Some(private)))
+        Ok(Self::new(
+            id,
+            made_at,
+            private.verifying_key(),
+            Some(private),
+        ))
     }
 
-    fn new(id: String, made_at: Timestamp, public: VerifyingKey, private: Option<SigningKey>) -> Self {
+    fn new(
+        id: String,
+        made_at: Timestamp,
+        public: VerifyingKey,
+        private: Option<SigningKey>,
+    ) -> Self {
         let header = json!({"alg": "EdDSA", "typ": "kubler-session+jwt", "kid": id}).to_string();
-        Self { header: URL_SAFE_NO_PAD.encode(header), id, made_at, public, private }
+        Self {
+            header: URL_SAFE_NO_PAD.encode(header),
+            id,
+            made_at,
+            public,
+            private,
+        }
     }
 
     /// What is left of it at `now`.
     fn at(&self, now: Timestamp) -> Option<Self> {
         let idle = seconds_since(self.made_at, now) - KEY_SIGNS_SECONDS;
         let private = self.private.clone().filter(|_| idle < KEY_REPEATS_SECONDS);
-        (idle < KEY_REPEATS_SECONDS + KEY_VERIFIES_SECONDS).then(|| Self { private, ..self.clone() })
+        (idle < KEY_REPEATS_SECONDS + KEY_VERIFIES_SECONDS).then(|| Self {
+            private,
+            ..self.clone()
+        })
     }
 
     fn stored(&self) -> StoredKey {
@@ -170,7 +217,10 @@ impl Key {
             id: self.id.clone(),
             made_at: self.made_at,
             public: hex::encode(self.public.as_bytes()),
-            private: self.private.as_ref().map(|key| hex::encode(Zeroizing::new(key.to_bytes()))),
+            private: self
+                .private
+                .as_ref()
+                .map(|key| hex::encode(Zeroizing::new(key.to_bytes()))),
         }
     }
 
@@ -180,9 +230,13 @@ impl Key {
             None => None,
             Some(seed) => Some(SigningKey::from_bytes(&Zeroizing::new(bytes(seed)?))),
         };
-        let agrees = private.as_ref().is_none_or(|private| private.verifying_key() == public);
-        let named_well = !stored.id.is_empty() && stored.id.bytes().all(|byte| byte.is_ascii_hexdigit());
-        (agrees && named_well).then(|| Self::new(stored.id.clone(), stored.made_at, public, private))
+        let agrees = private
+            .as_ref()
+            .is_none_or(|private| private.verifying_key() == public);
+        let named_well =
+            !stored.id.is_empty() && stored.id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        (agrees && named_well)
+            .then(|| Self::new(stored.id.clone(), stored.made_at, public, private))
     }
 }
 
@@ -193,12 +247,20 @@ fn bytes(text: &str) -> Option<[u8; 32]> {
 }
 
 fn seconds_since(moment: Timestamp, now: Timestamp) -> i64 {
-    now.duration_since(moment).max(SignedDuration::ZERO).as_secs()
+    now.duration_since(moment)
+        .max(SignedDuration::ZERO)
+        .as_secs()
 }
 
 fn read(path: &Path) -> Result<Vec<Key>, SessionError> {
-    let unusable = |problem| SessionError::Keys { path: path.to_owned(), problem };
-    let failed = |source| SessionError::Storage { path: path.to_owned(), source };
+    let unusable = |problem| SessionError::Keys {
+        path: path.to_owned(),
+        problem,
+    };
+    let failed = |source| SessionError::Storage {
+        path: path.to_owned(),
+        source,
+    };
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -206,32 +268,57 @@ fn read(path: &Path) -> Result<Vec<Key>, SessionError> {
     };
     let about = file.metadata().map_err(failed)?;
     if about.mode() & 0o077 != 0 {
-        return Err(unusable("others may read or write the file; make a new one, or `chmod 600` it"));
+        return Err(unusable(
+            "others may read or write the file; make a new one, or `chmod 600` it",
+        ));
     }
     if about.len() > FILE_BYTES_MAX {
         return Err(unusable("the file is too long"));
     }
     let mut text = Zeroizing::new(String::new());
-    file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
-    let stored: StoredKeys = serde_json::from_str(&text).map_err(|_| unusable("the file is damaged"))?;
-    let mut keys: Vec<Key> = stored.keys.iter().map(Key::restored).collect::<Option<_>>().ok_or_else(|| unusable("the file is damaged"))?;
+    file.take(FILE_BYTES_MAX)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
+    let stored: StoredKeys =
+        serde_json::from_str(&text).map_err(|_| unusable("the file is damaged"))?;
+    let mut keys: Vec<Key> = stored
+        .keys
+        .iter()
+        .map(Key::restored)
+        .collect::<Option<_>>()
+        .ok_or_else(|| unusable("the file is damaged"))?;
     keys.sort_by_key(|key| key.made_at);
     Ok(keys)
 }
 
 /// Replaces the file whole, and returns when it is on disk.
 fn write(path: &Path, keys: &[Key]) -> Result<(), SessionError> {
-    let failed = |source| SessionError::Storage { path: path.to_owned(), source };
-    let stored = StoredKeys { keys: keys.iter().map(Key::stored).collect() };
-    let text = Zeroizing::new(serde_json::to_vec_pretty(&stored).map_err(|error| failed(error.into()))?);
+    let failed = |source| SessionError::Storage {
+        path: path.to_owned(),
+        source,
+    };
+    let stored = StoredKeys {
+        keys: keys.iter().map(Key::stored).collect(),
+    };
+    let text =
+        Zeroizing::new(serde_json::to_vec_pretty(&stored).map_err(|error| failed(error.into()))?);
     let next = path.with_extension("next");
     match fs::remove_file(&next) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next).map_err(failed)?;
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&next)
+        .map_err(failed)?;
+    file.write_all(&text)
+        .and_then(|()| file.sync_all())
+        .map_err(failed)?;
     fs::rename(&next, path).map_err(failed)?;
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(failed)
 }

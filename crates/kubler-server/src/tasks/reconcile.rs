@@ -130,11 +130,23 @@ impl Reconciler {
         rounds.busy.retain(|_, work| !work.abort.is_finished());
 
         // What was Ready before looking must be found; what is stored after looking is no orphan.
-        let before: BTreeMap<_, _> = self.directory.remaining().into_iter().map(|environment| (environment.id, environment.version)).collect();
+        let before: BTreeMap<_, _> = self
+            .directory
+            .remaining()
+            .into_iter()
+            .map(|environment| (environment.id, environment.version))
+            .collect();
         let observed = self.observe(rounds, look, now).await;
         let stored = self.directory.remaining();
-        let waiting = |id: EnvironmentId| rounds.failures.get(&id).is_some_and(|failures| failures.not_before > now);
-        let changed_meanwhile = stored.iter().filter(|environment| observed.is_some() && before.get(&environment.id) != Some(&environment.version));
+        let waiting = |id: EnvironmentId| {
+            rounds
+                .failures
+                .get(&id)
+                .is_some_and(|failures| failures.not_before > now)
+        };
+        let changed_meanwhile = stored.iter().filter(|environment| {
+            observed.is_some() && before.get(&environment.id) != Some(&environment.version)
+        });
         let busy: BTreeSet<_> = rounds
             .busy
             .keys()
@@ -160,19 +172,31 @@ impl Reconciler {
         if let Some(last) = rounds.ticked_at.replace(now)
             && now.duration_since(last) > GAP
         {
-            tracing::warn!(seconds = now.duration_since(last).as_secs(), "time passed without a tick: leases are given one more term");
+            tracing::warn!(
+                seconds = now.duration_since(last).as_secs(),
+                "time passed without a tick: leases are given one more term"
+            );
             self.directory.resumed(now);
         }
     }
 
-    async fn observe(&self, rounds: &mut Rounds, look: bool, now: Timestamp) -> Option<Vec<Observed>> {
-        let due = rounds.observed_at.is_none_or(|last| now.duration_since(last) >= SignedDuration::try_from(OBSERVE_EVERY).unwrap_or_default());
+    async fn observe(
+        &self,
+        rounds: &mut Rounds,
+        look: bool,
+        now: Timestamp,
+    ) -> Option<Vec<Observed>> {
+        let due = rounds.observed_at.is_none_or(|last| {
+            now.duration_since(last) >= SignedDuration::try_from(OBSERVE_EVERY).unwrap_or_default()
+        });
         if !look && !due {
             return None;
         }
         rounds.observed_at = Some(now);
         let observed = self.engine.observe().await;
-        self.gauges.engine_works.store(observed.is_ok(), Ordering::Relaxed);
+        self.gauges
+            .engine_works
+            .store(observed.is_ok(), Ordering::Relaxed);
         match observed {
             Ok(observed) => Some(observed),
             Err(error) => {
@@ -202,10 +226,27 @@ impl Reconciler {
 
     async fn provision(&self, rounds: &mut Rounds, id: EnvironmentId, now: Timestamp) {
         self.change(id, Event::ProvisioningStarted, now).await;
-        let Some(environment) = self.directory.get(id).filter(|environment| environment.phase == Phase::Provisioning) else { return };
+        let Some(environment) = self
+            .directory
+            .get(id)
+            .filter(|environment| environment.phase == Phase::Provisioning)
+        else {
+            return;
+        };
         let engine = Arc::clone(&self.engine);
-        let abort = rounds.tasks.spawn(async move { Done { id, result: engine.provision(&environment).await } });
-        rounds.busy.insert(id, Work { step: Step::Provision(id), abort });
+        let abort = rounds.tasks.spawn(async move {
+            Done {
+                id,
+                result: engine.provision(&environment).await,
+            }
+        });
+        rounds.busy.insert(
+            id,
+            Work {
+                step: Step::Provision(id),
+                abort,
+            },
+        );
     }
 
     fn remove(&self, rounds: &mut Rounds, id: EnvironmentId, step: Step) {
@@ -226,7 +267,9 @@ impl Reconciler {
 
     async fn finished(&self, rounds: &mut Rounds, done: Done) {
         let id = done.id;
-        let Some(work) = rounds.busy.remove(&id) else { return };
+        let Some(work) = rounds.busy.remove(&id) else {
+            return;
+        };
         let now = self.clock.now();
         let Err(error) = done.result else {
             rounds.failures.remove(&id);
@@ -236,57 +279,116 @@ impl Reconciler {
             self.count_stuck(rounds);
             return;
         };
-        let count = rounds.failures.get(&id).map_or(0, |failures| failures.count) + 1;
-        rounds.failures.insert(id, Failures { count, not_before: kubler_core::lease::after(now, backoff(count)) });
+        let count = rounds
+            .failures
+            .get(&id)
+            .map_or(0, |failures| failures.count)
+            + 1;
+        rounds.failures.insert(
+            id,
+            Failures {
+                count,
+                not_before: kubler_core::lease::after(now, backoff(count)),
+            },
+        );
         match work.step {
-            Step::Provision(_) if error.class == ErrorClass::Permanent || count >= PROVISION_TRIES_MAX => {
+            Step::Provision(_)
+                if error.class == ErrorClass::Permanent || count >= PROVISION_TRIES_MAX =>
+            {
                 rounds.failures.remove(&id);
-                self.change(id, Event::Broke(EndReason::Failed { message: error.message }), now).await;
+                self.change(
+                    id,
+                    Event::Broke(EndReason::Failed {
+                        message: error.message,
+                    }),
+                    now,
+                )
+                .await;
                 self.wake.wake();
             }
-            Step::Provision(_) => tracing::warn!(environment = %id, %error, count, "an environment could not be made; trying again"),
-            _ if count >= ALARM_TRIES => tracing::error!(environment = %id, %error, count, "an environment resists its end; trying on"),
-            _ => tracing::warn!(environment = %id, %error, count, "an environment could not be ended; trying again"),
+            Step::Provision(_) => {
+                tracing::warn!(environment = %id, %error, count, "an environment could not be made; trying again")
+            }
+            _ if count >= ALARM_TRIES => {
+                tracing::error!(environment = %id, %error, count, "an environment resists its end; trying on")
+            }
+            _ => {
+                tracing::warn!(environment = %id, %error, count, "an environment could not be ended; trying again")
+            }
         }
         self.count_stuck(rounds);
     }
 
     fn count_stuck(&self, rounds: &Rounds) {
-        let stuck = rounds.failures.values().filter(|failures| failures.count >= ALARM_TRIES).count();
+        let stuck = rounds
+            .failures
+            .values()
+            .filter(|failures| failures.count >= ALARM_TRIES)
+            .count();
         self.gauges.stuck.store(stuck as u64, Ordering::Relaxed);
     }
 
     async fn change(&self, id: EnvironmentId, event: Event, now: Timestamp) {
         match self.store.apply(id, event, now).await {
-            Ok(Some((before, environment))) => record_phase(&self.ledger, None, Some(before), &environment, serde_json::Map::new()).await,
+            Ok(Some((before, environment))) => {
+                record_phase(
+                    &self.ledger,
+                    None,
+                    Some(before),
+                    &environment,
+                    serde_json::Map::new(),
+                )
+                .await
+            }
             Ok(None) => {}
-            Err(error) => tracing::error!(environment = %id, %error, "a change could not be written; trying again"),
+            Err(error) => {
+                tracing::error!(environment = %id, %error, "a change could not be written; trying again")
+            }
         }
     }
 }
 
 impl Rounds {
     fn provisioning(&self) -> usize {
-        self.busy.values().filter(|work| matches!(work.step, Step::Provision(_))).count()
+        self.busy
+            .values()
+            .filter(|work| matches!(work.step, Step::Provision(_)))
+            .count()
     }
 }
 
 /// Takes away, looks, and only then says so.
-async fn remove(engine: &dyn Engine, store: &Store, ledger: &Ledger, clock: &dyn Clock, id: EnvironmentId, orphan: bool) -> Result<(), EngineError> {
+async fn remove(
+    engine: &dyn Engine,
+    store: &Store,
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    id: EnvironmentId,
+    orphan: bool,
+) -> Result<(), EngineError> {
     let evidence = engine.remove(id).await?;
     let evidence = match serde_json::to_value(&evidence) {
         Ok(serde_json::Value::Object(map)) => map,
         _ => serde_json::Map::new(),
     };
-    let transient = |error: &dyn std::fmt::Display| EngineError { message: error.to_string(), class: ErrorClass::Transient };
+    let transient = |error: &dyn std::fmt::Display| EngineError {
+        message: error.to_string(),
+        class: ErrorClass::Transient,
+    };
     if orphan {
         let mut body = Body::new(Kind::Event, LedgerAction::EnvironmentOrphan);
         body.environment_id = Some(id);
         body.details = evidence;
-        ledger.event(body, Durability::Process).await.map_err(|error| transient(&error))?;
+        ledger
+            .event(body, Durability::Process)
+            .await
+            .map_err(|error| transient(&error))?;
         return Ok(());
     }
-    let changed: Option<(Phase, Environment)> = store.apply(id, Event::FoundGone, clock.now()).await.map_err(|error| transient(&error))?;
+    let changed: Option<(Phase, Environment)> = store
+        .apply(id, Event::FoundGone, clock.now())
+        .await
+        .map_err(|error| transient(&error))?;
     if let Some((before, environment)) = changed {
         record_phase(ledger, None, Some(before), &environment, evidence).await;
     }
@@ -294,5 +396,7 @@ async fn remove(engine: &dyn Engine, store: &Store, ledger: &Ledger, clock: &dyn
 }
 
 fn backoff(count: u32) -> Duration {
-    BACKOFF_FIRST.saturating_mul(1 << count.saturating_sub(1).min(10)).min(BACKOFF_MAX)
+    BACKOFF_FIRST
+        .saturating_mul(1 << count.saturating_sub(1).min(10))
+        .min(BACKOFF_MAX)
 }

@@ -114,7 +114,7 @@ async fn a_signed_webhook_ends_the_jobs_environments_of_its_own_organization_onl
     let url = format!("{}/v1/hooks/buildkite", server.url());
     let ca = std::fs::read_to_string(server.ca()).unwrap();
     let webhook = || buildkite.webhook(WebhookEvent::JobFinished, &job);
-    let status = async |delivery: kubler_testkit::buildkite::Delivery| delivery.send(&url, Some(&ca)).await.unwrap();
+    let status = async |delivery: kubler_testkit::buildkite::Delivery| delivery.send(&url, Some(&ca)).await.unwrap().0;
 
     assert_eq!(status(webhook().unsigned()).await, 401);
     assert_eq!(status(webhook().with_plain_token("acme's secret")).await, 401, "the plain-token mode is off");

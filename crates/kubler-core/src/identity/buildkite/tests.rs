@@ -61,10 +61,19 @@ fn without(name: &str) -> Claims {
 #[test]
 fn a_token_of_a_job_becomes_its_identity() {
     let identity = identity_from_claims(&claims(), &issuer()).unwrap();
-    assert_eq!(identity.organization, Named { id: ORGANIZATION.into(), slug: "acme".into() });
+    assert_eq!(
+        identity.organization,
+        Named {
+            id: ORGANIZATION.into(),
+            slug: "acme".into()
+        }
+    );
     assert_eq!(identity.run.number, 5);
     assert_eq!(identity.run.url, "https://buildkite.com/acme/web/builds/5");
-    assert_eq!(identity.job.url, "https://buildkite.com/acme/web/builds/5#01945ecf-80f0-41e8-9b83-a2970a9305a1");
+    assert_eq!(
+        identity.job.url,
+        "https://buildkite.com/acme/web/builds/5#01945ecf-80f0-41e8-9b83-a2970a9305a1"
+    );
     assert_eq!((identity.job.step_key, identity.source.tag), (None, None));
     assert_eq!(identity.source.branch.unwrap().as_str(), "main");
     assert_eq!(identity.runner.cluster_id, None);
@@ -72,11 +81,28 @@ fn a_token_of_a_job_becomes_its_identity() {
 
 #[test]
 fn a_commit_may_be_a_name() {
-    assert_eq!(identity_from_claims(&with("build_commit", "HEAD"), &issuer()).unwrap().source.commit.as_str(), "HEAD");
+    assert_eq!(
+        identity_from_claims(&with("build_commit", "HEAD"), &issuer())
+            .unwrap()
+            .source
+            .commit
+            .as_str(),
+        "HEAD"
+    );
 }
 
 #[rstest]
-fn null_is_absent(#[values("build_tag", "step_key", "build_branch", "cluster_id", "queue_id", "queue_key")] name: &str) {
+fn null_is_absent(
+    #[values(
+        "build_tag",
+        "step_key",
+        "build_branch",
+        "cluster_id",
+        "queue_id",
+        "queue_key"
+    )]
+    name: &str,
+) {
     assert_eq!(
         identity_from_claims(&with(name, Value::Null), &issuer()),
         identity_from_claims(&without(name), &issuer()),
@@ -89,8 +115,20 @@ fn c1_without_the_ids_there_is_no_identity_but_a_hint(
 ) {
     for claims in [without(name), with(name, Value::Null)] {
         let fault = identity_from_claims(&claims, &issuer()).unwrap_err();
-        assert_eq!(fault, ClaimFault::NotAskedFor { names: vec![name], required: &CLAIMS_TO_ASK_FOR });
-        assert!(fault.hint().contains("`--claim organization_id,pipeline_id,build_id`"), "{}", fault.hint());
+        assert_eq!(
+            fault,
+            ClaimFault::NotAskedFor {
+                names: vec![name],
+                required: &CLAIMS_TO_ASK_FOR
+            }
+        );
+        assert!(
+            fault
+                .hint()
+                .contains("`--claim organization_id,pipeline_id,build_id`"),
+            "{}",
+            fault.hint()
+        );
     }
 }
 
@@ -99,30 +137,56 @@ fn c1_every_missing_id_is_named_at_once() {
     let mut claims = claims();
     claims.retain(|name, _| !CLAIMS_TO_ASK_FOR.contains(&name.as_str()));
     let fault = identity_from_claims(&claims, &issuer()).unwrap_err();
-    assert_eq!(fault.to_string(), "the token has no `organization_id`, `pipeline_id`, `build_id`");
+    assert_eq!(
+        fault.to_string(),
+        "the token has no `organization_id`, `pipeline_id`, `build_id`"
+    );
 }
 
 #[test]
 fn c1_another_customer_of_the_issuer_is_refused_whatever_its_slug() {
     let other = "01945ecf-0000-7000-8000-0000000000ff";
     let fault = identity_from_claims(&with("organization_id", other), &issuer()).unwrap_err();
-    assert_eq!(fault, ClaimFault::OrganizationNotListed { id: other.into() });
-    assert!(!is_of_a_listed_organization(&with("organization_id", other), &issuer()));
+    assert_eq!(
+        fault,
+        ClaimFault::OrganizationNotListed { id: other.into() }
+    );
+    assert!(!is_of_a_listed_organization(
+        &with("organization_id", other),
+        &issuer()
+    ));
 }
 
 #[test]
 fn c1_an_issuer_without_organizations_accepts_nobody() {
-    let issuer = Issuer { organizations: Vec::new(), ..issuer() };
-    assert!(matches!(identity_from_claims(&claims(), &issuer), Err(ClaimFault::OrganizationNotListed { .. })));
+    let issuer = Issuer {
+        organizations: Vec::new(),
+        ..issuer()
+    };
+    assert!(matches!(
+        identity_from_claims(&claims(), &issuer),
+        Err(ClaimFault::OrganizationNotListed { .. })
+    ));
 }
 
 #[test]
 fn c2_the_subject_is_never_read() {
     let honest = identity_from_claims(&claims(), &issuer()).unwrap();
-    for subject in ["organization:evil:pipeline:web:ref:refs/heads/main:commit:x:step:", ORGANIZATION, "", "\u{0}:::"] {
-        assert_eq!(identity_from_claims(&with("sub", subject), &issuer()).unwrap(), honest);
+    for subject in [
+        "organization:evil:pipeline:web:ref:refs/heads/main:commit:x:step:",
+        ORGANIZATION,
+        "",
+        "\u{0}:::",
+    ] {
+        assert_eq!(
+            identity_from_claims(&with("sub", subject), &issuer()).unwrap(),
+            honest
+        );
     }
-    assert_eq!(identity_from_claims(&with("sub", json!({"a": [1]})), &issuer()).unwrap(), honest);
+    assert_eq!(
+        identity_from_claims(&with("sub", json!({"a": [1]})), &issuer()).unwrap(),
+        honest
+    );
 }
 
 #[test]
@@ -165,38 +229,70 @@ fn c2_a_listed_slug_gives_a_hint_and_no_identity() {
 #[case::long_word("build_source", json!("x".repeat(257)))]
 fn t2_a_wrong_type_or_shape_is_a_fault(#[case] name: &str, #[case] value: Value) {
     let fault = identity_from_claims(&with(name, value), &issuer()).unwrap_err();
-    assert!(matches!(&fault, ClaimFault::Malformed { name: found, .. } if *found == name), "{fault}");
+    assert!(
+        matches!(&fault, ClaimFault::Malformed { name: found, .. } if *found == name),
+        "{fault}"
+    );
 }
 
 #[rstest]
 fn t2_what_every_token_has_must_be_there(
     #[values(
-        "organization_slug", "pipeline_slug", "build_number", "build_commit", "job_id", "agent_id", "build_source",
+        "organization_slug",
+        "pipeline_slug",
+        "build_number",
+        "build_commit",
+        "job_id",
+        "agent_id",
+        "build_source",
         "runner_environment"
     )]
     name: &str,
 ) {
     let fault = identity_from_claims(&without(name), &issuer()).unwrap_err();
-    assert!(matches!(&fault, ClaimFault::Missing { name: found } if *found == name), "{fault}");
+    assert!(
+        matches!(&fault, ClaimFault::Missing { name: found } if *found == name),
+        "{fault}"
+    );
 }
 
 #[test]
 fn c6_text_of_people_is_bounded() {
     let wild = "a\u{1b}[2J\n\u{202e}".repeat(1000);
-    for name in ["build_branch", "build_tag", "build_commit", "step_key", "queue_key"] {
+    for name in [
+        "build_branch",
+        "build_tag",
+        "build_commit",
+        "step_key",
+        "queue_key",
+    ] {
         let identity = identity_from_claims(&with(name, wild.as_str()), &issuer()).unwrap();
         let text = serde_json::to_string(&identity).unwrap();
-        assert!(text.len() < 4000 && !text.contains("\\u001b") && !text.contains("\\n"), "{name}: {text}");
+        assert!(
+            text.len() < 4000 && !text.contains("\\u001b") && !text.contains("\\n"),
+            "{name}: {text}"
+        );
     }
 }
 
 #[test]
 fn c6_a_link_leads_only_to_the_listed_organization() {
-    let url = |slug: &str| identity_from_claims(&with("pipeline_slug", slug), &issuer()).unwrap().run.url;
-    assert_eq!(url("../../evil/x?y#z"), "https://buildkite.com/acme/------evil-x-y-z/builds/5");
+    let url = |slug: &str| {
+        identity_from_claims(&with("pipeline_slug", slug), &issuer())
+            .unwrap()
+            .run
+            .url
+    };
+    assert_eq!(
+        url("../../evil/x?y#z"),
+        "https://buildkite.com/acme/------evil-x-y-z/builds/5"
+    );
     assert_eq!(url(".."), "https://buildkite.com/acme/--/builds/5");
     let claims = with("organization_slug", "evil");
-    assert_eq!(identity_from_claims(&claims, &issuer()).unwrap().run.url, "https://buildkite.com/acme/web/builds/5");
+    assert_eq!(
+        identity_from_claims(&claims, &issuer()).unwrap().run.url,
+        "https://buildkite.com/acme/web/builds/5"
+    );
 }
 
 proptest! {

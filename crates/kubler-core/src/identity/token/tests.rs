@@ -18,7 +18,11 @@ fn issuer() -> Issuer {
 }
 
 fn compact(header: &str, claims: &str) -> String {
-    format!("{}.{}.c2ln", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims))
+    format!(
+        "{}.{}.c2ln",
+        URL_SAFE_NO_PAD.encode(header),
+        URL_SAFE_NO_PAD.encode(claims)
+    )
 }
 
 fn refused(token: &str) -> RefusalReason {
@@ -29,7 +33,14 @@ fn refused(token: &str) -> RefusalReason {
 fn a_token_is_read_as_it_was_sent() {
     let text = compact(r#"{"kid":"k","alg":"RS256"}"#, r#"{"iss":"i","n":1}"#);
     let token = UnverifiedToken::parse(&text).unwrap();
-    assert_eq!((token.algorithm.as_str(), token.key_id.as_deref(), token.issuer()), ("RS256", Some("k"), Some("i")));
+    assert_eq!(
+        (
+            token.algorithm.as_str(),
+            token.key_id.as_deref(),
+            token.issuer()
+        ),
+        ("RS256", Some("k"), Some("i"))
+    );
     assert_eq!(format!("{}.{}", token.message, token.signature), text);
     assert!(!format!("{token:?}").contains("c2ln"));
 }
@@ -52,8 +63,14 @@ fn t1_what_is_not_three_parts_of_base64url_is_no_token(#[case] text: &str) {
 #[test]
 fn t2_a_token_of_a_megabyte_is_refused_unread() {
     assert_eq!(refused(&"x".repeat(1024 * 1024)), RefusalReason::TooLarge);
-    assert_eq!(refused(&"x".repeat(TOKEN_BYTES_MAX + 1)), RefusalReason::TooLarge);
-    assert_eq!(refused(&"x".repeat(TOKEN_BYTES_MAX)), RefusalReason::NotAToken);
+    assert_eq!(
+        refused(&"x".repeat(TOKEN_BYTES_MAX + 1)),
+        RefusalReason::TooLarge
+    );
+    assert_eq!(
+        refused(&"x".repeat(TOKEN_BYTES_MAX)),
+        RefusalReason::NotAToken
+    );
 }
 
 #[rstest]
@@ -74,7 +91,10 @@ fn t2_a_token_of_a_megabyte_is_refused_unread() {
 fn t1_a_header_says_nothing_but_algorithm_key_and_type(#[case] member: &str, #[case] value: Value) {
     let mut header = json!({"alg": "RS256", "kid": "k"});
     header[member] = value;
-    assert_eq!(refused(&compact(&header.to_string(), "{}")), RefusalReason::Header);
+    assert_eq!(
+        refused(&compact(&header.to_string(), "{}")),
+        RefusalReason::Header
+    );
 }
 
 #[rstest]
@@ -94,15 +114,30 @@ fn t1_header_members_have_strict_types(#[case] header: Value, #[case] reason: Re
 #[test]
 fn t1_a_type_of_jwt_in_any_case_is_fine() {
     for kind in ["JWT", "jwt"] {
-        assert!(UnverifiedToken::parse(&compact(&json!({"alg": "RS256", "typ": kind}).to_string(), "{}")).is_ok());
+        assert!(
+            UnverifiedToken::parse(&compact(
+                &json!({"alg": "RS256", "typ": kind}).to_string(),
+                "{}"
+            ))
+            .is_ok()
+        );
     }
 }
 
 #[test]
 fn t2_no_key_stands_twice_in_header_or_claims() {
-    assert_eq!(refused(&compact(r#"{"alg":"RS256","alg":"none"}"#, "{}")), RefusalReason::DuplicateKey);
-    assert_eq!(refused(&compact(r#"{"alg":"RS256"}"#, r#"{"iss":"a","iss":"b"}"#)), RefusalReason::DuplicateKey);
-    assert_eq!(refused(&compact(r#"{"alg":"RS256"}"#, "[]")), RefusalReason::NotJson);
+    assert_eq!(
+        refused(&compact(r#"{"alg":"RS256","alg":"none"}"#, "{}")),
+        RefusalReason::DuplicateKey
+    );
+    assert_eq!(
+        refused(&compact(r#"{"alg":"RS256"}"#, r#"{"iss":"a","iss":"b"}"#)),
+        RefusalReason::DuplicateKey
+    );
+    assert_eq!(
+        refused(&compact(r#"{"alg":"RS256"}"#, "[]")),
+        RefusalReason::NotJson
+    );
     assert_eq!(refused(&compact("alg", "{}")), RefusalReason::NotJson);
 }
 
@@ -127,30 +162,49 @@ fn t1_no_issuer_may_use_a_symmetric_algorithm_or_none() {
 #[case(json!([["https://kubler.test"]]), Err(RefusalReason::ClaimMalformed))]
 #[case(json!({"0": "https://kubler.test"}), Err(RefusalReason::ClaimMalformed))]
 #[case(json!(null), Err(RefusalReason::ClaimMissing))]
-fn t3_the_audience_is_ours_alone(#[case] audience: Value, #[case] expected: Result<(), RefusalReason>) {
+fn t3_the_audience_is_ours_alone(
+    #[case] audience: Value,
+    #[case] expected: Result<(), RefusalReason>,
+) {
     let claims = Claims::from_iter([("aud".to_owned(), audience)]);
     assert_eq!(check_audience(&claims, &issuer()), expected);
 }
 
 #[test]
 fn t3_no_audience_is_not_every_audience() {
-    assert_eq!(check_audience(&Claims::new(), &issuer()), Err(RefusalReason::ClaimMissing));
-    let unset = Issuer { audience: String::new(), ..issuer() };
+    assert_eq!(
+        check_audience(&Claims::new(), &issuer()),
+        Err(RefusalReason::ClaimMissing)
+    );
+    let unset = Issuer {
+        audience: String::new(),
+        ..issuer()
+    };
     let claims = Claims::from_iter([("aud".to_owned(), json!(""))]);
-    assert_eq!(check_audience(&claims, &unset), Err(RefusalReason::Audience));
+    assert_eq!(
+        check_audience(&claims, &unset),
+        Err(RefusalReason::Audience)
+    );
 }
 
 const NOW: i64 = 1_800_000_000;
 
 fn timed(iat: impl Into<Value>, nbf: impl Into<Value>, exp: impl Into<Value>) -> Claims {
-    [("sub", "s".into()), ("iat", iat.into()), ("nbf", nbf.into()), ("exp", exp.into())]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into_iter()
-        .collect()
+    [
+        ("sub", "s".into()),
+        ("iat", iat.into()),
+        ("nbf", nbf.into()),
+        ("exp", exp.into()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into_iter()
+    .collect()
 }
 
 fn check(claims: &Claims) -> Result<(), RefusalReason> {
-    Standing::read(claims).unwrap().check(&issuer(), Timestamp::from_second(NOW).unwrap())
+    Standing::read(claims)
+        .unwrap()
+        .check(&issuer(), Timestamp::from_second(NOW).unwrap())
 }
 
 #[rstest]
@@ -162,14 +216,21 @@ fn check(claims: &Claims) -> Result<(), RefusalReason> {
 #[case::two_hours_and_fresh(0, 7200, Err(RefusalReason::LifeTooLong))]
 #[case::two_hours_minted_long_ago(-7000, 7200, Err(RefusalReason::LifeTooLong))]
 #[case::one_second_too_long(0, 301, Err(RefusalReason::LifeTooLong))]
-fn t4_t6_life_and_skew_are_bounded(#[case] age: i64, #[case] life: i64, #[case] expected: Result<(), RefusalReason>) {
+fn t4_t6_life_and_skew_are_bounded(
+    #[case] age: i64,
+    #[case] life: i64,
+    #[case] expected: Result<(), RefusalReason>,
+) {
     let issued = NOW + age;
     assert_eq!(check(&timed(issued, issued, issued + life)), expected);
 }
 
 #[test]
 fn t4_not_before_counts_by_itself() {
-    assert_eq!(check(&timed(NOW, NOW + 31, NOW + 300)), Err(RefusalReason::NotYetValid));
+    assert_eq!(
+        check(&timed(NOW, NOW + 31, NOW + 300)),
+        Err(RefusalReason::NotYetValid)
+    );
     assert_eq!(check(&timed(NOW, NOW + 30, NOW + 300)), Ok(()));
 }
 
@@ -186,7 +247,10 @@ fn t2_times_of_a_wrong_type_are_not_absent_but_wrong(#[case] value: Value) {
     for name in ["iat", "nbf", "exp"] {
         let mut claims = timed(NOW, NOW, NOW + 300);
         claims.insert(name.into(), value.clone());
-        assert!(matches!(Standing::read(&claims), Err(ClaimFault::Malformed { .. })), "{name}: {value}");
+        assert!(
+            matches!(Standing::read(&claims), Err(ClaimFault::Malformed { .. })),
+            "{name}: {value}"
+        );
     }
 }
 

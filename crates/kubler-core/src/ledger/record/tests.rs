@@ -14,7 +14,10 @@ fn full() -> Body {
     body.session_id = Some(SessionId::from_random([3; 16]));
     body.identity = Some(Box::new(verified_token(at(0)).identity));
     body.decision = Some(Decision::Deny {
-        grounds: Grounds { policies: vec!["p".into()], policy_digest: "d".into() },
+        grounds: Grounds {
+            policies: vec!["p".into()],
+            policy_digest: "d".into(),
+        },
         closest: vec!["q: build_source".into()],
     });
     body.request = Some(KubernetesRequest {
@@ -29,9 +32,21 @@ fn full() -> Body {
         dry_run: true,
         user_agent: Some("kubectl".into()),
     });
-    body.phase = Some(PhaseChange { from: None, to: Phase::Requested, reason: None, message: None });
-    body.outcome = Some(Outcome { status: 200, bytes_in: u64::MAX, ..Outcome::default() });
-    body.details = serde_json::Map::from_iter([("z".into(), json!(1)), ("a".into(), json!({"x": [1.5, -3]}))]);
+    body.phase = Some(PhaseChange {
+        from: None,
+        to: Phase::Requested,
+        reason: None,
+        message: None,
+    });
+    body.outcome = Some(Outcome {
+        status: 200,
+        bytes_in: u64::MAX,
+        ..Outcome::default()
+    });
+    body.details = serde_json::Map::from_iter([
+        ("z".into(), json!(1)),
+        ("a".into(), json!({"x": [1.5, -3]})),
+    ]);
     body
 }
 
@@ -47,7 +62,11 @@ fn l5_a_line_is_the_one_canonical_form_of_its_record() {
     let record = Record::from_line(&text).unwrap();
     assert_eq!(serde_json::to_vec(&record).unwrap(), text);
     assert_eq!((record.sequence, record.at), (7, at(1)));
-    assert_eq!(record.body.details["a"]["x"], json!(["1.5", -3]), "fractions have no single written form");
+    assert_eq!(
+        record.body.details["a"]["x"],
+        json!(["1.5", -3]),
+        "fractions have no single written form"
+    );
     let mut same = full();
     same.details = record.body.details.clone();
     assert_eq!(record.body, same);
@@ -80,9 +99,17 @@ fn l7_no_text_of_a_caller_makes_a_second_line() {
     }
     body.details.insert(evil.into(), json!(evil));
     let text = line(body);
-    assert!(!text.iter().any(|byte| byte.is_ascii_control()), "{}", String::from_utf8_lossy(&text));
+    assert!(
+        !text.iter().any(|byte| byte.is_ascii_control()),
+        "{}",
+        String::from_utf8_lossy(&text)
+    );
     let record = Record::from_line(&text).unwrap();
-    assert_eq!(record.body.details[evil], json!(evil), "and nothing is lost");
+    assert_eq!(
+        record.body.details[evil],
+        json!(evil),
+        "and nothing is lost"
+    );
 }
 
 #[test]
@@ -113,13 +140,17 @@ fn l1_a_token_in_any_text_does_not_get_into_a_line() {
 #[test]
 fn a_body_that_is_too_long_is_shortened() {
     let mut body = full();
-    body.details.insert("much".into(), json!("x".repeat(RECORD_BYTES_MAX)));
+    body.details
+        .insert("much".into(), json!("x".repeat(RECORD_BYTES_MAX)));
     if let Some(request) = &mut body.request {
         request.path = Some("y".repeat(RECORD_BYTES_MAX));
     }
     let text = line(body);
     assert!(text.len() < RECORD_BYTES_MAX);
-    assert_eq!(Record::from_line(&text).unwrap().body.details["shortened"], json!(true));
+    assert_eq!(
+        Record::from_line(&text).unwrap().body.details["shortened"],
+        json!(true)
+    );
 
     let mut hopeless = full();
     hopeless.operator = Some("x".repeat(RECORD_BYTES_MAX));

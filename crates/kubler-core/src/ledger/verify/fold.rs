@@ -42,7 +42,11 @@ struct Leaves<L> {
 
 impl<E: Display, L: Iterator<Item = Result<Hash, E>>> Leaves<L> {
     fn next(&mut self) -> Option<Hash> {
-        let hash = if self.complete { self.hashes.next().and_then(Result::ok) } else { None };
+        let hash = if self.complete {
+            self.hashes.next().and_then(Result::ok)
+        } else {
+            None
+        };
         match hash {
             Some(hash) => self.tree.push(hash),
             None => self.complete = false,
@@ -51,7 +55,9 @@ impl<E: Display, L: Iterator<Item = Result<Hash, E>>> Leaves<L> {
     }
 }
 
-impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a str>> Fold<'a, L, C> {
+impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a str>>
+    Fold<'a, L, C>
+{
     pub(super) fn new(key: &'a PublicKey, kept: &'a [Kept], leaves: L, checkpoints: C) -> Self {
         let tree = Frontier::new();
         let report = Report {
@@ -68,7 +74,11 @@ impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a
         };
         let mut fold = Self {
             key,
-            leaves: Leaves { hashes: leaves, tree: Frontier::new(), complete: true },
+            leaves: Leaves {
+                hashes: leaves,
+                tree: Frontier::new(),
+                complete: true,
+            },
             checkpoints,
             next: None,
             kept: Vec::new(),
@@ -101,9 +111,16 @@ impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a
             match self.key.open(&kept.note) {
                 Ok(checkpoint) => self.kept.push((kept, checkpoint)),
                 Err(NoteError::OtherKey { id, .. }) => {
-                    self.fault(Fault::OtherKey { kept: kept.name.clone(), signer: id, key: self.key.id() });
+                    self.fault(Fault::OtherKey {
+                        kept: kept.name.clone(),
+                        signer: id,
+                        key: self.key.id(),
+                    });
                 }
-                Err(error) => self.fault(Fault::BadKept { kept: kept.name.clone(), message: error.to_string() }),
+                Err(error) => self.fault(Fault::BadKept {
+                    kept: kept.name.clone(),
+                    message: error.to_string(),
+                }),
             }
         }
     }
@@ -114,8 +131,17 @@ impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a
             self.report.checkpoints += 1;
             let number = self.report.checkpoints;
             match self.key.open(note) {
-                Ok(checkpoint) if self.report.last_checkpoint.as_ref().is_some_and(|last| last.size > checkpoint.size) => {
-                    self.fault(Fault::CheckpointOutOfOrder { number, size: checkpoint.size });
+                Ok(checkpoint)
+                    if self
+                        .report
+                        .last_checkpoint
+                        .as_ref()
+                        .is_some_and(|last| last.size > checkpoint.size) =>
+                {
+                    self.fault(Fault::CheckpointOutOfOrder {
+                        number,
+                        size: checkpoint.size,
+                    });
                 }
                 Ok(checkpoint) => {
                     self.report.last_checkpoint = Some(checkpoint.clone());
@@ -123,9 +149,16 @@ impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a
                     return;
                 }
                 Err(NoteError::OtherKey { id, .. }) => {
-                    self.fault(Fault::ForeignCheckpoint { number, signer: id, key: self.key.id() });
+                    self.fault(Fault::ForeignCheckpoint {
+                        number,
+                        signer: id,
+                        key: self.key.id(),
+                    });
                 }
-                Err(error) => self.fault(Fault::BadCheckpoint { number, message: error.to_string() }),
+                Err(error) => self.fault(Fault::BadCheckpoint {
+                    number,
+                    message: error.to_string(),
+                }),
             }
         }
     }
@@ -151,20 +184,28 @@ impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a
             Some(Suspect::Certain(Fault::Removed { first, last })) => {
                 let (first, found) = (*first, last + 1);
                 if Record::from_line(line).is_ok_and(|record| record.sequence == first) {
-                    self.suspect = Some(Suspect::Certain(Fault::Reordered { sequence: first, found }));
+                    self.suspect = Some(Suspect::Certain(Fault::Reordered {
+                        sequence: first,
+                        found,
+                    }));
                 }
                 return;
             }
             Some(_) => return,
         }
         self.suspect = match Record::from_line(line) {
-            Err(error) => Some(Suspect::Certain(Fault::NotARecord { sequence, message: error.to_string() })),
-            Ok(record) if record.sequence > sequence => {
-                Some(Suspect::Certain(Fault::Removed { first: sequence, last: record.sequence - 1 }))
-            }
-            Ok(record) if record.sequence < sequence => {
-                Some(Suspect::Certain(Fault::Reordered { sequence, found: record.sequence }))
-            }
+            Err(error) => Some(Suspect::Certain(Fault::NotARecord {
+                sequence,
+                message: error.to_string(),
+            })),
+            Ok(record) if record.sequence > sequence => Some(Suspect::Certain(Fault::Removed {
+                first: sequence,
+                last: record.sequence - 1,
+            })),
+            Ok(record) if record.sequence < sequence => Some(Suspect::Certain(Fault::Reordered {
+                sequence,
+                found: record.sequence,
+            })),
             Ok(_) => differs.then_some(Suspect::Hash(sequence)),
         };
     }
@@ -186,7 +227,10 @@ impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a
             if checkpoint.root == self.tree.root() {
                 self.report.agrees_with.push(kept.name.clone());
             } else {
-                self.fault(Fault::Resigned { kept: kept.name.clone(), kept_size: size });
+                self.fault(Fault::Resigned {
+                    kept: kept.name.clone(),
+                    kept_size: size,
+                });
             }
             false
         });
@@ -205,17 +249,24 @@ impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a
             self.vouched = size;
             return;
         }
-        let leaves_hold = self.leaves.complete && self.leaves.tree.size() == size && self.leaves.tree.root() == checkpoint.root;
+        let leaves_hold = self.leaves.complete
+            && self.leaves.tree.size() == size
+            && self.leaves.tree.root() == checkpoint.root;
         match self.suspect.take() {
             Some(Suspect::Named) => {}
-            Some(Suspect::Hash(sequence)) if leaves_hold => self.record_faults.push(Fault::Changed { sequence }),
+            Some(Suspect::Hash(sequence)) if leaves_hold => {
+                self.record_faults.push(Fault::Changed { sequence })
+            }
             Some(certain @ Suspect::Certain(_)) => {
                 // Not settled yet: a removed record may still turn up.
                 self.suspect = Some(certain);
                 return;
             }
             Some(Suspect::Hash(_)) | None => {
-                self.record_faults.push(Fault::ChangedWithin { first: self.vouched, last: size.saturating_sub(1) });
+                self.record_faults.push(Fault::ChangedWithin {
+                    first: self.vouched,
+                    last: size.saturating_sub(1),
+                });
             }
         }
         self.suspect = Some(Suspect::Named);
@@ -227,24 +278,45 @@ impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a
         match self.suspect.take() {
             Some(Suspect::Certain(fault)) => record_faults.push(fault),
             // No checkpoint followed: nothing vouches for record or leaf, but one of them is not what was written.
-            Some(Suspect::Hash(sequence)) => record_faults.push(Fault::ChangedWithin { first: sequence, last: sequence }),
+            Some(Suspect::Hash(sequence)) => record_faults.push(Fault::ChangedWithin {
+                first: sequence,
+                last: sequence,
+            }),
             Some(Suspect::Named) | None => {}
         }
         while self.next.is_some() {
             self.next_checkpoint();
         }
-        let last = self.report.last_checkpoint.as_ref().map(|checkpoint| checkpoint.size);
-        let is_removal = |fault: &Fault| matches!(fault, Fault::Removed { .. } | Fault::Unreadable { .. });
+        let last = self
+            .report
+            .last_checkpoint
+            .as_ref()
+            .map(|checkpoint| checkpoint.size);
+        let is_removal =
+            |fault: &Fault| matches!(fault, Fault::Removed { .. } | Fault::Unreadable { .. });
         match last {
-            Some(last) if last > size && !record_faults.iter().chain(&self.report.faults).any(is_removal) => {
-                record_faults.push(Fault::Cut { size, checkpoint: last });
+            Some(last)
+                if last > size
+                    && !record_faults
+                        .iter()
+                        .chain(&self.report.faults)
+                        .any(is_removal) =>
+            {
+                record_faults.push(Fault::Cut {
+                    size,
+                    checkpoint: last,
+                });
             }
             None if size > 0 => record_faults.push(Fault::NoCheckpoint),
             _ => {}
         }
         // A torn line inside of what was signed is part of the cut that is already named.
         for (kept, checkpoint) in std::mem::take(&mut self.kept) {
-            self.fault(Fault::RolledBack { kept: kept.name.clone(), kept_size: checkpoint.size, size });
+            self.fault(Fault::RolledBack {
+                kept: kept.name.clone(),
+                kept_size: checkpoint.size,
+                size,
+            });
         }
         record_faults.append(&mut self.report.faults);
         let omitted = record_faults.len().saturating_sub(FAULTS_MAX);

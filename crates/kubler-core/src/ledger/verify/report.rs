@@ -125,38 +125,67 @@ pub enum Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreadable { sequence, message } => write!(f, "record {sequence} cannot be read: {message}"),
+            Self::Unreadable { sequence, message } => {
+                write!(f, "record {sequence} cannot be read: {message}")
+            }
             Self::NotARecord { sequence, message } => {
-                write!(f, "record {sequence} was changed: its line was never written by a ledger ({message})")
+                write!(
+                    f,
+                    "record {sequence} was changed: its line was never written by a ledger ({message})"
+                )
             }
             Self::Changed { sequence } => write!(f, "record {sequence} was changed"),
-            Self::ChangedWithin { first, last } if first == last => write!(f, "record {first} was changed, removed or replaced"),
+            Self::ChangedWithin { first, last } if first == last => {
+                write!(f, "record {first} was changed, removed or replaced")
+            }
             Self::ChangedWithin { first, last } => write!(
                 f,
                 "a record from {first} to {last} was changed, removed or replaced; the leaf hashes were changed too, so that they cannot tell which"
             ),
-            Self::Removed { first, last } if first == last => write!(f, "record {first} was removed"),
+            Self::Removed { first, last } if first == last => {
+                write!(f, "record {first} was removed")
+            }
             Self::Removed { first, last } => write!(f, "records {first} to {last} were removed"),
             Self::Reordered { sequence, found } => {
-                write!(f, "records were reordered: record {found} stands where record {sequence} should be")
+                write!(
+                    f,
+                    "records were reordered: record {found} stands where record {sequence} should be"
+                )
             }
             Self::Cut { size, checkpoint } => write!(
                 f,
                 "the end was cut off: {size} records are there, and the last checkpoint vouches for {checkpoint}"
             ),
             Self::NoCheckpoint => f.write_str("no checkpoint vouches for these records"),
-            Self::BadCheckpoint { number, message } => write!(f, "checkpoint {number} of the ledger was changed: {message}"),
-            Self::ForeignCheckpoint { number, signer, key } => {
-                write!(f, "checkpoint {number} of the ledger is signed by the key `{signer}`, not by `{key}`")
+            Self::BadCheckpoint { number, message } => write!(
+                f,
+                "checkpoint {number} of the ledger was changed: {message}"
+            ),
+            Self::ForeignCheckpoint {
+                number,
+                signer,
+                key,
+            } => {
+                write!(
+                    f,
+                    "checkpoint {number} of the ledger is signed by the key `{signer}`, not by `{key}`"
+                )
             }
             Self::CheckpointOutOfOrder { number, size } => write!(
                 f,
                 "checkpoint {number} of the ledger, of size {size}, is smaller than the one before it: checkpoints were reordered, or two histories were joined"
             ),
             Self::LeafChanged { sequence } => {
-                write!(f, "the leaf hash of record {sequence} was changed; the record itself is as it was signed")
+                write!(
+                    f,
+                    "the leaf hash of record {sequence} was changed; the record itself is as it was signed"
+                )
             }
-            Self::RolledBack { kept, kept_size, size } => write!(
+            Self::RolledBack {
+                kept,
+                kept_size,
+                size,
+            } => write!(
                 f,
                 "the ledger was rolled back: `{kept}` was signed when it had {kept_size} records, and {size} are there"
             ),
@@ -207,7 +236,11 @@ impl Report {
 
     /// Records after the last checkpoint: nothing vouches for them yet.
     pub fn unsigned(&self) -> u64 {
-        self.records.saturating_sub(self.last_checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.size))
+        self.records.saturating_sub(
+            self.last_checkpoint
+                .as_ref()
+                .map_or(0, |checkpoint| checkpoint.size),
+        )
     }
 
     /// What these files cannot show.
@@ -230,14 +263,24 @@ impl fmt::Display for Report {
             writeln!(f, "and {} more faults", self.faults_omitted)?;
         }
         if self.is_intact() {
-            let size = self.last_checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.size);
-            writeln!(f, "`{}`: {} records, the first {size} signed by the key `{}`", self.origin, self.records, self.key)?;
+            let size = self
+                .last_checkpoint
+                .as_ref()
+                .map_or(0, |checkpoint| checkpoint.size);
+            writeln!(
+                f,
+                "`{}`: {} records, the first {size} signed by the key `{}`",
+                self.origin, self.records, self.key
+            )?;
             if self.unsigned() > 0 {
                 writeln!(f, "nothing vouches yet for the last {}", self.unsigned())?;
             }
         }
         if self.torn {
-            writeln!(f, "the last line is incomplete, as a crash or a copy taken while it was written leaves it")?;
+            writeln!(
+                f,
+                "the last line is incomplete, as a crash or a copy taken while it was written leaves it"
+            )?;
         }
         for kept in &self.agrees_with {
             writeln!(f, "agrees with `{kept}`")?;

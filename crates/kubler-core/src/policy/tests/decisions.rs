@@ -23,7 +23,11 @@ fn an_empty_set_denies_everything() {
             };
             let denial = set.decide(&caller, *action, target).unwrap_err();
             assert!(denial.grounds.policies.is_empty() && denial.closest.is_empty());
-            assert!(denial.hint.contains("no policy is loaded"), "{}", denial.hint);
+            assert!(
+                denial.hint.contains("no policy is loaded"),
+                "{}",
+                denial.hint
+            );
         }
     }
 }
@@ -31,12 +35,23 @@ fn an_empty_set_denies_everything() {
 #[test]
 fn a_permit_says_by_which_policies_and_which_set() {
     let set = starter_set(&configuration());
-    let permit = set.decide(&job(|_| ()), Action::CreateEnvironment, profile("untrusted")).unwrap();
-    assert_eq!(permit.grounds().policies, ["acme/create", "acme/create-restricted"]);
+    let permit = set
+        .decide(
+            &job(|_| ()),
+            Action::CreateEnvironment,
+            profile("untrusted"),
+        )
+        .unwrap();
+    assert_eq!(
+        permit.grounds().policies,
+        ["acme/create", "acme/create-restricted"]
+    );
     assert_eq!(permit.grounds().policy_digest, set.digest());
     assert_eq!(permit.into_target(), profile("untrusted"));
     let set = set_of("\npermit (principal is Operator, action, resource);");
-    let permit = set.decide(&operator(), Action::ReadLedger, Target::Server).unwrap();
+    let permit = set
+        .decide(&operator(), Action::ReadLedger, Target::Server)
+        .unwrap();
     assert_eq!(permit.grounds().policies, ["a.cedar:2"]);
 }
 
@@ -62,10 +77,26 @@ fn c5_a_build_that_anybody_may_have_triggered_gets_restricted_profiles_only(
         identity.source.trigger = source.into();
         identity.source.branch = branch.map(UntrustedText::new);
     });
-    for (configuration, expected) in [(configuration(), full), (with_prefixed_forks(), full_when_prefixed)] {
+    for (configuration, expected) in [
+        (configuration(), full),
+        (with_prefixed_forks(), full_when_prefixed),
+    ] {
         let set = starter_set(&configuration);
-        assert_eq!(allows(&set, &caller, Action::CreateEnvironment, profile("ci-small")), expected);
-        assert!(allows(&set, &caller, Action::CreateEnvironment, profile("untrusted")));
+        assert_eq!(
+            allows(
+                &set,
+                &caller,
+                Action::CreateEnvironment,
+                profile("ci-small")
+            ),
+            expected
+        );
+        assert!(allows(
+            &set,
+            &caller,
+            Action::CreateEnvironment,
+            profile("untrusted")
+        ));
     }
 }
 
@@ -74,7 +105,12 @@ fn c5_what_one_organization_states_of_its_forks_does_not_hold_for_another() {
     let mut configuration = configuration();
     configuration.issuers[0].organizations[1].fork_branches_are_prefixed = true;
     let caller = job(|identity| identity.source.trigger = "webhook".into());
-    assert!(!allows(&starter_set(&configuration), &caller, Action::CreateEnvironment, profile("ci-small")));
+    assert!(!allows(
+        &starter_set(&configuration),
+        &caller,
+        Action::CreateEnvironment,
+        profile("ci-small")
+    ));
 }
 
 #[test]
@@ -89,7 +125,10 @@ fn c1_another_organization_gets_nothing_from_the_starter_policies() {
             TargetKind::Server => Target::Server,
         };
         let denial = set.decide(&caller, *action, target).unwrap_err();
-        assert!(denial.closest.is_empty(), "{action} tells of another organization's policies: {denial:?}");
+        assert!(
+            denial.closest.is_empty(),
+            "{action} tells of another organization's policies: {denial:?}"
+        );
         assert!(!format!("{denial:?}").contains(ORGANIZATION), "{denial:?}");
     }
 }
@@ -99,7 +138,15 @@ fn c1_another_issuer_is_another_organization() {
     let set = starter_set(&configuration());
     let caller = job(|identity| identity.issuer = "https://ci.example".into());
     for action in OF_ENVIRONMENTS {
-        assert!(!allows(&set, &caller, action, environment(|found| found.scope = Scope::Build)), "{action}");
+        assert!(
+            !allows(
+                &set,
+                &caller,
+                action,
+                environment(|found| found.scope = Scope::Build)
+            ),
+            "{action}"
+        );
     }
 }
 
@@ -116,7 +163,9 @@ fn c6_untrusted_text_is_only_ever_a_value(#[case] branch: &str) {
         identity.source.branch = Some(UntrustedText::new(branch));
         identity.job.step_key = Some(UntrustedText::new(branch));
     });
-    let denial = set.decide(&caller, Action::CreateEnvironment, profile("ci-small")).unwrap_err();
+    let denial = set
+        .decide(&caller, Action::CreateEnvironment, profile("ci-small"))
+        .unwrap_err();
     assert!(!denial.hint.contains('\u{0}'));
 }
 
@@ -140,11 +189,26 @@ fn c8_an_environment_is_for_its_own_job_only() {
     let set = starter_set(&configuration());
     let sibling = job(|identity| identity.job.id = "01945ecf-0000-4000-8000-0000000000bb".into());
     for action in OF_ENVIRONMENTS {
-        assert!(allows(&set, &job(|_| ()), action, environment(|_| ())), "{action}");
+        assert!(
+            allows(&set, &job(|_| ()), action, environment(|_| ())),
+            "{action}"
+        );
         let expected = action == Action::ReadEnvironment;
-        assert_eq!(allows(&set, &sibling, action, environment(|_| ())), expected, "{action}");
+        assert_eq!(
+            allows(&set, &sibling, action, environment(|_| ())),
+            expected,
+            "{action}"
+        );
         // Of the same build and made for it.
-        assert!(allows(&set, &sibling, action, environment(|found| found.scope = Scope::Build)), "{action}");
+        assert!(
+            allows(
+                &set,
+                &sibling,
+                action,
+                environment(|found| found.scope = Scope::Build)
+            ),
+            "{action}"
+        );
     }
 }
 
@@ -152,10 +216,16 @@ fn c8_an_environment_is_for_its_own_job_only() {
 fn c8_a_shared_environment_is_for_its_own_build_only() {
     let set = starter_set(&configuration());
     let shared = || environment(|found| found.scope = Scope::Build);
-    let other_build = job(|identity| identity.run.id = "01945ecf-0000-4000-8000-0000000000bb".into());
-    let other_pipeline = job(|identity| identity.project.id = "01945ecf-0000-4000-8000-0000000000bb".into());
+    let other_build =
+        job(|identity| identity.run.id = "01945ecf-0000-4000-8000-0000000000bb".into());
+    let other_pipeline =
+        job(|identity| identity.project.id = "01945ecf-0000-4000-8000-0000000000bb".into());
     for action in OF_ENVIRONMENTS {
-        assert_eq!(allows(&set, &other_build, action, shared()), action == Action::ReadEnvironment, "{action}");
+        assert_eq!(
+            allows(&set, &other_build, action, shared()),
+            action == Action::ReadEnvironment,
+            "{action}"
+        );
         assert!(!allows(&set, &other_pipeline, action, shared()), "{action}");
     }
 }
@@ -170,7 +240,12 @@ fn c8_no_policy_widens_who_may_use_an_environment() {
         let answer = set.decide(&sibling, action, environment(|_| ()));
         match action {
             Action::ReadEnvironment => assert!(answer.is_ok()),
-            _ => assert!(answer.unwrap_err().detail.contains("belongs to another job")),
+            _ => assert!(
+                answer
+                    .unwrap_err()
+                    .detail
+                    .contains("belongs to another job")
+            ),
         }
     }
 }
@@ -181,11 +256,20 @@ fn operators_observe_and_end_and_do_nothing_in_a_jobs_name() {
     for action in Action::ALL {
         let (target, expected) = match action {
             Action::CreateEnvironment => (profile("ci-small"), false),
-            Action::RenewEnvironment | Action::IssueSession | Action::UseKubernetes => (environment(|_| ()), false),
+            Action::RenewEnvironment | Action::IssueSession | Action::UseKubernetes => {
+                (environment(|_| ()), false)
+            }
             Action::ReadEnvironment | Action::ReleaseEnvironment => (environment(|_| ()), true),
-            Action::ReadTrace | Action::ReadLedger | Action::ReadCheckpoint | Action::ReadMetrics => (Target::Server, true),
+            Action::ReadTrace
+            | Action::ReadLedger
+            | Action::ReadCheckpoint
+            | Action::ReadMetrics => (Target::Server, true),
         };
-        assert_eq!(allows(&set, &operator(), *action, target), expected, "{action}");
+        assert_eq!(
+            allows(&set, &operator(), *action, target),
+            expected,
+            "{action}"
+        );
     }
 }
 
@@ -198,7 +282,11 @@ fn jobs_search_and_keep_the_checkpoint_and_read_no_ledger() {
         (Action::ReadLedger, false),
         (Action::ReadMetrics, false),
     ] {
-        assert_eq!(allows(&set, &job(|_| ()), action, Target::Server), expected, "{action}");
+        assert_eq!(
+            allows(&set, &job(|_| ()), action, Target::Server),
+            expected,
+            "{action}"
+        );
     }
 }
 
@@ -207,8 +295,15 @@ fn a_forbid_stands_above_every_permit_and_is_named() {
     let set = set_of(
         "permit (principal is Operator, action, resource);\n@id(\"no-ledger\") forbid (principal, action == Action::\"read_ledger\", resource);",
     );
-    assert!(allows(&set, &operator(), Action::ReadMetrics, Target::Server));
-    let denial = set.decide(&operator(), Action::ReadLedger, Target::Server).unwrap_err();
+    assert!(allows(
+        &set,
+        &operator(),
+        Action::ReadMetrics,
+        Target::Server
+    ));
+    let denial = set
+        .decide(&operator(), Action::ReadLedger, Target::Server)
+        .unwrap_err();
     assert_eq!(denial.grounds.policies, ["no-ledger"]);
     assert!(denial.to_string().contains("`no-ledger` forbids it"));
 }
@@ -220,8 +315,19 @@ fn a_policy_that_cannot_be_evaluated_denies_also_when_another_permits() {
         "permit (principal is Job, action, resource) when {{ principal.organization_id == \"{ORGANIZATION}\" }};
 @id(\"broken\") forbid (principal is Job, action, resource) when {{ principal.build_number * 9223372036854775807 > 10 }};"
     ));
-    assert!(allows(&set, &job(|identity| identity.run.number = 0), Action::CreateEnvironment, profile("ci-small")));
-    let denial = set.decide(&job(|identity| identity.run.number = 5), Action::CreateEnvironment, profile("ci-small")).unwrap_err();
+    assert!(allows(
+        &set,
+        &job(|identity| identity.run.number = 0),
+        Action::CreateEnvironment,
+        profile("ci-small")
+    ));
+    let denial = set
+        .decide(
+            &job(|identity| identity.run.number = 5),
+            Action::CreateEnvironment,
+            profile("ci-small"),
+        )
+        .unwrap_err();
     assert_eq!(denial.grounds.policies, ["broken"]);
     assert!(denial.to_string().contains("cannot be evaluated"));
 }
@@ -229,9 +335,24 @@ fn a_policy_that_cannot_be_evaluated_denies_also_when_another_permits() {
 #[test]
 fn an_action_on_the_wrong_kind_of_target_is_denied() {
     let set = set_of("permit (principal is Operator, action, resource);");
-    assert!(!allows(&set, &operator(), Action::CreateEnvironment, Target::Server));
-    assert!(!allows(&set, &operator(), Action::ReadLedger, profile("ci-small")));
-    assert!(!allows(&set, &operator(), Action::ReadEnvironment, Target::Server));
+    assert!(!allows(
+        &set,
+        &operator(),
+        Action::CreateEnvironment,
+        Target::Server
+    ));
+    assert!(!allows(
+        &set,
+        &operator(),
+        Action::ReadLedger,
+        profile("ci-small")
+    ));
+    assert!(!allows(
+        &set,
+        &operator(),
+        Action::ReadEnvironment,
+        Target::Server
+    ));
 }
 
 #[test]
@@ -248,7 +369,9 @@ when {{ principal.organization_id == "{ORGANIZATION}" }};
 when {{ principal.organization_id == "{OTHER_ORGANIZATION}" }};
 "#
     ));
-    let denial = set.decide(&job(|_| ()), Action::CreateEnvironment, profile("ci-small")).unwrap_err();
+    let denial = set
+        .decide(&job(|_| ()), Action::CreateEnvironment, profile("ci-small"))
+        .unwrap_err();
     insta::assert_snapshot!(format!("{denial}\nhint: {}\n{:#?}", denial.hint, denial.closest), @r#"
     this job may not create an environment of profile `ci-small`: no policy allows it; `near` failed on: principal.branch == "release"
     hint: nearest is `near`, and this job has branch `main`: change the policy, or run the job so that it holds
@@ -276,7 +399,9 @@ fn a_condition_that_relies_on_a_missing_attribute_is_not_counted_twice() {
     let set = set_of(&format!(
         "permit (principal is Job, action, resource) when {{ principal.organization_id == \"{ORGANIZATION}\" && principal has tag && principal.tag like \"v*\" }};"
     ));
-    let denial = set.decide(&job(|_| ()), Action::CreateEnvironment, profile("ci-small")).unwrap_err();
+    let denial = set
+        .decide(&job(|_| ()), Action::CreateEnvironment, profile("ci-small"))
+        .unwrap_err();
     assert_eq!(denial.closest[0].failed, ["principal has tag"]);
     assert!(denial.hint.contains("no tag"), "{}", denial.hint);
 }
@@ -285,7 +410,9 @@ fn a_condition_that_relies_on_a_missing_attribute_is_not_counted_twice() {
 fn a_webhook_is_told_how_to_get_an_environment() {
     let set = starter_set(&configuration());
     let caller = job(|identity| identity.source.trigger = "webhook".into());
-    let denial = set.decide(&caller, Action::CreateEnvironment, profile("ci-small")).unwrap_err();
+    let denial = set
+        .decide(&caller, Action::CreateEnvironment, profile("ci-small"))
+        .unwrap_err();
     insta::assert_snapshot!(format!("{denial}\nhint: {}", denial.hint), @r"
     this job may not create an environment of profile `ci-small`: no policy allows it; `acme/create-restricted` failed on: resource.restricted
     hint: nearest is `acme/create-restricted`: ask for a profile with `restricted: true`; builds that anybody may have triggered get no other until the configuration states `fork_branches_are_prefixed: true` and the branch is not a fork's
@@ -294,7 +421,9 @@ fn a_webhook_is_told_how_to_get_an_environment() {
 
 #[test]
 fn the_schema_and_the_values_say_the_same() {
-    let schema = cedar_policy::Schema::from_cedarschema_str(SCHEMA).unwrap().0;
+    let schema = cedar_policy::Schema::from_cedarschema_str(SCHEMA)
+        .unwrap()
+        .0;
     let set = starter_set(&configuration());
     let full = job(|identity| {
         identity.source.tag = Some(UntrustedText::new("v1"));
@@ -309,16 +438,30 @@ fn the_schema_and_the_values_say_the_same() {
     let targets = || [profile("ci-small"), environment(|_| ()), Target::Server];
     for caller in [full, bare, operator()] {
         for target in targets() {
-            for described in [attributes::principal(&caller, set.forks(&caller)), attributes::resource(&target)] {
-                let uid = format!("{}::\"{}\"", described.kind, described.id).parse().unwrap();
+            for described in [
+                attributes::principal(&caller, set.forks(&caller)),
+                attributes::resource(&target),
+            ] {
+                let uid = format!("{}::\"{}\"", described.kind, described.id)
+                    .parse()
+                    .unwrap();
                 let entity = described.entity(uid).unwrap();
                 // Fails for an attribute that is missing, too much, or of another type.
                 cedar_policy::Entities::from_entities([entity], Some(&schema)).unwrap();
             }
         }
     }
-    let known: std::collections::BTreeSet<_> = schema.actions().map(|uid| uid.id().unescaped().to_owned()).collect();
-    assert_eq!(known, Action::ALL.iter().map(|action| action.as_str().to_owned()).collect());
+    let known: std::collections::BTreeSet<_> = schema
+        .actions()
+        .map(|uid| uid.id().unescaped().to_owned())
+        .collect();
+    assert_eq!(
+        known,
+        Action::ALL
+            .iter()
+            .map(|action| action.as_str().to_owned())
+            .collect()
+    );
     for action in Action::ALL {
         assert_eq!(serde_json::to_value(action).unwrap(), action.as_str());
         assert_eq!(Action::from_word(action.as_str()), Some(*action));

@@ -15,7 +15,12 @@ const CLAIMS: &str = r#"{
 }"#;
 
 fn run(text: &str) -> Result<TestReport, TestFault> {
-    test(&starter_set(&configuration()), &configuration(), "cases.yaml", text)
+    test(
+        &starter_set(&configuration()),
+        &configuration(),
+        "cases.yaml",
+        text,
+    )
 }
 
 #[test]
@@ -64,28 +69,65 @@ fn t9_a_golden_case_that_does_not_hold_fails_and_says_why() {
     assert_eq!(report.failures(), 3, "{report}");
     assert!(!report.passed());
     let text = report.to_string();
-    assert!(text.contains("denied: this job may not read the ledger") && text.contains("allowed by acme/create"), "{text}");
+    assert!(
+        text.contains("denied: this job may not read the ledger")
+            && text.contains("allowed by acme/create"),
+        "{text}"
+    );
 }
 
 #[rstest::rstest]
 #[case("cases: []", "0 cases")]
-#[case("cases:\n  - {name: x, action: read_ledger, expect: allow, polcy: y}", "polcy")]
-#[case("cases:\n  - {name: x, job: {branc: y}, action: read_ledger, expect: allow}", "branc")]
-#[case("cases:\n  - {name: x, action: read_everything, expect: allow}", "read_everything")]
+#[case(
+    "cases:\n  - {name: x, action: read_ledger, expect: allow, polcy: y}",
+    "polcy"
+)]
+#[case(
+    "cases:\n  - {name: x, job: {branc: y}, action: read_ledger, expect: allow}",
+    "branc"
+)]
+#[case(
+    "cases:\n  - {name: x, action: read_everything, expect: allow}",
+    "read_everything"
+)]
 #[case("cases:\n  - {name: x, action: read_ledger, expect: maybe}", "maybe")]
-#[case("cases:\n  - {name: x, action: create_environment, expect: deny}", "needs `profile`")]
-#[case("cases:\n  - {name: x, action: read_ledger, profile: ci-small, expect: deny}", "neither")]
-#[case("cases:\n  - {name: x, action: create_environment, profile: nope, expect: deny}", "nope")]
-#[case("cases:\n  - {name: x, operator: a, job: {}, action: read_ledger, expect: deny}", "one of")]
-#[case("cases:\n  - {name: x, claims: {iss: \"https://agent.buildkite.com\"}, action: read_ledger, expect: deny}", "organization_id")]
+#[case(
+    "cases:\n  - {name: x, action: create_environment, expect: deny}",
+    "needs `profile`"
+)]
+#[case(
+    "cases:\n  - {name: x, action: read_ledger, profile: ci-small, expect: deny}",
+    "neither"
+)]
+#[case(
+    "cases:\n  - {name: x, action: create_environment, profile: nope, expect: deny}",
+    "nope"
+)]
+#[case(
+    "cases:\n  - {name: x, operator: a, job: {}, action: read_ledger, expect: deny}",
+    "one of"
+)]
+#[case(
+    "cases:\n  - {name: x, claims: {iss: \"https://agent.buildkite.com\"}, action: read_ledger, expect: deny}",
+    "organization_id"
+)]
 fn t9_a_case_that_says_nothing_is_a_fault(#[case] text: &str, #[case] part: &str) {
     let fault = run(text).expect_err(text);
     assert!(fault.to_string().contains(part), "{fault}");
 }
 
 fn ask(subject: &str, action: Action) -> Result<Explanation, ExplainFault> {
-    let question = Question { action, profile: Some("ci-small".into()), environment: None };
-    explain(&starter_set(&configuration()), &configuration(), &Subject::Claims(subject.into()), &question)
+    let question = Question {
+        action,
+        profile: Some("ci-small".into()),
+        environment: None,
+    };
+    explain(
+        &starter_set(&configuration()),
+        &configuration(),
+        &Subject::Claims(subject.into()),
+        &question,
+    )
 }
 
 #[test]
@@ -130,7 +172,12 @@ fn claims_are_explained() {
 fn a_token_is_read_and_said_to_be_unverified() {
     use base64::Engine as _;
     let part = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
-    let token = format!("{}.{}.{}", part(r#"{"alg":"RS256","kid":"k"}"#), part(CLAIMS), part("no signature"));
+    let token = format!(
+        "{}.{}.{}",
+        part(r#"{"alg":"RS256","kid":"k"}"#),
+        part(CLAIMS),
+        part("no signature")
+    );
     let explained = ask(&token, Action::CreateEnvironment).unwrap();
     assert_eq!(explained, ask(CLAIMS, Action::CreateEnvironment).unwrap());
     assert!(explained.caveats[0].contains("not verified"));
@@ -140,12 +187,28 @@ fn a_token_is_read_and_said_to_be_unverified() {
 #[test]
 fn what_the_server_refuses_before_policy_is_told_as_that() {
     let other_audience = CLAIMS.replace("https://kubler.test:8443", "https://other");
-    assert!(ask(&other_audience, Action::CreateEnvironment).unwrap().caveats[1].contains("audience"));
+    assert!(
+        ask(&other_audience, Action::CreateEnvironment)
+            .unwrap()
+            .caveats[1]
+            .contains("audience")
+    );
     let without = CLAIMS.replace("\"pipeline_id\"", "\"x\"");
     let fault = ask(&without, Action::CreateEnvironment).unwrap_err();
-    assert!(fault.message.contains("pipeline_id") && fault.hint.contains("--claim"), "{fault:?}");
-    let stranger = CLAIMS.replace("https://agent.buildkite.com", "https://agent.buildkite.com.evil");
-    assert!(ask(&stranger, Action::CreateEnvironment).unwrap_err().message.contains("not a configured issuer"));
+    assert!(
+        fault.message.contains("pipeline_id") && fault.hint.contains("--claim"),
+        "{fault:?}"
+    );
+    let stranger = CLAIMS.replace(
+        "https://agent.buildkite.com",
+        "https://agent.buildkite.com.evil",
+    );
+    assert!(
+        ask(&stranger, Action::CreateEnvironment)
+            .unwrap_err()
+            .message
+            .contains("not a configured issuer")
+    );
     for text in ["", "x", "{", "[]", "a.b.c", "{\"iss\": 1, \"iss\": 2}"] {
         assert!(ask(text, Action::CreateEnvironment).is_err(), "{text}");
     }
@@ -155,7 +218,15 @@ fn what_the_server_refuses_before_policy_is_told_as_that() {
 fn a_check_lists_what_is_there() {
     let checked = check(&starter(ORGANIZATION, "acme"), &configuration()).unwrap();
     let text = checked.to_string();
-    assert!(text.contains("permit `acme/create`") && text.contains("operators.cedar:"), "{text}");
+    assert!(
+        text.contains("permit `acme/create`") && text.contains("operators.cedar:"),
+        "{text}"
+    );
     assert!(text.ends_with(checked.set.digest()));
-    assert!(check(&BTreeMap::new(), &configuration()).unwrap().to_string().contains("everything is denied"));
+    assert!(
+        check(&BTreeMap::new(), &configuration())
+            .unwrap()
+            .to_string()
+            .contains("everything is denied")
+    );
 }

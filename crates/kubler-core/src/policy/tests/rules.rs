@@ -9,7 +9,9 @@ fn permit(conditions: &str) -> String {
 }
 
 fn bound(conditions: &str) -> String {
-    permit(&format!("principal.organization_id == \"{ORGANIZATION}\" && {conditions}"))
+    permit(&format!(
+        "principal.organization_id == \"{ORGANIZATION}\" && {conditions}"
+    ))
 }
 
 #[rstest]
@@ -22,18 +24,27 @@ fn bound(conditions: &str) -> String {
 #[case(&permit("principal.build_source == \"ui\""))]
 #[case(&permit("principal has branch || true"))]
 // Of the organization of the target, which is not the caller's.
-#[case("permit (principal is Job, action, resource is Environment) when { resource.organization_id == \"01945ecf-0000-4000-8000-000000000001\" };")]
-#[case("permit (principal is Job, action, resource is Environment) when { resource.organization_id == principal.organization_id };")]
+#[case(
+    "permit (principal is Job, action, resource is Environment) when { resource.organization_id == \"01945ecf-0000-4000-8000-000000000001\" };"
+)]
+#[case(
+    "permit (principal is Job, action, resource is Environment) when { resource.organization_id == principal.organization_id };"
+)]
 // Bound in one branch only.
 #[case(&permit("principal.organization_id == \"01945ecf-0000-4000-8000-000000000001\" || principal.build_source == \"ui\""))]
 #[case(&permit("if principal has branch then principal.organization_id == \"01945ecf-0000-4000-8000-000000000001\" else true"))]
 // Bound to everything but one.
 #[case(&permit("principal.organization_id != \"01945ecf-0000-4000-8000-0000000000ff\""))]
 #[case(&permit("!(principal.organization_id == \"01945ecf-0000-4000-8000-0000000000ff\")"))]
-#[case("permit (principal is Job, action, resource) unless { principal.organization_id == \"01945ecf-0000-4000-8000-0000000000ff\" };")]
+#[case(
+    "permit (principal is Job, action, resource) unless { principal.organization_id == \"01945ecf-0000-4000-8000-0000000000ff\" };"
+)]
 fn c1_a_permit_for_jobs_without_an_organization_is_refused(#[case] text: &str) {
     let fault = fault_of(text);
-    assert_eq!(fault.message, "it permits jobs without binding their organization", "{text}");
+    assert_eq!(
+        fault.message, "it permits jobs without binding their organization",
+        "{text}"
+    );
     assert!(fault.hint.contains("organization_id"));
 }
 
@@ -43,7 +54,9 @@ fn c1_a_permit_for_jobs_without_an_organization_is_refused(#[case] text: &str) {
 #[case(&permit("[\"01945ecf-0000-4000-8000-000000000001\", \"01945ecf-0000-4000-8000-0000000000ff\"].contains(principal.organization_id)"))]
 #[case(&permit("(principal.organization_id == \"01945ecf-0000-4000-8000-000000000001\" && principal.build_source == \"ui\") || principal.organization_id == \"01945ecf-0000-4000-8000-0000000000ff\""))]
 #[case(&permit("if principal has branch then principal.organization_id == \"01945ecf-0000-4000-8000-000000000001\" else false"))]
-#[case("permit (principal, action, resource) when { principal is Job && principal.organization_id == \"01945ecf-0000-4000-8000-000000000001\" };")]
+#[case(
+    "permit (principal, action, resource) when { principal is Job && principal.organization_id == \"01945ecf-0000-4000-8000-000000000001\" };"
+)]
 #[case("permit (principal is Operator, action, resource);")]
 #[case("permit (principal == Operator::\"alice\", action, resource);")]
 #[case("forbid (principal, action, resource);")]
@@ -53,10 +66,15 @@ fn c1_a_permit_that_binds_the_organization_is_taken(#[case] text: &str) {
 
 #[test]
 fn c1_an_organization_that_no_issuer_lists_is_refused() {
-    let fault = fault_of(&permit("principal.organization_id == \"01945ecf-0000-4000-8000-0000000000aa\""));
+    let fault = fault_of(&permit(
+        "principal.organization_id == \"01945ecf-0000-4000-8000-0000000000aa\"",
+    ));
     assert!(fault.message.contains("no issuer lists"), "{fault}");
     let fault = fault_of(&permit("principal.organization_id == \"acme\""));
-    assert!(fault.message.contains("slug") && fault.hint.contains(ORGANIZATION), "{fault}");
+    assert!(
+        fault.message.contains("slug") && fault.hint.contains(ORGANIZATION),
+        "{fault}"
+    );
 }
 
 #[test]
@@ -71,22 +89,33 @@ fn c2_an_organization_bound_by_its_slug_alone_is_refused() {
 #[case("[\"web\"].contains(principal.pipeline_slug)")]
 #[case("principal.pipeline_slug != \"web\"")]
 #[case("{\"of\": principal}.of.pipeline_slug == \"web\"")]
-#[case("(principal.pipeline_slug == \"web\" || principal.pipeline_id == \"01945ecf-0000-4000-8000-000000000002\")")]
+#[case(
+    "(principal.pipeline_slug == \"web\" || principal.pipeline_id == \"01945ecf-0000-4000-8000-000000000002\")"
+)]
 fn c2_a_pipeline_bound_by_its_slug_alone_is_refused(#[case] condition: &str) {
     let fault = fault_of(&bound(condition));
-    assert_eq!(fault.message, "it uses `pipeline_slug` without binding `pipeline_id`", "{condition}");
+    assert_eq!(
+        fault.message, "it uses `pipeline_slug` without binding `pipeline_id`",
+        "{condition}"
+    );
 }
 
 #[test]
 fn c2_a_slug_beside_its_id_is_taken() {
-    set_of(&bound("principal.pipeline_id == \"01945ecf-0000-4000-8000-000000000002\" && principal.pipeline_slug == \"web\""));
+    set_of(&bound(
+        "principal.pipeline_id == \"01945ecf-0000-4000-8000-000000000002\" && principal.pipeline_slug == \"web\"",
+    ));
 }
 
 #[test]
 fn c2_a_forbid_by_a_slug_is_refused_because_a_rename_lifts_it() {
-    let fault = fault_of("forbid (principal is Job, action, resource) when { principal.organization_slug == \"acme\" };");
+    let fault = fault_of(
+        "forbid (principal is Job, action, resource) when { principal.organization_slug == \"acme\" };",
+    );
     assert_eq!(fault.message, "it forbids by `organization_slug`");
-    set_of("forbid (principal is Job, action, resource) when { principal.pipeline_id == \"01945ecf-0000-4000-8000-000000000002\" };");
+    set_of(
+        "forbid (principal is Job, action, resource) when { principal.pipeline_id == \"01945ecf-0000-4000-8000-000000000002\" };",
+    );
 }
 
 #[rstest]
@@ -109,11 +138,18 @@ fn c2_the_subject_is_no_attribute(#[case] condition: &str) {
 #[case("principal.issuer like \"https://*\"")]
 #[case("principal.build_source like \"w*\"")]
 #[case("principal.commit like \"0*\"")]
-#[case("(if principal.branch_is_of_a_fork then principal.organization_slug else principal.build_source) like \"a*\"")]
+#[case(
+    "(if principal.branch_is_of_a_fork then principal.organization_slug else principal.build_source) like \"a*\""
+)]
 #[case("{\"of\": principal}.of.build_source like \"a*\"")]
 fn c3_a_pattern_on_an_id_a_slug_or_anything_but_one_free_text_is_refused(#[case] condition: &str) {
     let faults = parse(&bound(condition)).expect_err(condition);
-    assert!(faults.iter().any(|fault| fault.message.starts_with("`like` on")), "{faults:#?}");
+    assert!(
+        faults
+            .iter()
+            .any(|fault| fault.message.starts_with("`like` on")),
+        "{faults:#?}"
+    );
 }
 
 #[rstest]
@@ -121,8 +157,12 @@ fn c3_a_pattern_on_an_id_a_slug_or_anything_but_one_free_text_is_refused(#[case]
 #[case("**")]
 fn c3_a_pattern_of_nothing_but_wildcards_is_refused(#[case] pattern: &str) {
     for text in [
-        bound(&format!("principal has branch && principal.branch like \"{pattern}\"")),
-        format!("forbid (principal is Job, action, resource) when {{ principal has tag && principal.tag like \"{pattern}\" }};"),
+        bound(&format!(
+            "principal has branch && principal.branch like \"{pattern}\""
+        )),
+        format!(
+            "forbid (principal is Job, action, resource) when {{ principal has tag && principal.tag like \"{pattern}\" }};"
+        ),
     ] {
         let fault = fault_of(&text);
         assert!(fault.message.ends_with("matches everything"), "{fault}");
@@ -131,10 +171,14 @@ fn c3_a_pattern_of_nothing_but_wildcards_is_refused(#[case] pattern: &str) {
 
 #[test]
 fn c3_a_pattern_on_a_branch_is_taken_and_matches_the_whole_of_it() {
-    let set = set_of(&bound("principal has branch && principal.branch like \"release/*\""));
+    let set = set_of(&bound(
+        "principal has branch && principal.branch like \"release/*\"",
+    ));
     let on = |branch: &str| {
-        let caller = job(|identity| identity.source.branch = Some(crate::text::UntrustedText::new(branch)));
-        set.decide(&caller, Action::CreateEnvironment, profile("ci-small")).is_ok()
+        let caller =
+            job(|identity| identity.source.branch = Some(crate::text::UntrustedText::new(branch)));
+        set.decide(&caller, Action::CreateEnvironment, profile("ci-small"))
+            .is_ok()
     };
     assert!(on("release/1.0"));
     assert!(!on("someone:release/1.0"));
@@ -144,10 +188,16 @@ fn c3_a_pattern_on_a_branch_is_taken_and_matches_the_whole_of_it() {
 
 #[test]
 fn c4_a_pattern_that_anybody_can_extend_at_its_front_is_refused_in_a_permit() {
-    let fault = fault_of(&bound("principal has branch && principal.branch like \"*/main\""));
+    let fault = fault_of(&bound(
+        "principal has branch && principal.branch like \"*/main\"",
+    ));
     assert!(fault.message.contains("begins with `*`"), "{fault}");
-    set_of("forbid (principal is Job, action, resource) when { principal has branch && principal.branch like \"*:*\" };");
-    set_of(&bound("principal has branch && principal.branch like \"\\*main\""));
+    set_of(
+        "forbid (principal is Job, action, resource) when { principal has branch && principal.branch like \"*:*\" };",
+    );
+    set_of(&bound(
+        "principal has branch && principal.branch like \"\\*main\"",
+    ));
 }
 
 #[rstest]
@@ -162,7 +212,12 @@ fn c4_a_star_where_no_pattern_is_read_is_refused(#[case] condition: &str) {
 fn c7_agent_tags_are_no_attributes() {
     assert!(parse(&bound("principal.agent_tag == \"x\"")).is_err());
     assert!(!SCHEMA.contains("agent_tag"));
-    assert!(parse(&bound("principal has queue_id && principal.queue_id == \"x\"")).is_ok());
+    assert!(
+        parse(&bound(
+            "principal has queue_id && principal.queue_id == \"x\""
+        ))
+        .is_ok()
+    );
 }
 
 #[rstest]
@@ -172,9 +227,13 @@ fn c7_agent_tags_are_no_attributes() {
 #[case(&bound("principal.build_number == \"5\""))]
 #[case(&bound("principal.branch == \"main\""))]
 #[case(&bound("context.time == 1"))]
-#[case("permit (principal is Operator, action, resource) when { principal.organization_id == \"x\" };")]
+#[case(
+    "permit (principal is Operator, action, resource) when { principal.organization_id == \"x\" };"
+)]
 #[case("permit (principal == ?principal, action, resource);")]
-#[case("permit (principal is Operator, action == Action::\"create_environment\", resource is Server);")]
+#[case(
+    "permit (principal is Operator, action == Action::\"create_environment\", resource is Server);"
+)]
 #[case("permit (principal is Operator, action, resource) when { false };")]
 #[case("@idd(\"x\") permit (principal is Operator, action, resource);")]
 #[case("@id(\"\") permit (principal is Operator, action, resource);")]
@@ -182,12 +241,26 @@ fn c7_agent_tags_are_no_attributes() {
 #[case("permit (principal is Operator, action, resource)")]
 #[case("permit (principal is Operator, action, resource);;")]
 #[case("permit (principal is Operator, action, resource == Profile::\"ci-smal\");")]
-#[case("permit (principal is Operator, action, resource is Profile) when { resource.name == \"ci-smal\" };")]
-#[case("permit (principal is Operator, action, resource is Environment) when { resource.profile == \"ci-smal\" };")]
+#[case(
+    "permit (principal is Operator, action, resource is Profile) when { resource.name == \"ci-smal\" };"
+)]
+#[case(
+    "permit (principal is Operator, action, resource is Environment) when { resource.profile == \"ci-smal\" };"
+)]
 fn t9_what_cannot_mean_anything_is_refused(#[case] text: &str) {
     let faults = parse(text).expect_err(text);
-    assert!(faults.iter().all(|fault| fault.file == "a.cedar" && fault.line == 1), "{faults:#?}");
-    assert!(faults.iter().all(|fault| !fault.message.is_empty() && !fault.hint.is_empty()), "{faults:#?}");
+    assert!(
+        faults
+            .iter()
+            .all(|fault| fault.file == "a.cedar" && fault.line == 1),
+        "{faults:#?}"
+    );
+    assert!(
+        faults
+            .iter()
+            .all(|fault| !fault.message.is_empty() && !fault.hint.is_empty()),
+        "{faults:#?}"
+    );
 }
 
 #[test]
@@ -200,8 +273,14 @@ fn t9_every_fault_of_every_policy_is_told_with_its_line() {
 #[test]
 fn t9_two_policies_of_one_id_are_refused() {
     let files = BTreeMap::from([
-        ("a.cedar".to_owned(), "@id(\"x\") permit (principal is Operator, action, resource);".to_owned()),
-        ("b.cedar".to_owned(), "\n@id(\"x\") forbid (principal, action, resource);".to_owned()),
+        (
+            "a.cedar".to_owned(),
+            "@id(\"x\") permit (principal is Operator, action, resource);".to_owned(),
+        ),
+        (
+            "b.cedar".to_owned(),
+            "\n@id(\"x\") forbid (principal, action, resource);".to_owned(),
+        ),
     ]);
     let faults = PolicySet::parse(&files, &configuration()).unwrap_err();
     assert_eq!((faults[0].file.as_str(), faults[0].line), ("b.cedar", 2));
@@ -258,14 +337,23 @@ fn what_is_read_fits_a_thread(#[case] condition: String) {
 #[test]
 fn a_long_set_of_ids_is_read() {
     let ids: Vec<_> = (0..2000).map(|nth| format!("\"{nth}\"")).collect();
-    set_of(&bound(&format!("[{}].contains(principal.pipeline_id)", ids.join(", "))));
+    set_of(&bound(&format!(
+        "[{}].contains(principal.pipeline_id)",
+        ids.join(", ")
+    )));
 }
 
 #[test]
 fn the_digest_is_of_names_and_texts() {
     let digest = |files: &[(&str, &str)]| {
-        let files = files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
-        PolicySet::parse(&files, &configuration()).unwrap().digest().to_owned()
+        let files = files
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
+            .collect();
+        PolicySet::parse(&files, &configuration())
+            .unwrap()
+            .digest()
+            .to_owned()
     };
     let one = digest(&[("a.cedar", ""), ("b.cedar", "// x")]);
     assert_eq!(one, digest(&[("b.cedar", "// x"), ("a.cedar", "")]));

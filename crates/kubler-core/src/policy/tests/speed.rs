@@ -33,10 +33,27 @@ fn a_decision_takes_microseconds() {
     let webhook = job(|identity| identity.source.trigger = "webhook".into());
     for (name, set) in [("starter", &starter), ("starter + 200", &large)] {
         let (own, full) = (environment(|_| ()), profile("ci-small"));
-        let use_kubernetes = p50(|| drop(set.decide(&caller, Action::UseKubernetes, own.clone()).unwrap()));
-        let create = p50(|| drop(set.decide(&caller, Action::CreateEnvironment, full.clone()).unwrap()));
-        let denied = p50(|| drop(set.decide(&webhook, Action::CreateEnvironment, full.clone()).unwrap_err()));
-        println!("{name}: use_kubernetes {use_kubernetes} µs, create {create} µs, denied {denied} µs (p50 of {ROUNDS})");
+        let use_kubernetes = p50(|| {
+            drop(
+                set.decide(&caller, Action::UseKubernetes, own.clone())
+                    .unwrap(),
+            )
+        });
+        let create = p50(|| {
+            drop(
+                set.decide(&caller, Action::CreateEnvironment, full.clone())
+                    .unwrap(),
+            )
+        });
+        let denied = p50(|| {
+            drop(
+                set.decide(&webhook, Action::CreateEnvironment, full.clone())
+                    .unwrap_err(),
+            )
+        });
+        println!(
+            "{name}: use_kubernetes {use_kubernetes} µs, create {create} µs, denied {denied} µs (p50 of {ROUNDS})"
+        );
         assert!(use_kubernetes.max(create) < MICROSECONDS_MAX);
     }
 }

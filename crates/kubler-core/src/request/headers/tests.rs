@@ -14,7 +14,10 @@ fn seal() -> Seal {
 fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in pairs {
-        headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        headers.append(
+            HeaderName::from_bytes(name.as_bytes()).unwrap(),
+            HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+        );
     }
     headers
 }
@@ -44,12 +47,23 @@ fn h1_only_what_is_listed_reaches_the_api_server() {
     ]);
     let mut names: Vec<_> = sent.keys().map(HeaderName::as_str).collect();
     names.sort_unstable();
-    assert_eq!(names, ["accept", "audit-id", "authorization", "host", "kubectl-command", "user-agent"]);
+    assert_eq!(
+        names,
+        [
+            "accept",
+            "audit-id",
+            "authorization",
+            "host",
+            "kubectl-command",
+            "user-agent"
+        ]
+    );
 }
 
 #[rstest]
 fn h1_connection_cannot_take_identity_away(
-    #[values("authorization, audit-id, host", "close, Authorization", "keep-alive")] connection: &str,
+    #[values("authorization, audit-id, host", "close, Authorization", "keep-alive")]
+    connection: &str,
 ) {
     let sent = sent(&[("connection", connection), ("accept", "*/*")]);
     assert_eq!(sent.get(AUTHORIZATION).unwrap(), "Bearer ours");
@@ -59,11 +73,19 @@ fn h1_connection_cannot_take_identity_away(
 
 #[rstest]
 fn h1_connection_cannot_take_impersonation_away(
-    #[values("Impersonate-User", "close, impersonate-group", "IMPERSONATE_UID,close")] connection: &str,
+    #[values(
+        "Impersonate-User",
+        "close, impersonate-group",
+        "IMPERSONATE_UID,close"
+    )]
+    connection: &str,
 ) {
     let client = headers(&[("connection", connection), ("impersonate-user", "jane")]);
     let fault = to_upstream(&client, Impersonation::Forwarded, &seal());
-    assert!(matches!(fault, Err(HeaderFault::Dropped { .. })), "{fault:?}");
+    assert!(
+        matches!(fault, Err(HeaderFault::Dropped { .. })),
+        "{fault:?}"
+    );
 }
 
 #[rstest]
@@ -75,23 +97,47 @@ fn h1_connection_cannot_take_impersonation_away(
 #[case(|headers: &mut HeaderMap| { headers.insert("x-remote-user", HeaderValue::from_static("system:admin")); }, "x-remote-user")]
 #[case(|headers: &mut HeaderMap| { headers.insert("connection", HeaderValue::from_static("authorization")); }, "connection")]
 #[case(|headers: &mut HeaderMap| { headers.insert("impersonate-user", HeaderValue::from_static("jane")); }, "impersonate-user")]
-fn h1_what_is_not_exactly_meant_is_not_sent(#[case] breaks: fn(&mut HeaderMap), #[case] name: &str) {
-    let mut sent = to_upstream(&headers(&[("accept", "*/*")]), Impersonation::Refused, &seal()).unwrap();
+fn h1_what_is_not_exactly_meant_is_not_sent(
+    #[case] breaks: fn(&mut HeaderMap),
+    #[case] name: &str,
+) {
+    let mut sent = to_upstream(
+        &headers(&[("accept", "*/*")]),
+        Impersonation::Refused,
+        &seal(),
+    )
+    .unwrap();
     assert_eq!(check_seal(&sent, Impersonation::Refused, &seal()), Ok(()));
     breaks(&mut sent);
-    assert_eq!(check_seal(&sent, Impersonation::Refused, &seal()), Err(BrokenSeal { name: name.into() }));
+    assert_eq!(
+        check_seal(&sent, Impersonation::Refused, &seal()),
+        Err(BrokenSeal { name: name.into() })
+    );
 }
 
 #[rstest]
 fn h2_impersonation_in_any_spelling_is_refused(
     #[values(
-        "Impersonate-User", "impersonate-user", "IMPERSONATE-GROUP", "impersonate_user", "Impersonate_Group", "impersonate-uid",
-        "impersonate-extra-scopes", "impersonate_extra-scopes", "impersonate-anything", "impersonate-", "impersonate", "impersonate_"
+        "Impersonate-User",
+        "impersonate-user",
+        "IMPERSONATE-GROUP",
+        "impersonate_user",
+        "Impersonate_Group",
+        "impersonate-uid",
+        "impersonate-extra-scopes",
+        "impersonate_extra-scopes",
+        "impersonate-anything",
+        "impersonate-",
+        "impersonate",
+        "impersonate_"
     )]
     name: &str,
 ) {
     let fault = to_upstream(&headers(&[(name, "jane")]), Impersonation::Refused, &seal());
-    assert!(matches!(fault, Err(HeaderFault::Impersonation { .. })), "{fault:?}");
+    assert!(
+        matches!(fault, Err(HeaderFault::Impersonation { .. })),
+        "{fault:?}"
+    );
 }
 
 #[test]
@@ -129,15 +175,28 @@ fn h2_even_there_nothing_unclear_goes_on(#[case] pairs: &[(&str, &str)]) {
 
 #[rstest]
 fn h3_a_group_is_one_group(#[values("a,b", "a, system:masters", "a\tb", "")] group: &str) {
-    let fault = to_upstream(&headers(&[("impersonate-group", group)]), Impersonation::Forwarded, &seal());
+    let fault = to_upstream(
+        &headers(&[("impersonate-group", group)]),
+        Impersonation::Forwarded,
+        &seal(),
+    );
     assert!(matches!(fault, Err(HeaderFault::Value { .. })), "{fault:?}");
 }
 
 #[rstest]
 fn h5_nobody_brings_an_identity_of_the_road(
     #[values(
-        "Audit-ID", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded", "X-Remote-User",
-        "X-Remote-Group", "X-Remote-Extra-Scopes", "X-Real-IP", "Authorization", "Via"
+        "Audit-ID",
+        "X-Forwarded-For",
+        "X-Forwarded-Host",
+        "X-Forwarded-Proto",
+        "Forwarded",
+        "X-Remote-User",
+        "X-Remote-Group",
+        "X-Remote-Extra-Scopes",
+        "X-Real-IP",
+        "Authorization",
+        "Via"
     )]
     name: &str,
 ) {
@@ -165,5 +224,8 @@ fn h1_only_what_is_listed_reaches_the_client() {
     assert_eq!(answered.get_all("warning").iter().count(), 2);
     let mut names: Vec<_> = answered.keys().map(HeaderName::as_str).collect();
     names.sort_unstable();
-    assert_eq!(names, ["content-type", "warning", "x-kubernetes-pf-flowschema-uid"]);
+    assert_eq!(
+        names,
+        ["content-type", "warning", "x-kubernetes-pf-flowschema-uid"]
+    );
 }

@@ -39,9 +39,15 @@ impl Answer {
 
     /// What it says, for people: the message of a `Status`, else the beginning of the text.
     pub(super) fn message(&self) -> String {
-        let said = self.json().and_then(|status| Some(status.get("message")?.as_str()?.to_owned()));
+        let said = self
+            .json()
+            .and_then(|status| Some(status.get("message")?.as_str()?.to_owned()));
         let said = said.unwrap_or_else(|| String::from_utf8_lossy(&self.body).into_owned());
-        let shown: String = said.chars().take(SHOWN_CHARACTERS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let shown: String = said
+            .chars()
+            .take(SHOWN_CHARACTERS_MAX)
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
         format!("{shown} (status {})", self.status)
     }
 }
@@ -65,9 +71,13 @@ impl ApiClient {
         let mut tls = tls.clone();
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let stream = UnixStream::connect(socket).await?;
-        let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(server_name, stream).await?;
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(tls))
+            .connect(server_name, stream)
+            .await?;
         let (requests, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(io::Error::other)?;
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .map_err(io::Error::other)?;
         let connection = tokio::spawn(async move {
             // Its end shows at the next request.
             let _ = connection.await;
@@ -94,25 +104,48 @@ impl ApiClient {
         self.send(http::Method::PATCH, &path, Some(object)).await
     }
 
-    async fn send(&self, method: http::Method, path: &str, body: Option<&Value>) -> io::Result<Answer> {
+    async fn send(
+        &self,
+        method: http::Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> io::Result<Answer> {
         let method_is_patch = method == http::Method::PATCH;
         let mut request = http::Request::builder()
             .method(method)
             .uri(format!("https://environment{path}"))
-            .header(http::header::AUTHORIZATION, self.authorization.expose_secret())
+            .header(
+                http::header::AUTHORIZATION,
+                self.authorization.expose_secret(),
+            )
             .header(http::header::ACCEPT, "application/json");
         if body.is_some() {
             // JSON is YAML; the first type asks for server-side apply.
-            let kind = if method_is_patch { "application/apply-patch+yaml" } else { "application/json" };
+            let kind = if method_is_patch {
+                "application/apply-patch+yaml"
+            } else {
+                "application/json"
+            };
             request = request.header(http::header::CONTENT_TYPE, kind);
         }
         let body = body.map(Value::to_string).unwrap_or_default();
-        let request = request.body(Full::new(Bytes::from(body))).map_err(io::Error::other)?;
+        let request = request
+            .body(Full::new(Bytes::from(body)))
+            .map_err(io::Error::other)?;
         let mut requests = self.requests.clone();
         requests.ready().await.map_err(io::Error::other)?;
-        let answer = requests.send_request(request).await.map_err(io::Error::other)?;
+        let answer = requests
+            .send_request(request)
+            .await
+            .map_err(io::Error::other)?;
         let status = answer.status().as_u16();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(io::Error::other)?;
-        Ok(Answer { status, body: body.to_bytes() })
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(io::Error::other)?;
+        Ok(Answer {
+            status,
+            body: body.to_bytes(),
+        })
     }
 }

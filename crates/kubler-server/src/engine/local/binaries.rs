@@ -17,7 +17,8 @@ use crate::config::Surroundings;
 /// Oldest etcd that is taken from elsewhere: the first with the fixes to its users and roles we rely on.
 pub const ETCD_VERSION_MIN: (u32, u32) = (3, 5);
 /// How to get what is missing.
-const BUILD_HINT: &str = "run `kube/build`, or set `kubernetes.<version>.folder` to a folder that holds them";
+const BUILD_HINT: &str =
+    "run `kube/build`, or set `kubernetes.<version>.folder` to a folder that holds them";
 /// Bytes of a program that are searched at once for its version.
 const SEARCH_BYTES: usize = 1 << 20;
 /// Longest version with what stands before it, in bytes: how far two searched parts overlap.
@@ -67,12 +68,19 @@ impl BinariesError {
 ///
 /// # Errors
 /// When a program is missing, or is of another version than its name says.
-pub fn resolve_all(configuration: &Configuration, folder: &Path, surroundings: &Surroundings) -> Result<Binaries, BinariesError> {
+pub fn resolve_all(
+    configuration: &Configuration,
+    folder: &Path,
+    surroundings: &Surroundings,
+) -> Result<Binaries, BinariesError> {
     let mut versions = BTreeMap::new();
     let mut configured = Vec::new();
     for (wanted, version) in &configuration.kubernetes {
         let own = version.folder.as_ref().map(|own| folder.join(own));
-        versions.insert(wanted.clone(), Programs::find(wanted, own.as_deref(), surroundings)?);
+        versions.insert(
+            wanted.clone(),
+            Programs::find(wanted, own.as_deref(), surroundings)?,
+        );
         configured.extend(own);
     }
     let etcd = find_etcd(&configured, surroundings)?;
@@ -85,7 +93,10 @@ impl Binaries {
     /// # Errors
     /// When the configuration does not name it.
     pub fn version(&self, wanted: &str) -> Result<&str, BinariesError> {
-        let found = self.versions.get(wanted).map(|programs| programs.version.as_str());
+        let found = self
+            .versions
+            .get(wanted)
+            .map(|programs| programs.version.as_str());
         found.ok_or_else(|| BinariesError {
             message: format!("there are no programs for Kubernetes `{wanted}`"),
             hint: "list it under `kubernetes` in the configuration".into(),
@@ -99,24 +110,49 @@ impl Programs {
     ///
     /// # Errors
     /// When a program is missing, or is of another version than its name says.
-    pub fn find(wanted: &str, folder: Option<&Path>, search: &Surroundings) -> Result<Self, BinariesError> {
-        let folders = folder.map_or_else(|| cache_folders(search), |folder| vec![folder.to_owned()]);
-        let Some(found) = folders.iter().find(|folder| is_program(&folder.join("kubler-control-plane"))) else {
-            return Err(missing(&format!("`kubler-control-plane` for Kubernetes `{wanted}`"), &folders, search));
+    pub fn find(
+        wanted: &str,
+        folder: Option<&Path>,
+        search: &Surroundings,
+    ) -> Result<Self, BinariesError> {
+        let folders =
+            folder.map_or_else(|| cache_folders(search), |folder| vec![folder.to_owned()]);
+        let Some(found) = folders
+            .iter()
+            .find(|folder| is_program(&folder.join("kubler-control-plane")))
+        else {
+            return Err(missing(
+                &format!("`kubler-control-plane` for Kubernetes `{wanted}`"),
+                &folders,
+                search,
+            ));
         };
         let control_plane = found.join("kubler-control-plane");
         let version = version_in(&control_plane).ok_or_else(|| BinariesError {
-            message: format!("`{}` does not say which Kubernetes it is", control_plane.display()),
+            message: format!(
+                "`{}` does not say which Kubernetes it is",
+                control_plane.display()
+            ),
             hint: BUILD_HINT.into(),
         })?;
         if !version_fits(wanted, &version) {
             return Err(BinariesError {
-                message: format!("`{}` is Kubernetes {version}, not `{wanted}`", control_plane.display()),
-                hint: format!("name it `{}` in `kubernetes`, or configure another folder", minor_of(&version)),
+                message: format!(
+                    "`{}` is Kubernetes {version}, not `{wanted}`",
+                    control_plane.display()
+                ),
+                hint: format!(
+                    "name it `{}` in `kubernetes`, or configure another folder",
+                    minor_of(&version)
+                ),
             });
         }
         let template = Some(found.join("template")).filter(|template| template.is_file());
-        Ok(Self { version, control_plane, template })
+        Ok(Self {
+            version,
+            control_plane,
+            template,
+        })
     }
 }
 
@@ -128,12 +164,25 @@ pub fn find_etcd(configured: &[PathBuf], search: &Surroundings) -> Result<PathBu
     let mut folders = configured.to_vec();
     folders.extend(cache_folders(search));
     // These are pinned and verified; the others are asked for their version.
-    if let Some(found) = folders.iter().map(|folder| folder.join("etcd")).find(|program| is_program(program)) {
+    if let Some(found) = folders
+        .iter()
+        .map(|folder| folder.join("etcd"))
+        .find(|program| is_program(program))
+    {
         return Ok(found);
     }
-    let elsewhere: Vec<_> = search.kubebuilder_assets.iter().chain(&search.path).cloned().collect();
+    let elsewhere: Vec<_> = search
+        .kubebuilder_assets
+        .iter()
+        .chain(&search.path)
+        .cloned()
+        .collect();
     let mut too_old = None;
-    for program in elsewhere.iter().map(|folder| folder.join("etcd")).filter(|program| is_program(program)) {
+    for program in elsewhere
+        .iter()
+        .map(|folder| folder.join("etcd"))
+        .filter(|program| is_program(program))
+    {
         match etcd_version(&program) {
             Some(version) if version >= ETCD_VERSION_MIN => return Ok(program),
             version => too_old = Some((program, version)),
@@ -143,26 +192,47 @@ pub fn find_etcd(configured: &[PathBuf], search: &Surroundings) -> Result<PathBu
         folders.extend(elsewhere);
         return Err(missing("`etcd`", &folders, search));
     };
-    let version = version.map_or_else(|| "of unknown version".to_owned(), |(major, minor)| format!("version {major}.{minor}"));
+    let version = version.map_or_else(
+        || "of unknown version".to_owned(),
+        |(major, minor)| format!("version {major}.{minor}"),
+    );
     let (major, minor) = ETCD_VERSION_MIN;
     Err(BinariesError {
-        message: format!("`{}` is {version}; {major}.{minor} or newer is needed", program.display()),
+        message: format!(
+            "`{}` is {version}; {major}.{minor} or newer is needed",
+            program.display()
+        ),
         hint: BUILD_HINT.into(),
     })
 }
 
 fn missing(what: &str, folders: &[PathBuf], search: &Surroundings) -> BinariesError {
-    let mut places: Vec<_> = folders.iter().map(|folder| format!("`{}`", folder.display())).collect();
+    let mut places: Vec<_> = folders
+        .iter()
+        .map(|folder| format!("`{}`", folder.display()))
+        .collect();
     if places.is_empty() {
-        places.extend(search.cache.iter().map(|cache| format!("`{}/{BUILT}/*/bin`", cache.display())));
+        places.extend(
+            search
+                .cache
+                .iter()
+                .map(|cache| format!("`{}/{BUILT}/*/bin`", cache.display())),
+        );
     }
     places.truncate(6);
-    BinariesError { message: format!("{what} was not found in {}", places.join(", ")), hint: BUILD_HINT.into() }
+    BinariesError {
+        message: format!("{what} was not found in {}", places.join(", ")),
+        hint: BUILD_HINT.into(),
+    }
 }
 
 /// The cache's folders of programs, newest first.
 fn cache_folders(search: &Surroundings) -> Vec<PathBuf> {
-    let Some(entries) = search.cache.as_ref().and_then(|cache| std::fs::read_dir(cache.join(BUILT)).ok()) else {
+    let Some(entries) = search
+        .cache
+        .as_ref()
+        .and_then(|cache| std::fs::read_dir(cache.join(BUILT)).ok())
+    else {
         return Vec::new();
     };
     let mut folders: Vec<(SystemTime, PathBuf)> = entries
@@ -171,33 +241,57 @@ fn cache_folders(search: &Surroundings) -> Vec<PathBuf> {
         .filter_map(|folder| Some((std::fs::metadata(&folder).ok()?.modified().ok()?, folder)))
         .collect();
     folders.sort();
-    folders.into_iter().rev().map(|(_, folder)| folder).collect()
+    folders
+        .into_iter()
+        .rev()
+        .map(|(_, folder)| folder)
+        .collect()
 }
 
 fn is_program(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    std::fs::metadata(path)
+        .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
 fn minor_of(version: &str) -> String {
-    version.trim_start_matches('v').split('.').take(2).collect::<Vec<_>>().join(".")
+    version
+        .trim_start_matches('v')
+        .split('.')
+        .take(2)
+        .collect::<Vec<_>>()
+        .join(".")
 }
 
 /// Whether `1.34`, `1.34.4` or `v1.34.4` names `v1.34.4`. A name that is no version fits everything.
 fn version_fits(wanted: &str, version: &str) -> bool {
     let wanted = wanted.trim_start_matches('v');
-    let is_version = wanted.contains('.') && wanted.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let is_version = wanted.contains('.')
+        && wanted
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'.');
     let version = version.trim_start_matches('v');
-    !is_version || version == wanted || version.strip_prefix(wanted).is_some_and(|rest| rest.starts_with('.'))
+    !is_version
+        || version == wanted
+        || version
+            .strip_prefix(wanted)
+            .is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// The version of `k8s.io/kubernetes` in what Go writes into every program about its modules. The program is
 /// not run.
 fn version_in(program: &Path) -> Option<String> {
-    let pattern = regex::bytes::Regex::new("dep\tk8s\\.io/kubernetes\t(v[0-9]{1,5}\\.[0-9]{1,5}\\.[0-9A-Za-z.+-]{1,40})[\t\n]").ok()?;
+    let pattern = regex::bytes::Regex::new(
+        "dep\tk8s\\.io/kubernetes\t(v[0-9]{1,5}\\.[0-9]{1,5}\\.[0-9A-Za-z.+-]{1,40})[\t\n]",
+    )
+    .ok()?;
     let mut file = File::open(program).ok()?;
     let mut part = Vec::with_capacity(SEARCH_BYTES + SEARCH_OVERLAP_BYTES);
     loop {
-        let read = file.by_ref().take(SEARCH_BYTES as u64).read_to_end(&mut part).ok()?;
+        let read = file
+            .by_ref()
+            .take(SEARCH_BYTES as u64)
+            .read_to_end(&mut part)
+            .ok()?;
         if let Some(version) = pattern.captures(&part).and_then(|found| found.get(1)) {
             return String::from_utf8(version.as_bytes().to_vec()).ok();
         }
@@ -209,10 +303,20 @@ fn version_in(program: &Path) -> Option<String> {
 }
 
 fn etcd_version(program: &Path) -> Option<(u32, u32)> {
-    let said = Command::new(program).arg("--version").env_clear().stdin(Stdio::null()).output().ok()?;
+    let said = Command::new(program)
+        .arg("--version")
+        .env_clear()
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
     let text = String::from_utf8_lossy(&said.stdout).into_owned();
-    let version = text.lines().find_map(|line| line.strip_prefix("etcd Version: "))?;
-    let mut numbers = version.trim().split('.').map_while(|number| number.parse().ok());
+    let version = text
+        .lines()
+        .find_map(|line| line.strip_prefix("etcd Version: "))?;
+    let mut numbers = version
+        .trim()
+        .split('.')
+        .map_while(|number| number.parse().ok());
     Some((numbers.next()?, numbers.next()?))
 }
 
@@ -229,7 +333,10 @@ mod tests {
     fn control_plane(folder: &Path, version: &str) {
         // The text lies across the border of two searched parts.
         let before = "x".repeat(SEARCH_BYTES - 20);
-        program(&folder.join("kubler-control-plane"), &format!("{before}\ndep\tk8s.io/kubernetes\t{version}\th1:abc=\n"));
+        program(
+            &folder.join("kubler-control-plane"),
+            &format!("{before}\ndep\tk8s.io/kubernetes\t{version}\th1:abc=\n"),
+        );
     }
 
     #[test]
@@ -239,9 +346,15 @@ mod tests {
         control_plane(&folder, "v1.33.1");
         control_plane(&cache.join("kube/key/bin"), "v1.34.4");
         std::fs::write(cache.join("kube/key/bin/template"), "").unwrap();
-        let search = Surroundings { cache: Some(cache), ..Surroundings::default() };
+        let search = Surroundings {
+            cache: Some(cache),
+            ..Surroundings::default()
+        };
         let configured = Programs::find("1.33", Some(&folder), &search).unwrap();
-        assert_eq!((configured.version.as_str(), configured.template), ("v1.33.1", None));
+        assert_eq!(
+            (configured.version.as_str(), configured.template),
+            ("v1.33.1", None)
+        );
         let cached = Programs::find("1.34", None, &search).unwrap();
         assert_eq!(cached.version, "v1.34.4");
         assert!(cached.template.is_some());
@@ -250,9 +363,16 @@ mod tests {
     #[test]
     fn what_is_missing_or_of_another_version_is_said_with_a_way_out() {
         let place = tempfile::tempdir().unwrap();
-        let search = Surroundings { cache: Some(place.path().join("nothing")), ..Surroundings::default() };
+        let search = Surroundings {
+            cache: Some(place.path().join("nothing")),
+            ..Surroundings::default()
+        };
         let error = Programs::find("1.34", None, &search).unwrap_err();
-        assert!(error.message.contains("kubler-control-plane") && error.message.contains("nothing/kube/*/bin"), "{error}");
+        assert!(
+            error.message.contains("kubler-control-plane")
+                && error.message.contains("nothing/kube/*/bin"),
+            "{error}"
+        );
         assert!(error.hint.contains("kube/build"));
         control_plane(&place.path().join("own"), "v1.34.4");
         let error = Programs::find("1.3", Some(&place.path().join("own")), &search).unwrap_err();
@@ -270,10 +390,24 @@ mod tests {
             path: path.iter().map(|path| (*path).to_owned()).collect(),
             ..Surroundings::default()
         };
-        assert_eq!(find_etcd(&[], &search(&old, &[&new])).unwrap(), new.join("etcd"));
+        assert_eq!(
+            find_etcd(&[], &search(&old, &[&new])).unwrap(),
+            new.join("etcd")
+        );
         let error = find_etcd(&[], &search(&old, &[])).unwrap_err();
-        assert!(error.message.contains("version 3.4; 3.5 or newer"), "{error}");
-        assert_eq!(find_etcd(&[old.clone()], &search(&new, &[])).unwrap(), old.join("etcd"));
-        assert!(find_etcd(&[], &Surroundings::default()).unwrap_err().message.contains("`etcd` was not found"));
+        assert!(
+            error.message.contains("version 3.4; 3.5 or newer"),
+            "{error}"
+        );
+        assert_eq!(
+            find_etcd(&[old.clone()], &search(&new, &[])).unwrap(),
+            old.join("etcd")
+        );
+        assert!(
+            find_etcd(&[], &Surroundings::default())
+                .unwrap_err()
+                .message
+                .contains("`etcd` was not found")
+        );
     }
 }

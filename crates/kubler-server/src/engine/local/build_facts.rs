@@ -30,19 +30,40 @@ pub(super) fn facts(environment: &Environment) -> BTreeMap<&'static str, String>
         ("source", text(&identity.source.trigger)),
         ("profile", text(&environment.resolved.profile.name)),
     ]);
-    let optional = [("branch", &identity.source.branch), ("tag", &identity.source.tag), ("step", &identity.job.step_key)];
+    let optional = [
+        ("branch", &identity.source.branch),
+        ("tag", &identity.source.tag),
+        ("step", &identity.job.step_key),
+    ];
     for (name, value) in optional {
-        facts.extend(value.as_ref().map(|value| (name, value.as_str().to_owned())));
+        facts.extend(
+            value
+                .as_ref()
+                .map(|value| (name, value.as_str().to_owned())),
+        );
     }
     facts
 }
 
 /// The labels: those facts that people select by, cut to what a label may be.
 pub(super) fn labels(environment: &Environment) -> BTreeMap<String, String> {
-    const SELECTED: [&str; 7] = ["environment", "organization", "pipeline", "build", "job", "commit", "branch"];
+    const SELECTED: [&str; 7] = [
+        "environment",
+        "organization",
+        "pipeline",
+        "build",
+        "job",
+        "commit",
+        "branch",
+    ];
     let facts = facts(environment);
-    let selected = SELECTED.into_iter().filter_map(|name| Some((name, label(facts.get(name)?))));
-    selected.filter(|(_, value)| !value.is_empty()).map(|(name, value)| (format!("{LABEL_PREFIX}{name}"), value)).collect()
+    let selected = SELECTED
+        .into_iter()
+        .filter_map(|name| Some((name, label(facts.get(name)?))));
+    selected
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| (format!("{LABEL_PREFIX}{name}"), value))
+        .collect()
 }
 
 /// The objects that carry them: the ConfigMap, and the default namespace's labels.

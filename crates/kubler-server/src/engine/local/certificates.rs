@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use zeroize::Zeroizing;
 
@@ -24,7 +25,10 @@ pub(super) struct Validity {
 impl Validity {
     pub(super) fn new(now: Timestamp, until: Timestamp) -> Self {
         let seconds = |at: Timestamp| u64::try_from(at.as_second()).unwrap_or_default();
-        Self { from: seconds(now).saturating_sub(BACKDATED_SECONDS), until: seconds(until) }
+        Self {
+            from: seconds(now).saturating_sub(BACKDATED_SECONDS),
+            until: seconds(until),
+        }
     }
 }
 
@@ -48,14 +52,22 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let certificate = params.self_signed(&key)?.pem();
-        Ok(Self { certificate, issuer: Issuer::new(params, key), validity })
+        Ok(Self {
+            certificate,
+            issuer: Issuer::new(params, key),
+            validity,
+        })
     }
 
     /// An authority that was kept in files.
     pub(super) fn load(pair: &Pair, validity: Validity) -> Result<Self, rcgen::Error> {
         let key = KeyPair::from_pem(&pair.key)?;
         let issuer = Issuer::from_ca_cert_pem(&pair.certificate, key)?;
-        Ok(Self { certificate: pair.certificate.clone(), issuer, validity })
+        Ok(Self {
+            certificate: pair.certificate.clone(),
+            issuer,
+            validity,
+        })
     }
 
     /// Its certificate, PEM.
@@ -65,15 +77,22 @@ impl Authority {
 
     /// To keep it in files.
     pub(super) fn pair(&self) -> Pair {
-        Pair { certificate: self.certificate.clone(), key: Zeroizing::new(self.issuer.key().serialize_pem()) }
+        Pair {
+            certificate: self.certificate.clone(),
+            key: Zeroizing::new(self.issuer.key().serialize_pem()),
+        }
     }
 
     /// A server's certificate for these names and addresses.
     pub(super) fn server(&self, name: &str, alternatives: &[&str]) -> Result<Pair, rcgen::Error> {
         let mut wanted = params(name, self.validity);
-        wanted.subject_alt_names =
-            CertificateParams::new(alternatives.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())?
-                .subject_alt_names;
+        wanted.subject_alt_names = CertificateParams::new(
+            alternatives
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect::<Vec<_>>(),
+        )?
+        .subject_alt_names;
         self.sign(wanted, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
@@ -82,13 +101,20 @@ impl Authority {
         self.sign(params(name, validity), ExtendedKeyUsagePurpose::ClientAuth)
     }
 
-    fn sign(&self, mut wanted: CertificateParams, usage: ExtendedKeyUsagePurpose) -> Result<Pair, rcgen::Error> {
+    fn sign(
+        &self,
+        mut wanted: CertificateParams,
+        usage: ExtendedKeyUsagePurpose,
+    ) -> Result<Pair, rcgen::Error> {
         wanted.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         wanted.extended_key_usages = vec![usage];
         wanted.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate()?;
         let certificate = wanted.signed_by(&key, &self.issuer)?.pem();
-        Ok(Pair { certificate, key: Zeroizing::new(key.serialize_pem()) })
+        Ok(Pair {
+            certificate,
+            key: Zeroizing::new(key.serialize_pem()),
+        })
     }
 }
 
@@ -97,7 +123,11 @@ impl Authority {
 pub(super) fn signing_key() -> Result<Zeroizing<String>, rcgen::Error> {
     let key = KeyPair::generate()?;
     let private = Zeroizing::new(key.serialize_pem());
-    Ok(Zeroizing::new(format!("{}\n{}", private.trim_end(), key.public_key_pem())))
+    Ok(Zeroizing::new(format!(
+        "{}\n{}",
+        private.trim_end(),
+        key.public_key_pem()
+    )))
 }
 
 fn params(name: &str, validity: Validity) -> CertificateParams {

@@ -42,14 +42,26 @@ pub(super) type Recorder = Arc<dyn Fn(Body) -> BoxFuture<'static, bool> + Send +
 ///
 /// # Errors
 /// When the socket cannot be bound.
-pub(super) fn serve(path: &Path, id: EnvironmentId, listed: &[String], recorder: Recorder) -> io::Result<AbortOnDropHandle<()>> {
+pub(super) fn serve(
+    path: &Path,
+    id: EnvironmentId,
+    listed: &[String],
+    recorder: Recorder,
+) -> io::Result<AbortOnDropHandle<()>> {
     // One of a server before; nobody listens there any more.
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
-    let gate = Arc::new(Gate { allowed: Allowed::new(listed), log: Log { id, recorder, seen: Mutex::default() } });
+    let gate = Arc::new(Gate {
+        allowed: Allowed::new(listed),
+        log: Log {
+            id,
+            recorder,
+            seen: Mutex::default(),
+        },
+    });
     Ok(AbortOnDropHandle::new(tokio::spawn(accept(listener, gate))))
 }
 
@@ -91,13 +103,19 @@ async fn accept(listener: UnixListener, gate: Arc<Gate>) {
 
 impl Gate {
     async fn serve_one(&self, mut stream: UnixStream) -> io::Result<()> {
-        let head = tokio::time::timeout(Duration::from_secs(HEAD_SECONDS_MAX), read_head(&mut stream)).await??;
+        let head = tokio::time::timeout(
+            Duration::from_secs(HEAD_SECONDS_MAX),
+            read_head(&mut stream),
+        )
+        .await??;
         let Some(target) = Target::of_request(&head) else {
             return refuse(&mut stream, "400 Bad Request").await;
         };
         match self.open(&target).await {
             Ok(mut outside) => {
-                stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
+                stream
+                    .write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                    .await?;
                 tokio::io::copy_bidirectional(&mut stream, &mut outside).await?;
                 Ok(())
             }
@@ -114,8 +132,16 @@ impl Gate {
             return Err(Refusal::NotListed);
         }
         let within = Duration::from_secs(CONNECT_SECONDS_MAX);
-        let addresses = tokio::time::timeout(within, tokio::net::lookup_host((target.host.as_str(), target.port)));
-        let addresses: Vec<_> = addresses.await.ok().and_then(Result::ok).ok_or(Refusal::Unreachable)?.collect();
+        let addresses = tokio::time::timeout(
+            within,
+            tokio::net::lookup_host((target.host.as_str(), target.port)),
+        );
+        let addresses: Vec<_> = addresses
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .ok_or(Refusal::Unreachable)?
+            .collect();
         let mut open = Vec::new();
         for address in addresses {
             if !rules::is_forbidden(address.ip()) && !is_own(address).await {
@@ -123,7 +149,9 @@ impl Gate {
             }
         }
         // The address that was checked is the one that is dialled: a name may change its mind in between.
-        let Some(address) = open.first().copied() else { return Err(Refusal::ForbiddenAddress) };
+        let Some(address) = open.first().copied() else {
+            return Err(Refusal::ForbiddenAddress);
+        };
         if !self.log.write(target, Ok(address.ip())).await {
             return Err(Refusal::NotRecorded);
         }
@@ -136,14 +164,19 @@ impl Gate {
 
 /// Whether the address is one of this machine: then the way to it begins at itself. Nothing is sent.
 async fn is_own(address: SocketAddr) -> bool {
-    let any: SocketAddr = if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
+    let any: SocketAddr = if address.is_ipv4() {
+        ([0, 0, 0, 0], 0).into()
+    } else {
+        ([0_u16; 8], 0).into()
+    };
     let own = async {
         let socket = UdpSocket::bind(any).await?;
         socket.connect(address).await?;
         socket.local_addr()
     };
     // No way there: then dialling would fail as well.
-    own.await.is_ok_and(|own: SocketAddr| own.ip() == address.ip())
+    own.await
+        .is_ok_and(|own: SocketAddr| own.ip() == address.ip())
 }
 
 async fn read_head(stream: &mut UnixStream) -> io::Result<String> {
@@ -159,7 +192,9 @@ async fn read_head(stream: &mut UnixStream) -> io::Result<String> {
 }
 
 async fn refuse(stream: &mut UnixStream, status: &str) -> io::Result<()> {
-    stream.write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await
+    stream
+        .write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes())
+        .await
 }
 
 /// Writes connections down: the first of each kind at once, repeats as a count.
@@ -180,7 +215,9 @@ struct Window {
 impl Log {
     /// Gives false when it could not be written down.
     async fn write(&self, target: &Target, verdict: Result<IpAddr, Refusal>) -> bool {
-        let text = UntrustedText::new(&format!("{}:{}", target.host, target.port)).as_str().to_owned();
+        let text = UntrustedText::new(&format!("{}:{}", target.host, target.port))
+            .as_str()
+            .to_owned();
         let code = verdict.map_or_else(Refusal::code, |_| "allowed");
         {
             let mut window = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -198,11 +235,16 @@ impl Log {
         // Marked as seen before it is: whoever comes meanwhile is counted.
         let mut body = self.body(code, &text, 1);
         if let Ok(address) = verdict {
-            body.details.insert("address".into(), address.to_string().into());
+            body.details
+                .insert("address".into(), address.to_string().into());
         }
         let recorded = (self.recorder)(body).await;
         if !recorded {
-            self.seen.lock().unwrap_or_else(PoisonError::into_inner).repeats.remove(&(text, code));
+            self.seen
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .repeats
+                .remove(&(text, code));
         }
         recorded
     }
@@ -210,7 +252,11 @@ impl Log {
     /// Writes the counts down and begins a new window.
     async fn turn_over(&self) {
         let window = std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner));
-        for ((target, code), repeats) in window.repeats.into_iter().filter(|(_, repeats)| *repeats > 0) {
+        for ((target, code), repeats) in window
+            .repeats
+            .into_iter()
+            .filter(|(_, repeats)| *repeats > 0)
+        {
             (self.recorder)(self.body(code, &target, repeats)).await;
         }
         if window.others > 0 {
@@ -222,7 +268,11 @@ impl Log {
         let mut body = Body::new(Kind::Event, LedgerAction::EnvironmentEgress);
         body.environment_id = Some(self.id);
         let status = if code == "allowed" { 200 } else { 403 };
-        body.outcome = Some(Outcome { status, code: Some(code.to_owned()), ..Outcome::default() });
+        body.outcome = Some(Outcome {
+            status,
+            code: Some(code.to_owned()),
+            ..Outcome::default()
+        });
         body.details.insert("target".into(), target.into());
         body.details.insert("count".into(), count.into());
         body

@@ -19,10 +19,10 @@ use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 use zeroize::Zeroizing;
 
+pub(super) use self::client::{Client, EtcdError};
 use super::certificates::{Authority, Pair, Validity};
 use super::folder::{make_private, replace_private, write_private};
 use super::process::{Mark, Process, ProcessRecord};
-pub(super) use self::client::{Client, EtcdError};
 use crate::engine::{EngineError, ErrorClass};
 
 /// How long a start may take, in seconds.
@@ -90,9 +90,11 @@ impl Etcd {
         changes: Arc<Notify>,
         now: Timestamp,
     ) -> Result<Self, EngineError> {
-        let authority = prepare_folder(&folder, now).map_err(|error| failed(&format!("cannot prepare its folder: {error}"), &folder))?;
+        let authority = prepare_folder(&folder, now)
+            .map_err(|error| failed(&format!("cannot prepare its folder: {error}"), &folder))?;
         let known = read_record(&folder);
-        let adopted = known.and_then(|record| Some((record.port, Process::find(record.process, &mark)?)));
+        let adopted =
+            known.and_then(|record| Some((record.port, Process::find(record.process, &mark)?)));
         let (port, process, client) = match adopted {
             Some((port, process)) => {
                 let client = root(&folder, port)?;
@@ -102,10 +104,25 @@ impl Etcd {
             None => start_anew(&program, &folder, &mark, known.map(|record| record.port)).await?,
         };
         let process = Arc::new(process);
-        enable_users(&client).await.map_err(|error| failed(&error.to_string(), &folder))?;
-        let shared = Arc::new(Shared { program, folder, mark, port, process: Mutex::new(process), changes });
-        let supervisor = AbortOnDropHandle::new(tokio::spawn(supervise(Arc::clone(&shared), client.clone())));
-        Ok(Self { shared, authority, client, supervisor })
+        enable_users(&client)
+            .await
+            .map_err(|error| failed(&error.to_string(), &folder))?;
+        let shared = Arc::new(Shared {
+            program,
+            folder,
+            mark,
+            port,
+            process: Mutex::new(process),
+            changes,
+        });
+        let supervisor =
+            AbortOnDropHandle::new(tokio::spawn(supervise(Arc::clone(&shared), client.clone())));
+        Ok(Self {
+            shared,
+            authority,
+            client,
+            supervisor,
+        })
     }
 
     /// Its address for control planes.
@@ -119,7 +136,11 @@ impl Etcd {
     }
 
     /// A certificate for the user `name`.
-    pub(super) fn client_certificate(&self, name: &str, validity: Validity) -> Result<Pair, rcgen::Error> {
+    pub(super) fn client_certificate(
+        &self,
+        name: &str,
+        validity: Validity,
+    ) -> Result<Pair, rcgen::Error> {
         self.authority.client(name, validity)
     }
 
@@ -141,12 +162,20 @@ fn prepare_folder(folder: &Path, now: Timestamp) -> io::Result<Authority> {
     let validity = Validity::new(now, until);
     // Written last, so its presence says that all is there.
     let complete = folder.join("ca.key");
-    if let (Ok(key), Ok(certificate)) = (std::fs::read_to_string(&complete), std::fs::read_to_string(folder.join("ca.crt"))) {
-        let pair = Pair { certificate, key: Zeroizing::new(key) };
+    if let (Ok(key), Ok(certificate)) = (
+        std::fs::read_to_string(&complete),
+        std::fs::read_to_string(folder.join("ca.crt")),
+    ) {
+        let pair = Pair {
+            certificate,
+            key: Zeroizing::new(key),
+        };
         return Authority::load(&pair, validity).map_err(io::Error::other);
     }
     let authority = Authority::new("kubler etcd", validity).map_err(io::Error::other)?;
-    let server = authority.server("kubler etcd", &["127.0.0.1", "localhost"]).map_err(io::Error::other)?;
+    let server = authority
+        .server("kubler etcd", &["127.0.0.1", "localhost"])
+        .map_err(io::Error::other)?;
     let root = authority.client(ROOT, validity).map_err(io::Error::other)?;
     let own = authority.pair();
     for (name, text) in [
@@ -201,8 +230,11 @@ async fn end_strays(mark: &Mark) {
 
 /// The port of before if it is free, else one that the kernel chooses.
 fn choose_port(known: Option<u16>) -> io::Result<u16> {
-    let free = |port| TcpListener::bind(("127.0.0.1", port)).and_then(|listener| listener.local_addr());
-    let address = known.and_then(|port| free(port).ok()).map_or_else(|| free(0), Ok)?;
+    let free =
+        |port| TcpListener::bind(("127.0.0.1", port)).and_then(|listener| listener.local_addr());
+    let address = known
+        .and_then(|port| free(port).ok())
+        .map_or_else(|| free(0), Ok)?;
     Ok(address.port())
 }
 
@@ -240,8 +272,14 @@ fn launch(program: &Path, folder: &Path, mark: &Mark, port: u16) -> io::Result<P
     ]);
     command.stdout(output.try_clone()?).stderr(output);
     let process = Process::start(&mut command, mark)?;
-    let record = EtcdRecord { process: process.record(), port };
-    replace_private(&folder.join("record.json"), &serde_json::to_string(&record).map_err(io::Error::other)?)?;
+    let record = EtcdRecord {
+        process: process.record(),
+        port,
+    };
+    replace_private(
+        &folder.join("record.json"),
+        &serde_json::to_string(&record).map_err(io::Error::other)?,
+    )?;
     Ok(process)
 }
 
@@ -249,13 +287,20 @@ fn launch(program: &Path, folder: &Path, mark: &Mark, port: u16) -> io::Result<P
 fn root(folder: &Path, port: u16) -> Result<Client, EngineError> {
     let read = || {
         let text = |name: &str| std::fs::read_to_string(folder.join(name));
-        let user = Pair { certificate: text("root.crt")?, key: Zeroizing::new(text("root.key")?) };
+        let user = Pair {
+            certificate: text("root.crt")?,
+            key: Zeroizing::new(text("root.key")?),
+        };
         Client::new(port, &text("ca.crt")?, &user)
     };
     read().map_err(|error: io::Error| failed(&error.to_string(), folder))
 }
 
-async fn wait_until_served(client: &Client, process: &Process, folder: &Path) -> Result<(), EngineError> {
+async fn wait_until_served(
+    client: &Client,
+    process: &Process,
+    folder: &Path,
+) -> Result<(), EngineError> {
     let served = async {
         // A revision is known as soon as the only member leads itself.
         while keyspace::ask(client).await.is_err() {
@@ -275,7 +320,12 @@ async fn wait_until_served(client: &Client, process: &Process, folder: &Path) ->
 async fn enable_users(client: &Client) -> Result<(), EtcdError> {
     keyspace::add_user(client, ROOT).await?;
     let root = ROOT.to_owned();
-    client.call(&wire::UserGrantRole { user: root.clone(), role: root }).await?;
+    client
+        .call(&wire::UserGrantRole {
+            user: root.clone(),
+            role: root,
+        })
+        .await?;
     client.call(&wire::AuthEnable {}).await?;
     Ok(())
 }
@@ -290,7 +340,12 @@ async fn supervise(shared: Arc<Shared>, client: Client) {
         tokio::time::sleep(Duration::from_millis(wait)).await;
         wait = (wait * 2).min(RESTART_MILLISECONDS_MAX);
         match launch(&shared.program, &shared.folder, &shared.mark, shared.port) {
-            Ok(process) => *shared.process.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(process),
+            Ok(process) => {
+                *shared
+                    .process
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = Arc::new(process)
+            }
             Err(error) => {
                 tracing::error!(%error, "etcd cannot be started");
                 continue;
@@ -310,8 +365,21 @@ async fn supervise(shared: Arc<Shared>, client: Client) {
 fn failed(what: &str, folder: &Path) -> EngineError {
     let said = std::fs::read_to_string(folder.join("etcd.log")).unwrap_or_default();
     let panic = std::fs::read_to_string(folder.join("etcd.out")).unwrap_or_default();
-    let last = |text: &str| text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().chars().take(400).collect::<String>();
+    let last = |text: &str| {
+        text.lines()
+            .rfind(|line| !line.trim().is_empty())
+            .unwrap_or_default()
+            .chars()
+            .take(400)
+            .collect::<String>()
+    };
     let message = [format!("etcd: {what}"), last(&said), last(&panic)];
-    let message: Vec<_> = message.into_iter().filter(|part| !part.is_empty()).collect();
-    EngineError { message: message.join("; "), class: ErrorClass::Transient }
+    let message: Vec<_> = message
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect();
+    EngineError {
+        message: message.join("; "),
+        class: ErrorClass::Transient,
+    }
 }

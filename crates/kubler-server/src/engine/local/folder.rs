@@ -58,7 +58,9 @@ impl RunFolder {
     /// When it cannot be made, or is open to others.
     pub(super) fn open(path: &Path, short: &Path) -> io::Result<Self> {
         let fits = |folder: &Path| {
-            let longest = Self(folder.to_owned()).environment(EnvironmentId::from_random([0; 16])).egress_socket();
+            let longest = Self(folder.to_owned())
+                .environment(EnvironmentId::from_random([0; 16]))
+                .egress_socket();
             longest.as_os_str().len() <= SOCKET_PATH_BYTES_MAX
         };
         let path = std::path::absolute(path)?;
@@ -80,7 +82,12 @@ impl RunFolder {
     pub(super) fn environments(&self) -> io::Result<Vec<EnvironmentId>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.0)? {
-            found.extend(entry?.file_name().to_str().and_then(|name| EnvironmentId::from_str(name).ok()));
+            found.extend(
+                entry?
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| EnvironmentId::from_str(name).ok()),
+            );
         }
         Ok(found)
     }
@@ -123,7 +130,10 @@ impl EnvironmentFolder {
 
     /// Replaces the record: a reader sees the old or the new one.
     pub(super) fn write_record(&self, record: &EnvironmentRecord) -> io::Result<()> {
-        replace_private(&self.0.join(names::RECORD), &serde_json::to_string(record).map_err(io::Error::other)?)
+        replace_private(
+            &self.0.join(names::RECORD),
+            &serde_json::to_string(record).map_err(io::Error::other)?,
+        )
     }
 
     /// The record, when there is a whole one.
@@ -142,9 +152,17 @@ impl EnvironmentFolder {
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         };
         let text = tail().unwrap_or_default();
-        let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-        let last = lines.get(lines.len().saturating_sub(4)..).unwrap_or_default().join(" | ");
-        last.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+        let lines: Vec<_> = text
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .collect();
+        let last = lines
+            .get(lines.len().saturating_sub(4)..)
+            .unwrap_or_default()
+            .join(" | ");
+        last.chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect()
     }
 
     /// Takes the folder away with all that is in it. Succeeds when there is none.
@@ -162,7 +180,10 @@ pub(super) fn make_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let found = fs::metadata(path)?;
     if found.uid() != rustix::process::geteuid().as_raw() {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("`{}` belongs to another user", path.display())));
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("`{}` belongs to another user", path.display()),
+        ));
     }
     if found.permissions().mode() & 0o077 != 0 {
         return Err(io::Error::new(
@@ -175,7 +196,12 @@ pub(super) fn make_private(path: &Path) -> io::Result<()> {
 
 /// Writes a file that only its owner may read.
 pub(super) fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(text.as_bytes())
 }
 
@@ -199,10 +225,20 @@ mod tests {
         fs::create_dir(&open).unwrap();
         fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
         let short = place.path().join("short");
-        assert!(RunFolder::open(&open, &short).unwrap_err().to_string().contains("open to others"));
+        assert!(
+            RunFolder::open(&open, &short)
+                .unwrap_err()
+                .to_string()
+                .contains("open to others")
+        );
         let deep = place.path().join("d".repeat(SOCKET_PATH_BYTES_MAX));
         let opened = RunFolder::open(&deep, &short).unwrap();
-        assert!(opened.environment(EnvironmentId::from_random([1; 16])).path().starts_with(&short));
+        assert!(
+            opened
+                .environment(EnvironmentId::from_random([1; 16]))
+                .path()
+                .starts_with(&short)
+        );
         assert!(!deep.exists());
     }
 
@@ -217,7 +253,13 @@ mod tests {
         fs::create_dir(place.path().join("run/other")).unwrap();
         assert_eq!(run.environments().unwrap(), [id]);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(folder.path()), mode(&folder.path().join(names::TOKENS))), (0o700, 0o600));
+        assert_eq!(
+            (
+                mode(folder.path()),
+                mode(&folder.path().join(names::TOKENS))
+            ),
+            (0o700, 0o600)
+        );
         folder.remove().unwrap();
         folder.remove().unwrap();
         assert!(!folder.exists());

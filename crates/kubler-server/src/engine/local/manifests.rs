@@ -59,36 +59,60 @@ pub(super) fn read(files: &BTreeMap<String, String>) -> Result<Vec<Manifest>, En
 fn flatten(document: Value) -> Vec<Value> {
     match document {
         Value::Null => Vec::new(),
-        Value::Object(mut fields) if fields.get("kind").is_some_and(|kind| kind == "List") => match fields.remove("items") {
-            Some(Value::Array(items)) => items,
-            _ => Vec::new(),
-        },
+        Value::Object(mut fields) if fields.get("kind").is_some_and(|kind| kind == "List") => {
+            match fields.remove("items") {
+                Some(Value::Array(items)) => items,
+                _ => Vec::new(),
+            }
+        }
         document => vec![document],
     }
 }
 
 fn one(file: &str, object: Value) -> Result<Manifest, EngineError> {
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let text = |pointer: &str| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
     let lacking = |what: &str| permanent(format!("manifest `{file}`: an object has no `{what}`"));
     let kind = text("/kind").ok_or_else(|| lacking("kind"))?;
     let name = text("/metadata/name").ok_or_else(|| lacking("metadata.name"))?;
     // They become parts of a path.
-    let is_plain = |part: &str| !part.is_empty() && !part.contains(['/', '?', '#', '%']) && part != "." && part != "..";
+    let is_plain = |part: &str| {
+        !part.is_empty() && !part.contains(['/', '?', '#', '%']) && part != "." && part != ".."
+    };
     let api_version = text("/apiVersion").ok_or_else(|| lacking("apiVersion"))?;
     let namespace = text("/metadata/namespace");
-    if !is_plain(&name) || !namespace.as_deref().is_none_or(is_plain) || !api_version.split('/').all(is_plain) {
-        return Err(permanent(format!("manifest `{file}`: `{kind}` has a name that cannot be one")));
+    if !is_plain(&name)
+        || !namespace.as_deref().is_none_or(is_plain)
+        || !api_version.split('/').all(is_plain)
+    {
+        return Err(permanent(format!(
+            "manifest `{file}`: `{kind}` has a name that cannot be one"
+        )));
     }
     let title = format!("`{kind}/{name}` of manifest `{file}`");
-    Ok(Manifest { title, api_version, kind, namespace, name, object })
+    Ok(Manifest {
+        title,
+        api_version,
+        kind,
+        namespace,
+        name,
+        object,
+    })
 }
 
 impl Manifest {
     fn rank(&self) -> Rank {
         match self.kind.as_str() {
             "Namespace" | "CustomResourceDefinition" => Rank::Foundation,
-            "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration" | "APIService"
-            | "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding" => Rank::Gatekeeper,
+            "ValidatingWebhookConfiguration"
+            | "MutatingWebhookConfiguration"
+            | "APIService"
+            | "ValidatingAdmissionPolicyBinding"
+            | "MutatingAdmissionPolicyBinding" => Rank::Gatekeeper,
             _ => Rank::Ordinary,
         }
     }
@@ -103,33 +127,74 @@ impl Manifest {
 ///
 /// # Errors
 /// Permanent when the API server refuses an object for what it is.
-pub(super) async fn apply(api: &ApiClient, manifests: &[Manifest], trouble: &Trouble) -> Result<(), EngineError> {
-    let kinds = Kinds { api, known: tokio::sync::Mutex::default() };
+pub(super) async fn apply(
+    api: &ApiClient,
+    manifests: &[Manifest],
+    trouble: &Trouble,
+) -> Result<(), EngineError> {
+    let kinds = Kinds {
+        api,
+        known: tokio::sync::Mutex::default(),
+    };
     for rank in [Rank::Foundation, Rank::Ordinary, Rank::Gatekeeper] {
-        let of_rank: Vec<_> = manifests.iter().filter(|manifest| manifest.rank() == rank).collect();
+        let of_rank: Vec<_> = manifests
+            .iter()
+            .filter(|manifest| manifest.rank() == rank)
+            .collect();
         for some in of_rank.chunks(PARALLEL_MAX) {
-            try_join_all(some.iter().map(|manifest| apply_one(api, &kinds, manifest, trouble))).await?;
+            try_join_all(
+                some.iter()
+                    .map(|manifest| apply_one(api, &kinds, manifest, trouble)),
+            )
+            .await?;
         }
     }
     Ok(())
 }
 
-async fn apply_one(api: &ApiClient, kinds: &Kinds<'_>, manifest: &Manifest, trouble: &Trouble) -> Result<(), EngineError> {
+async fn apply_one(
+    api: &ApiClient,
+    kinds: &Kinds<'_>,
+    manifest: &Manifest,
+    trouble: &Trouble,
+) -> Result<(), EngineError> {
     loop {
         // A kind that is not served yet, and a server that is just starting, are worth another try.
-        match kinds.path(&manifest.api_version, &manifest.kind).await.map_err(transient)? {
+        match kinds
+            .path(&manifest.api_version, &manifest.kind)
+            .await
+            .map_err(transient)?
+        {
             Some(kind) => {
                 let path = kind.object(manifest);
-                let answer = api.apply(&path, &manifest.object).await.map_err(transient)?;
+                let answer = api
+                    .apply(&path, &manifest.object)
+                    .await
+                    .map_err(transient)?;
                 if answer.is_success() {
-                    return if manifest.is_definition() { wait_until_served(api, kinds, manifest, &path).await } else { Ok(()) };
+                    return if manifest.is_definition() {
+                        wait_until_served(api, kinds, manifest, &path).await
+                    } else {
+                        Ok(())
+                    };
                 }
                 if !may_change(&answer) {
-                    return Err(permanent(format!("{} was refused: {}", manifest.title, answer.message())));
+                    return Err(permanent(format!(
+                        "{} was refused: {}",
+                        manifest.title,
+                        answer.message()
+                    )));
                 }
-                trouble.note(format!("{} is not accepted: {}", manifest.title, answer.message()));
+                trouble.note(format!(
+                    "{} is not accepted: {}",
+                    manifest.title,
+                    answer.message()
+                ));
             }
-            None => trouble.note(format!("{} is of a kind that `{}` does not have", manifest.title, manifest.api_version)),
+            None => trouble.note(format!(
+                "{} is of a kind that `{}` does not have",
+                manifest.title, manifest.api_version
+            )),
         }
         tokio::time::sleep(Duration::from_millis(RETRY_MILLISECONDS)).await;
     }
@@ -138,22 +203,59 @@ async fn apply_one(api: &ApiClient, kinds: &Kinds<'_>, manifest: &Manifest, trou
 /// Whether the same request may get another answer soon: the server is starting, or something that this object
 /// needs is being made.
 fn may_change(answer: &Answer) -> bool {
-    matches!(answer.status, 404 | 409 | 429) || answer.status >= 500
+    matches!(answer.status, 404 | 409 | 429)
+        || answer.status >= 500
         || answer.status == 403 && answer.message().contains("not yet ready")
 }
 
 /// Waits until objects of a new kind can be made, by the job too.
-async fn wait_until_served(api: &ApiClient, kinds: &Kinds<'_>, definition: &Manifest, path: &str) -> Result<(), EngineError> {
-    let text = |pointer: &str| definition.object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+async fn wait_until_served(
+    api: &ApiClient,
+    kinds: &Kinds<'_>,
+    definition: &Manifest,
+    path: &str,
+) -> Result<(), EngineError> {
+    let text = |pointer: &str| {
+        definition
+            .object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
     let (group, kind) = (text("/spec/group"), text("/spec/names/kind"));
-    let versions = definition.object.pointer("/spec/versions").and_then(Value::as_array).cloned().unwrap_or_default();
-    let served = versions.iter().filter(|version| version.get("served").is_some_and(|served| *served == true));
-    let names: Vec<_> = served.filter_map(|version| version.get("name")?.as_str().map(|name| format!("{group}/{name}"))).collect();
+    let versions = definition
+        .object
+        .pointer("/spec/versions")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let served = versions
+        .iter()
+        .filter(|version| version.get("served").is_some_and(|served| *served == true));
+    let names: Vec<_> = served
+        .filter_map(|version| {
+            version
+                .get("name")?
+                .as_str()
+                .map(|name| format!("{group}/{name}"))
+        })
+        .collect();
     loop {
-        let found = api.get(path).await.map_err(transient)?.json().unwrap_or_default();
+        let found = api
+            .get(path)
+            .await
+            .map_err(transient)?
+            .json()
+            .unwrap_or_default();
         let mut ready = is_true(&found, "Established");
         for group_version in &names {
-            ready = ready && kinds.path(group_version, &kind).await.map_err(transient)?.is_some();
+            ready = ready
+                && kinds
+                    .path(group_version, &kind)
+                    .await
+                    .map_err(transient)?
+                    .is_some();
         }
         if ready {
             return Ok(());
@@ -163,11 +265,15 @@ async fn wait_until_served(api: &ApiClient, kinds: &Kinds<'_>, definition: &Mani
 }
 
 fn is_true(object: &Value, wanted: &str) -> bool {
-    let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
+    let conditions = object
+        .pointer("/status/conditions")
+        .and_then(Value::as_array);
     conditions.is_some_and(|conditions| {
         conditions.iter().any(|condition| {
             condition.get("type").is_some_and(|kind| kind == wanted)
-                && condition.get("status").is_some_and(|status| status == "True")
+                && condition
+                    .get("status")
+                    .is_some_and(|status| status == "True")
         })
     })
 }
@@ -178,11 +284,17 @@ pub(super) struct Trouble(std::sync::Mutex<String>);
 
 impl Trouble {
     pub(super) fn note(&self, what: String) {
-        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = what;
+        *self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = what;
     }
 
     pub(super) fn last(&self) -> String {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -198,7 +310,10 @@ impl KindPath {
         let Self { root, plural, .. } = self;
         let name = &manifest.name;
         if self.namespaced {
-            format!("{root}/namespaces/{}/{plural}/{name}", manifest.namespace.as_deref().unwrap_or("default"))
+            format!(
+                "{root}/namespaces/{}/{plural}/{name}",
+                manifest.namespace.as_deref().unwrap_or("default")
+            )
         } else {
             format!("{root}/{plural}/{name}")
         }
@@ -217,39 +332,70 @@ struct Kinds<'a> {
 impl Kinds<'_> {
     /// Where objects of the kind are, once it is served.
     async fn path(&self, group_version: &str, kind: &str) -> io::Result<Option<KindPath>> {
-        let root = if group_version.contains('/') { format!("/apis/{group_version}") } else { format!("/api/{group_version}") };
+        let root = if group_version.contains('/') {
+            format!("/apis/{group_version}")
+        } else {
+            format!("/api/{group_version}")
+        };
         let cell = std::sync::Arc::clone(self.known.lock().await.entry(root.clone()).or_default());
         let served = cell.get_or_try_init(|| self.discover(&root)).await?;
         let Some((plural, namespaced)) = served.get(kind) else {
             self.known.lock().await.remove(&root);
             return Ok(None);
         };
-        Ok(Some(KindPath { root, plural: plural.clone(), namespaced: *namespaced }))
+        Ok(Some(KindPath {
+            root,
+            plural: plural.clone(),
+            namespaced: *namespaced,
+        }))
     }
 
     async fn discover(&self, root: &str) -> io::Result<Served> {
         let answer = self.api.get(root).await?;
-        let list = answer.json().filter(|_| answer.is_success()).unwrap_or_default();
-        let resources = list.get("resources").and_then(Value::as_array).cloned().unwrap_or_default();
+        let list = answer
+            .json()
+            .filter(|_| answer.is_success())
+            .unwrap_or_default();
+        let resources = list
+            .get("resources")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
         Ok(resources
             .iter()
             .filter_map(|resource| {
                 let plural = resource.get("name")?.as_str()?;
                 let is_whole = !plural.contains('/');
                 let kind = resource.get("kind")?.as_str()?.to_owned();
-                is_whole.then(|| (kind, (plural.to_owned(), resource.get("namespaced").is_some_and(|value| *value == true))))
+                is_whole.then(|| {
+                    (
+                        kind,
+                        (
+                            plural.to_owned(),
+                            resource
+                                .get("namespaced")
+                                .is_some_and(|value| *value == true),
+                        ),
+                    )
+                })
             })
             .collect())
     }
 }
 
 fn permanent(message: String) -> EngineError {
-    EngineError { message, class: ErrorClass::Permanent }
+    EngineError {
+        message,
+        class: ErrorClass::Permanent,
+    }
 }
 
 #[allow(clippy::needless_pass_by_value)] // the shape `map_err` wants
 fn transient(error: io::Error) -> EngineError {
-    EngineError { message: format!("the API server does not answer: {error}"), class: ErrorClass::Transient }
+    EngineError {
+        message: format!("the API server does not answer: {error}"),
+        class: ErrorClass::Transient,
+    }
 }
 
 #[cfg(test)]
@@ -267,9 +413,15 @@ mod tests {
              apiVersion: v1\nkind: List\nitems:\n- apiVersion: apiextensions.k8s.io/v1\n  kind: CustomResourceDefinition\n  metadata: {name: b}\n",
         ))
         .unwrap();
-        let shape: Vec<_> = read.iter().map(|manifest| (manifest.name.as_str(), manifest.rank())).collect();
+        let shape: Vec<_> = read
+            .iter()
+            .map(|manifest| (manifest.name.as_str(), manifest.rank()))
+            .collect();
         assert_eq!(shape, [("a", Rank::Ordinary), ("b", Rank::Foundation)]);
-        assert_eq!(read[0].object.pointer("/data/on"), Some(&Value::from("yes")));
+        assert_eq!(
+            read[0].object.pointer("/data/on"),
+            Some(&Value::from("yes"))
+        );
     }
 
     #[test]

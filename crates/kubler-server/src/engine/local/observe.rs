@@ -20,20 +20,38 @@ struct Seen {
 
 impl Inner {
     pub(super) async fn observe(self: &Arc<Self>) -> Result<Vec<Observed>, EngineError> {
-        let folders = self.run.environments().map_err(|error| transient(format!("the run folder cannot be read: {error}")))?;
-        let found = Process::all(&self.installation).map_err(|error| transient(format!("processes cannot be listed: {error}")))?;
+        let folders = self
+            .run
+            .environments()
+            .map_err(|error| transient(format!("the run folder cannot be read: {error}")))?;
+        let found = Process::all(&self.installation)
+            .map_err(|error| transient(format!("processes cannot be listed: {error}")))?;
         let mut processes: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (subject, process) in found {
             if let Ok(id) = EnvironmentId::from_str(&subject) {
                 processes.entry(id).or_default().push(process.record());
             }
         }
-        let (in_etcd, users) = self.etcd.environments().await.map_err(|error| transient(format!("etcd cannot be asked: {error}")))?;
-        let seen = Seen { folders: folders.into_iter().collect(), processes, users };
+        let (in_etcd, users) = self
+            .etcd
+            .environments()
+            .await
+            .map_err(|error| transient(format!("etcd cannot be asked: {error}")))?;
+        let seen = Seen {
+            folders: folders.into_iter().collect(),
+            processes,
+            users,
+        };
         let mut all = in_etcd;
         all.extend(&seen.folders);
         all.extend(seen.processes.keys());
-        Ok(all.into_iter().map(|id| Observed { id, condition: self.condition(id, &seen) }).collect())
+        Ok(all
+            .into_iter()
+            .map(|id| Observed {
+                id,
+                condition: self.condition(id, &seen),
+            })
+            .collect())
     }
 
     fn condition(&self, id: EnvironmentId, seen: &Seen) -> Condition {
@@ -59,7 +77,9 @@ impl Inner {
         match seen.processes.get(&id).map(Vec::as_slice) {
             Some([only]) if *only == record.process => {}
             None | Some([]) => return Some("its control plane is not running".into()),
-            Some(_) => return Some("another process than its control plane carries its mark".into()),
+            Some(_) => {
+                return Some("another process than its control plane carries its mark".into());
+            }
         }
         if record.etcd != self.etcd.endpoint() {
             return Some("etcd is at another address than the one it knows".into());

@@ -12,8 +12,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
-use tokio::io::unix::AsyncFd;
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// The environment variable that carries the mark; children of ours have few others.
 const MARK_VARIABLE: &str = "KUBLER_MARK";
@@ -31,13 +31,20 @@ pub(super) struct Mark {
 
 impl Mark {
     pub(super) fn new(installation: &str, subject: impl ToString) -> Self {
-        Self { installation: installation.to_owned(), subject: subject.to_string() }
+        Self {
+            installation: installation.to_owned(),
+            subject: subject.to_string(),
+        }
     }
 
     /// Every living process that carries it.
     pub(super) fn processes(&self) -> Vec<Process> {
         let found = Process::all(&self.installation).unwrap_or_default();
-        found.into_iter().filter(|(subject, _)| *subject == self.subject).map(|(_, process)| process).collect()
+        found
+            .into_iter()
+            .filter(|(subject, _)| *subject == self.subject)
+            .map(|(_, process)| process)
+            .collect()
     }
 
     fn value(&self) -> String {
@@ -68,7 +75,11 @@ pub(super) struct Process {
 
 impl Process {
     fn new(record: ProcessRecord, descriptor: AsyncFd<OwnedFd>) -> Self {
-        Self { record, descriptor, ending: Mutex::default() }
+        Self {
+            record,
+            descriptor,
+            ending: Mutex::default(),
+        }
     }
 
     /// Starts `command` with `mark` and a cleaned environment, in a process group of its own, so that no signal
@@ -101,10 +112,20 @@ impl Process {
     pub(super) fn all(installation: &str) -> io::Result<Vec<(String, Self)>> {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc")?.flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            let Some(subject) = subject_of(pid, installation) else { continue };
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            let Some(subject) = subject_of(pid, installation) else {
+                continue;
+            };
             // Once more with the descriptor open, since the number may have changed hands in between.
-            let (Ok(descriptor), Some(started)) = (open(pid), start_time(pid)) else { continue };
+            let (Ok(descriptor), Some(started)) = (open(pid), start_time(pid)) else {
+                continue;
+            };
             let process = Self::new(ProcessRecord { pid, started }, descriptor);
             if subject_of(pid, installation).as_ref() == Some(&subject) && process.is_alive() {
                 found.push((subject, process));
@@ -120,7 +141,10 @@ impl Process {
     /// Whether it has not ended; a zombie has.
     pub(super) fn is_alive(&self) -> bool {
         let mut polled = [PollFd::new(&self.descriptor, PollFlags::IN)];
-        matches!(rustix::event::poll(&mut polled, Some(&Timespec::default())), Ok(0))
+        matches!(
+            rustix::event::poll(&mut polled, Some(&Timespec::default())),
+            Ok(0)
+        )
     }
 
     /// Waits for its end, and reaps it if it is our child.
@@ -133,12 +157,19 @@ impl Process {
                 Err(_) => return "is not watched any more".to_owned(),
             }
         }
-        self.ending.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| self.reap()).clone()
+        self.ending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert_with(|| self.reap())
+            .clone()
     }
 
     /// Succeeds once, and only for a child of ours.
     fn reap(&self) -> Ending {
-        match rustix::process::waitid(WaitId::PidFd(self.fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+        match rustix::process::waitid(
+            WaitId::PidFd(self.fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        ) {
             Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => format!("exited with code {code}"),
                 (_, Some(signal)) => format!("was ended by signal {signal}"),
@@ -159,7 +190,12 @@ impl Process {
         }
         tokio::time::timeout(Duration::from_secs(END_SECONDS_MAX), self.ended())
             .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("process {} does not end", self.record.pid)))?;
+            .map_err(|_| {
+                io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("process {} does not end", self.record.pid),
+                )
+            })?;
         Ok(())
     }
 
@@ -172,27 +208,42 @@ impl Process {
 #[allow(deprecated)]
 fn open(pid: i32) -> io::Result<AsyncFd<OwnedFd>> {
     let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
-    AsyncFd::with_interest(rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?, Interest::READABLE)
+    AsyncFd::with_interest(
+        rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?,
+        Interest::READABLE,
+    )
 }
 
 fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name before may hold anything, also spaces and brackets.
     let (_, after_name) = stat.rsplit_once(')')?;
-    after_name.split_whitespace().nth(START_TIME_FIELD)?.parse().ok()
+    after_name
+        .split_whitespace()
+        .nth(START_TIME_FIELD)?
+        .parse()
+        .ok()
 }
 
 fn read_mark(pid: i32) -> Option<String> {
     // Unreadable for other users' processes, which cannot be ours.
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
     environment.split(|byte| *byte == 0).find_map(|variable| {
-        let value = std::str::from_utf8(variable).ok()?.strip_prefix(MARK_VARIABLE)?.strip_prefix('=')?;
+        let value = std::str::from_utf8(variable)
+            .ok()?
+            .strip_prefix(MARK_VARIABLE)?
+            .strip_prefix('=')?;
         Some(value.to_owned())
     })
 }
 
 fn subject_of(pid: i32, installation: &str) -> Option<String> {
-    Some(read_mark(pid)?.strip_prefix(installation)?.strip_prefix('/')?.to_owned())
+    Some(
+        read_mark(pid)?
+            .strip_prefix(installation)?
+            .strip_prefix('/')?
+            .to_owned(),
+    )
 }
 
 /// The same without descriptors: for tests that clean up.
@@ -200,7 +251,9 @@ fn subject_of(pid: i32, installation: &str) -> Option<String> {
 pub(super) fn subjects(installation: &str) -> Vec<(i32, String)> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let mut found: Vec<_> = pids.filter_map(|pid| Some((pid, subject_of(pid, installation)?))).collect();
+    let mut found: Vec<_> = pids
+        .filter_map(|pid| Some((pid, subject_of(pid, installation)?)))
+        .collect();
     found.sort();
     found
 }
@@ -219,7 +272,16 @@ mod tests {
         let process = sleeper(&mark);
         let record = process.record();
         assert!(Process::find(record, &mark).is_some());
-        assert!(Process::find(ProcessRecord { started: record.started + 1, ..record }, &mark).is_none());
+        assert!(
+            Process::find(
+                ProcessRecord {
+                    started: record.started + 1,
+                    ..record
+                },
+                &mark
+            )
+            .is_none()
+        );
         assert!(Process::find(record, &Mark::new("installation-find", "env_y")).is_none());
         assert!(Process::find(record, &Mark::new("installation", "env_x")).is_none());
         process.kill().await.unwrap();
@@ -228,8 +290,15 @@ mod tests {
 
     #[tokio::test]
     async fn all_processes_of_an_installation_are_found_and_no_others() {
-        let (ours, theirs) = (sleeper(&Mark::new("installation-a", "env_x")), sleeper(&Mark::new("installation-ab", "env_z")));
-        let found: Vec<_> = Process::all("installation-a").unwrap().into_iter().map(|(subject, found)| (subject, found.record())).collect();
+        let (ours, theirs) = (
+            sleeper(&Mark::new("installation-a", "env_x")),
+            sleeper(&Mark::new("installation-ab", "env_z")),
+        );
+        let found: Vec<_> = Process::all("installation-a")
+            .unwrap()
+            .into_iter()
+            .map(|(subject, found)| (subject, found.record()))
+            .collect();
         assert_eq!(found, [("env_x".to_owned(), ours.record())]);
         ours.kill().await.unwrap();
         theirs.kill().await.unwrap();
@@ -239,7 +308,8 @@ mod tests {
     #[tokio::test]
     async fn an_ended_child_is_reaped_and_says_how_it_ended() {
         let mark = Mark::new("installation-reap", "env_x");
-        let process = Process::start(Command::new("/bin/sh").args(["-c", "exit 3"]), &mark).unwrap();
+        let process =
+            Process::start(Command::new("/bin/sh").args(["-c", "exit 3"]), &mark).unwrap();
         assert_eq!(process.ended().await, "exited with code 3");
         assert!(!process.is_alive());
         assert!(!std::path::Path::new(&format!("/proc/{}", process.record().pid)).exists());

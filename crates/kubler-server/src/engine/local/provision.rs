@@ -28,16 +28,26 @@ const CERTIFICATE_GRACE_SECONDS: u64 = 3600;
 /// Random bytes of a token.
 const TOKEN_BYTES: usize = 32;
 /// Names and addresses of the API server: as the control plane and clients inside know it.
-const SERVING_NAMES: [&str; 6] =
-    ["192.0.2.1", "10.96.0.1", "kubernetes", "kubernetes.default", upstream::SERVER_NAME, "kubernetes.default.svc.cluster.local"];
+const SERVING_NAMES: [&str; 6] = [
+    "192.0.2.1",
+    "10.96.0.1",
+    "kubernetes",
+    "kubernetes.default",
+    upstream::SERVER_NAME,
+    "kubernetes.default.svc.cluster.local",
+];
 const DEFAULT_SERVICE_ACCOUNT: &str = "/api/v1/namespaces/default/serviceaccounts/default";
 
 /// Makes the environment, or goes on where an earlier try stopped.
-pub(super) async fn provision(inner: &Arc<Inner>, environment: &Environment) -> Result<(), EngineError> {
+pub(super) async fn provision(
+    inner: &Arc<Inner>,
+    environment: &Environment,
+) -> Result<(), EngineError> {
     let resolved = &environment.resolved;
     let version = &resolved.profile.kubernetes;
     let programs = inner.settings.binaries.versions.get(version).cloned();
-    let programs = programs.ok_or_else(|| permanent(format!("there are no programs for Kubernetes `{version}`")))?;
+    let programs = programs
+        .ok_or_else(|| permanent(format!("there are no programs for Kubernetes `{version}`")))?;
     let manifests = manifests::read(&resolved.manifests)?;
     let slot = inner.slot(environment.id);
     let guard = Arc::clone(&slot.work).lock_owned().await;
@@ -46,16 +56,32 @@ pub(super) async fn provision(inner: &Arc<Inner>, environment: &Environment) -> 
 
     // A task of its own that keeps the environment to itself: if our caller goes away, what is under way still
     // ends before anybody else may begin to look or take away.
-    let (its_inner, its_environment, its_slot, stop) = (Arc::clone(inner), environment.clone(), Arc::clone(&slot), cancelled.clone());
+    let (its_inner, its_environment, its_slot, stop) = (
+        Arc::clone(inner),
+        environment.clone(),
+        Arc::clone(&slot),
+        cancelled.clone(),
+    );
     let making = tokio::spawn(async move {
-        let making = Making { inner: &its_inner, environment: &its_environment, slot: &its_slot };
+        let making = Making {
+            inner: &its_inner,
+            environment: &its_environment,
+            slot: &its_slot,
+        };
         let (process, made) = making.control_plane(&programs, &stop, &guard).await?;
         Ok((process, made, guard))
     });
     let (process, made, guard) = joined(making).await?;
-    let making = Making { inner, environment, slot: &slot };
+    let making = Making {
+        inner,
+        environment,
+        slot: &slot,
+    };
     let trouble = Trouble::default();
-    let (limit, folder) = (inner.settings.start_max, inner.run.environment(environment.id));
+    let (limit, folder) = (
+        inner.settings.start_max,
+        inner.run.environment(environment.id),
+    );
     let started = tokio::select! {
         started = making.contents(&manifests, &trouble) => started,
         how = process.ended() => Err(transient(format!("its control plane {how} while it started: {}", folder.log_tail()))),
@@ -93,7 +119,12 @@ impl Making<'_> {
         cancelled: &CancellationToken,
         guard: &OwnedMutexGuard<()>,
     ) -> Result<(Arc<Process>, Milliseconds), EngineError> {
-        if let Some(live) = self.slot.live().as_ref().filter(|live| live.ending.get().is_none()) {
+        if let Some(live) = self
+            .slot
+            .live()
+            .as_ref()
+            .filter(|live| live.ending.get().is_none())
+        {
             return Ok((Arc::clone(&live.process), Vec::new()));
         }
         let id = self.environment.id;
@@ -103,7 +134,13 @@ impl Making<'_> {
             // Somebody died while making it. Nobody has used it yet, so it begins anew.
             remove::take_away(self.inner, id, self.slot, guard).await?;
         }
-        let etcd = async { self.inner.etcd.admit(id).await.map_err(|error| transient(format!("etcd user: {error}"))) };
+        let etcd = async {
+            self.inner
+                .etcd
+                .admit(id)
+                .await
+                .map_err(|error| transient(format!("etcd user: {error}")))
+        };
         let files = async { self.write_files() };
         let (etcd, files) = tokio::join!(etcd, files);
         files.and(etcd)?;
@@ -114,7 +151,10 @@ impl Making<'_> {
         let process = Arc::new(self.launch(programs)?);
         self.write_record(&process, false)?;
         let egress = &self.environment.resolved.profile.egress;
-        let live = self.inner.live(id, Arc::clone(&process), egress).map_err(|error| transient(format!("egress: {error}")))?;
+        let live = self
+            .inner
+            .live(id, Arc::clone(&process), egress)
+            .map_err(|error| transient(format!("egress: {error}")))?;
         *self.slot.live() = Some(live);
         milliseconds.push(("launched", began.elapsed().as_millis()));
         Ok((process, milliseconds))
@@ -122,25 +162,39 @@ impl Making<'_> {
 
     /// Writes what makes this environment nobody else's: authority, keys, tokens.
     fn write_files(&self) -> Result<(), EngineError> {
-        let wrong = |error: std::io::Error| transient(format!("its folder cannot be written: {error}"));
+        let wrong =
+            |error: std::io::Error| transient(format!("its folder cannot be written: {error}"));
         let folder = self.folder();
         folder.create().map_err(wrong)?;
-        let files = self.identity().map_err(|error| transient(format!("its identity cannot be made: {error}")))?;
+        let files = self
+            .identity()
+            .map_err(|error| transient(format!("its identity cannot be made: {error}")))?;
         for (name, text) in &files {
             folder.write(name, text).map_err(wrong)?;
         }
         Ok(())
     }
 
-    fn identity(&self) -> Result<Vec<(&'static str, Zeroizing<String>)>, Box<dyn std::error::Error + Send + Sync>> {
-        let Self { inner, environment, .. } = self;
-        let until = after(environment.deadline, Duration::from_secs(CERTIFICATE_GRACE_SECONDS));
+    fn identity(
+        &self,
+    ) -> Result<Vec<(&'static str, Zeroizing<String>)>, Box<dyn std::error::Error + Send + Sync>>
+    {
+        let Self {
+            inner, environment, ..
+        } = self;
+        let until = after(
+            environment.deadline,
+            Duration::from_secs(CERTIFICATE_GRACE_SECONDS),
+        );
         let validity = Validity::new(inner.clock.now(), until);
         // Its key is forgotten here: nothing can be signed for this environment later.
         let authority = Authority::new(&format!("kubler {}", environment.id), validity)?;
         let serving = authority.server("kube-apiserver", &SERVING_NAMES)?;
-        let etcd = inner.etcd.client_certificate(&environment.id.to_string(), validity)?;
-        let token = || random_bytes::<TOKEN_BYTES>().map(|bytes| Zeroizing::new(hex::encode(bytes)));
+        let etcd = inner
+            .etcd
+            .client_certificate(&environment.id.to_string(), validity)?;
+        let token =
+            || random_bytes::<TOKEN_BYTES>().map(|bytes| Zeroizing::new(hex::encode(bytes)));
         let tokens = upstream::token_file(&token()?, &token()?, &environment.identity.job.id);
         Ok(vec![
             (names::AUTHORITY, authority.certificate().to_owned().into()),
@@ -148,7 +202,10 @@ impl Making<'_> {
             (names::SERVING_KEY, serving.key),
             (names::SERVICE_ACCOUNT_KEY, signing_key()?),
             (names::TOKENS, tokens),
-            (names::ETCD_AUTHORITY, inner.etcd.authority_certificate().to_owned().into()),
+            (
+                names::ETCD_AUTHORITY,
+                inner.etcd.authority_certificate().to_owned().into(),
+            ),
             (names::ETCD_CERTIFICATE, etcd.certificate.into()),
             (names::ETCD_KEY, etcd.key),
         ])
@@ -182,23 +239,36 @@ impl Making<'_> {
             egress: self.environment.resolved.profile.egress.clone(),
             ready,
         };
-        self.folder().write_record(&record).map_err(|error| transient(format!("its record cannot be written: {error}")))
+        self.folder()
+            .write_record(&record)
+            .map_err(|error| transient(format!("its record cannot be written: {error}")))
     }
 
     /// Waits until the API serves, and puts in what must be there before Ready.
-    async fn contents(&self, manifests: &[Manifest], trouble: &Trouble) -> Result<Milliseconds, EngineError> {
+    async fn contents(
+        &self,
+        manifests: &[Manifest],
+        trouble: &Trouble,
+    ) -> Result<Milliseconds, EngineError> {
         let began = Instant::now();
         let mut milliseconds = Vec::new();
         let api = self.connect(trouble).await?;
         milliseconds.push(("connected", began.elapsed().as_millis()));
         let [config_map, namespace] = build_facts::objects(self.environment);
         // The first change that is taken says that the API works, admission included.
-        let path = format!("/api/v1/namespaces/default/configmaps/{}", build_facts::CONFIG_MAP);
+        let path = format!(
+            "/api/v1/namespaces/default/configmaps/{}",
+            build_facts::CONFIG_MAP
+        );
         until(trouble, || applied(&api, &path, &config_map)).await;
         milliseconds.push(("served", began.elapsed().as_millis()));
         let rest = async {
             tokio::join!(
-                until(trouble, || applied(&api, "/api/v1/namespaces/default", &namespace)),
+                until(trouble, || applied(
+                    &api,
+                    "/api/v1/namespaces/default",
+                    &namespace
+                )),
                 until(trouble, || found(&api, DEFAULT_SERVICE_ACCOUNT)),
                 until(trouble, || found(&api, "/readyz")),
             );
@@ -213,7 +283,14 @@ impl Making<'_> {
         let folder = self.folder();
         let own = upstream::read_own(&folder).map_err(|error| transient(error.to_string()))?;
         loop {
-            match ApiClient::connect(&folder.api_socket(), &own.tls, own.server_name.clone(), &own.token).await {
+            match ApiClient::connect(
+                &folder.api_socket(),
+                &own.tls,
+                own.server_name.clone(),
+                &own.token,
+            )
+            .await
+            {
                 Ok(api) => return Ok(api),
                 Err(error) => trouble.note(format!("its API server cannot be reached: {error}")),
             }
@@ -223,9 +300,12 @@ impl Making<'_> {
 
     /// Makes it known as usable.
     fn finish(&self) -> Result<(), EngineError> {
-        let upstream = upstream::read(&self.folder()).map_err(|error| transient(error.to_string()))?;
+        let upstream =
+            upstream::read(&self.folder()).map_err(|error| transient(error.to_string()))?;
         let mut live = self.slot.live();
-        let live = live.as_mut().ok_or_else(|| transient("it ended while it was made"))?;
+        let live = live
+            .as_mut()
+            .ok_or_else(|| transient("it ended while it was made"))?;
         self.write_record(&live.process, true)?;
         live.upstream = Some(Arc::new(upstream));
         Ok(())
@@ -233,7 +313,10 @@ impl Making<'_> {
 }
 
 /// Repeats until it works; the caller bounds the time.
-async fn until<F: Future<Output = Result<(), String>>>(trouble: &Trouble, mut attempt: impl FnMut() -> F) {
+async fn until<F: Future<Output = Result<(), String>>>(
+    trouble: &Trouble,
+    mut attempt: impl FnMut() -> F,
+) {
     while let Err(why) = attempt().await {
         trouble.note(why);
         tokio::time::sleep(Duration::from_millis(POLL_MILLISECONDS)).await;
@@ -241,11 +324,22 @@ async fn until<F: Future<Output = Result<(), String>>>(trouble: &Trouble, mut at
 }
 
 async fn applied(api: &ApiClient, path: &str, object: &Value) -> Result<(), String> {
-    let answer = api.apply(path, object).await.map_err(|error| error.to_string())?;
-    if answer.is_success() { Ok(()) } else { Err(answer.message()) }
+    let answer = api
+        .apply(path, object)
+        .await
+        .map_err(|error| error.to_string())?;
+    if answer.is_success() {
+        Ok(())
+    } else {
+        Err(answer.message())
+    }
 }
 
 async fn found(api: &ApiClient, path: &str) -> Result<(), String> {
     let answer = api.get(path).await.map_err(|error| error.to_string())?;
-    if answer.is_success() { Ok(()) } else { Err(answer.message()) }
+    if answer.is_success() {
+        Ok(())
+    } else {
+        Err(answer.message())
+    }
 }

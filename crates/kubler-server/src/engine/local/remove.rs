@@ -46,10 +46,16 @@ pub(super) async fn take_away(
     };
     end_processes(inner, id, slot).await?;
     note("process_ended");
-    inner.etcd.expel(id).await.map_err(|error| transient(format!("its keys cannot be taken away: {error}")))?;
+    inner
+        .etcd
+        .expel(id)
+        .await
+        .map_err(|error| transient(format!("its keys cannot be taken away: {error}")))?;
     note("keys_deleted");
     let folder = inner.run.environment(id);
-    folder.remove().map_err(|error| transient(format!("its folder cannot be taken away: {error}")))?;
+    folder
+        .remove()
+        .map_err(|error| transient(format!("its folder cannot be taken away: {error}")))?;
     note("files_deleted");
     look(inner, id).await?;
     note("verified");
@@ -61,7 +67,8 @@ pub(super) async fn take_away(
 async fn end_processes(inner: &Inner, id: EnvironmentId, slot: &Slot) -> Result<(), EngineError> {
     // Dropped here: the way out closes with it.
     let known = slot.live().take().map(|live| live.process);
-    let wrong = |error: std::io::Error| transient(format!("its control plane does not end: {error}"));
+    let wrong =
+        |error: std::io::Error| transient(format!("its control plane does not end: {error}"));
     if let Some(process) = &known {
         process.kill().await.map_err(wrong)?;
     }
@@ -72,23 +79,46 @@ async fn end_processes(inner: &Inner, id: EnvironmentId, slot: &Slot) -> Result<
 }
 
 fn marked(inner: &Inner, id: EnvironmentId) -> Result<Vec<Process>, EngineError> {
-    let all = Process::all(&inner.installation).map_err(|error| transient(format!("processes cannot be listed: {error}")))?;
+    let all = Process::all(&inner.installation)
+        .map_err(|error| transient(format!("processes cannot be listed: {error}")))?;
     let name = id.to_string();
-    Ok(all.into_iter().filter(|(subject, _)| *subject == name).map(|(_, process)| process).collect())
+    Ok(all
+        .into_iter()
+        .filter(|(subject, _)| *subject == name)
+        .map(|(_, process)| process)
+        .collect())
 }
 
 /// Looks for everything an environment consists of.
 async fn look(inner: &Inner, id: EnvironmentId) -> Result<(), EngineError> {
-    let traces = inner.etcd.traces(id).await.map_err(|error| transient(format!("etcd cannot be asked: {error}")))?;
+    let traces = inner
+        .etcd
+        .traces(id)
+        .await
+        .map_err(|error| transient(format!("etcd cannot be asked: {error}")))?;
     let folder = inner.run.environment(id);
     let left = [
         ("process", !marked(inner, id)?.is_empty()),
-        ("socket", folder.api_socket().exists() || folder.egress_socket().exists()),
+        (
+            "socket",
+            folder.api_socket().exists() || folder.egress_socket().exists(),
+        ),
         ("key", traces.keys != 0),
         ("user", traces.user),
         ("role", traces.role),
         ("file", folder.exists()),
     ];
-    let left: Vec<_> = left.into_iter().filter(|(_, is_there)| *is_there).map(|(what, _)| what).collect();
-    if left.is_empty() { Ok(()) } else { Err(transient(format!("still there after its end: {}", left.join(", ")))) }
+    let left: Vec<_> = left
+        .into_iter()
+        .filter(|(_, is_there)| *is_there)
+        .map(|(what, _)| what)
+        .collect();
+    if left.is_empty() {
+        Ok(())
+    } else {
+        Err(transient(format!(
+            "still there after its end: {}",
+            left.join(", ")
+        )))
+    }
 }

@@ -34,7 +34,13 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        Self { folder: tempfile::Builder::new().prefix("kubler-engine-").tempdir().unwrap(), records: Arc::default() }
+        Self {
+            folder: tempfile::Builder::new()
+                .prefix("kubler-engine-")
+                .tempdir()
+                .unwrap(),
+            records: Arc::default(),
+        }
     }
 
     async fn engine(&self) -> Arc<LocalEngine> {
@@ -42,7 +48,10 @@ impl Place {
         let find = || -> Result<_, binaries::BinariesError> {
             let programs = Programs::find(VERSION, None, &surroundings)?;
             let etcd = binaries::find_etcd(&[], &surroundings)?;
-            Ok(Binaries { versions: [(VERSION.to_owned(), programs)].into(), etcd })
+            Ok(Binaries {
+                versions: [(VERSION.to_owned(), programs)].into(),
+                etcd,
+            })
         };
         let found = find().unwrap_or_else(|error| panic!("{error}; {}", error.hint()));
         let records = Arc::clone(&self.records);
@@ -50,20 +59,38 @@ impl Place {
             records.lock().unwrap().push(body);
             Box::pin(std::future::ready(true))
         });
-        LocalEngine::start_with(LocalSettings::new(self.folder.path(), found), Arc::new(SystemClock), recorder).await.unwrap()
+        LocalEngine::start_with(
+            LocalSettings::new(self.folder.path(), found),
+            Arc::new(SystemClock),
+            recorder,
+        )
+        .await
+        .unwrap()
     }
 
     /// Process ids and subjects of everything that carries the installation's mark.
     fn processes(&self) -> Vec<(i32, String)> {
-        let Ok(installation) = fs::read_to_string(self.folder.path().join("local/installation")) else { return Vec::new() };
+        let Ok(installation) = fs::read_to_string(self.folder.path().join("local/installation"))
+        else {
+            return Vec::new();
+        };
         process::subjects(&installation)
     }
 
     /// What is left of an environment, looked for without the engine's own means where that is possible.
     async fn leftovers(&self, engine: &LocalEngine, id: EnvironmentId) -> Vec<String> {
-        let mut left: Vec<_> = self.processes().into_iter().filter(|(_, subject)| *subject == id.to_string()).map(|(pid, _)| format!("process {pid}")).collect();
+        let mut left: Vec<_> = self
+            .processes()
+            .into_iter()
+            .filter(|(_, subject)| *subject == id.to_string())
+            .map(|(pid, _)| format!("process {pid}"))
+            .collect();
         let folder = self.folder.path().join("local/run").join(id.to_string());
-        left.extend(folder.exists().then(|| format!("folder {}", folder.display())));
+        left.extend(
+            folder
+                .exists()
+                .then(|| format!("folder {}", folder.display())),
+        );
         let traces = engine.inner.etcd.traces(id).await.unwrap();
         left.extend((traces != etcd::keyspace::Traces::default()).then(|| format!("{traces:?}")));
         left
@@ -75,7 +102,10 @@ impl Drop for Place {
         // Twice: etcd's supervisor may just be starting another one.
         for _ in 0..2 {
             for (pid, _) in self.processes() {
-                let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL);
+                let _ = rustix::process::kill_process(
+                    rustix::process::Pid::from_raw(pid).unwrap(),
+                    rustix::process::Signal::KILL,
+                );
             }
         }
     }
@@ -83,9 +113,18 @@ impl Drop for Place {
 
 fn environment(number: u8) -> Environment {
     let now = SystemClock.now();
-    let named = |text: &str| Named { id: format!("{text}-id"), slug: text.into() };
-    let profile: Profile = serde_json::from_value(serde_json::json!({"name": "ci-small", "kubernetes": VERSION})).unwrap();
-    let resolved = ResolvedProfile { profile, kubernetes_version: "v1.34.4".into(), manifests: BTreeMap::default() };
+    let named = |text: &str| Named {
+        id: format!("{text}-id"),
+        slug: text.into(),
+    };
+    let profile: Profile =
+        serde_json::from_value(serde_json::json!({"name": "ci-small", "kubernetes": VERSION}))
+            .unwrap();
+    let resolved = ResolvedProfile {
+        profile,
+        kubernetes_version: "v1.34.4".into(),
+        manifests: BTreeMap::default(),
+    };
     Environment {
         id: EnvironmentId::from_random(crate::entropy::random_bytes().unwrap()),
         name: format!("test-{number}"),
@@ -94,8 +133,16 @@ fn environment(number: u8) -> Environment {
             issuer: "https://issuer.test".into(),
             organization: named("acme"),
             project: named("web"),
-            run: Run { id: "build-id".into(), number: 42, url: "https://ci.test/acme/web/builds/42".into() },
-            job: Job { id: format!("job-{number}"), step_key: Some(UntrustedText::new("e2e")), url: "https://ci.test/j".into() },
+            run: Run {
+                id: "build-id".into(),
+                number: 42,
+                url: "https://ci.test/acme/web/builds/42".into(),
+            },
+            job: Job {
+                id: format!("job-{number}"),
+                step_key: Some(UntrustedText::new("e2e")),
+                url: "https://ci.test/j".into(),
+            },
             source: Source {
                 branch: Some(UntrustedText::new("mallory:feature/$(rm -rf)\n\u{1b}[31m")),
                 tag: None,
@@ -130,21 +177,37 @@ async fn job_client(engine: &LocalEngine, id: EnvironmentId) -> ApiClient {
 
 /// A client of the same server with another credential.
 async fn client_of(upstream: &Upstream, token: &secrecy::SecretString) -> ApiClient {
-    let crate::engine::UpstreamAddress::Unix(socket) = &upstream.address else { panic!("not a socket") };
-    ApiClient::connect(socket, &upstream.tls, upstream.server_name.clone(), token).await.unwrap()
+    let crate::engine::UpstreamAddress::Unix(socket) = &upstream.address else {
+        panic!("not a socket")
+    };
+    ApiClient::connect(socket, &upstream.tls, upstream.server_name.clone(), token)
+        .await
+        .unwrap()
 }
 
 async fn condition(engine: &LocalEngine, id: EnvironmentId) -> Option<Condition> {
     let observed = engine.observe().await.unwrap();
-    observed.into_iter().find(|found| found.id == id).map(|found| found.condition)
+    observed
+        .into_iter()
+        .find(|found| found.id == id)
+        .map(|found| found.condition)
 }
 
 async fn ids(engine: &LocalEngine) -> BTreeSet<EnvironmentId> {
-    engine.observe().await.unwrap().into_iter().map(|found| found.id).collect()
+    engine
+        .observe()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|found| found.id)
+        .collect()
 }
 
 /// Waits until `attempt` gives something.
-async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut attempt: impl FnMut() -> F) -> T {
+async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut attempt: impl FnMut() -> F,
+) -> T {
     let found = async {
         loop {
             if let Some(found) = attempt().await {
@@ -153,9 +216,14 @@ async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut attempt: i
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(WAIT_SECONDS), found).await.unwrap_or_else(|_| panic!("never: {what}"))
+    tokio::time::timeout(Duration::from_secs(WAIT_SECONDS), found)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"))
 }
 
 fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    object
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }

@@ -29,7 +29,9 @@ fn token_line(token: &str, user: &str) -> String {
 
 /// The token file: the server's own user, then the job's.
 pub(super) fn token_file(own: &str, job: &str, job_id: &str) -> Zeroizing<String> {
-    Zeroizing::new(token_line(own, OWN_USER) + &token_line(job, &format!("{JOB_USER_PREFIX}{job_id}")))
+    Zeroizing::new(
+        token_line(own, OWN_USER) + &token_line(job, &format!("{JOB_USER_PREFIX}{job_id}")),
+    )
 }
 
 /// The upstream of the job's user.
@@ -52,14 +54,18 @@ fn read_for(folder: &EnvironmentFolder, wanted: impl Fn(&str) -> bool) -> io::Re
         address: UpstreamAddress::Unix(folder.api_socket()),
         tls: Arc::new(tls(&folder.read(names::AUTHORITY)?)?),
         server_name: ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?,
-        token: token.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the token file lacks a user"))?,
+        token: token.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "the token file lacks a user")
+        })?,
     })
 }
 
 /// Trust in nothing but the environment's own authority.
 fn tls(authority: &str) -> io::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.as_bytes()).map_err(io::Error::other)?).map_err(io::Error::other)?;
+    roots
+        .add(CertificateDer::from_pem_slice(authority.as_bytes()).map_err(io::Error::other)?)
+        .map_err(io::Error::other)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     Ok(ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])

@@ -13,16 +13,27 @@ use super::world::{World, eventually, read, records};
 async fn a_request_passes_with_its_bytes_and_its_answer_comes_back() {
     let world = World::new().await;
     let target = "/apis/apps/v1/namespaces/default/deployments/a?fieldManager=kubectl&force=true";
-    let request = world.request("PATCH", target).header("content-type", "application/apply-patch+yaml");
+    let request = world
+        .request("PATCH", target)
+        .header("content-type", "application/apply-patch+yaml");
     let response = world.send_with(request, "kind: Deployment").await;
     assert_eq!(response.headers()["x-kubernetes-pf-flowschema-uid"], "flow");
     assert!(!response.headers().contains_key("set-cookie"));
-    assert_eq!(read(response).await, (StatusCode::OK, serde_json::json!({ "kind": "ConfigMap" })));
+    assert_eq!(
+        read(response).await,
+        (StatusCode::OK, serde_json::json!({ "kind": "ConfigMap" }))
+    );
 
     let arrived = world.upstream.arrived().remove(0);
-    assert_eq!((arrived.method.as_str(), arrived.target.as_str()), ("PATCH", target));
+    assert_eq!(
+        (arrived.method.as_str(), arrived.target.as_str()),
+        ("PATCH", target)
+    );
     assert_eq!(&arrived.body[..], b"kind: Deployment");
-    assert_eq!(arrived.headers["content-type"], "application/apply-patch+yaml");
+    assert_eq!(
+        arrived.headers["content-type"],
+        "application/apply-patch+yaml"
+    );
     assert_eq!(arrived.headers["content-length"], "16");
 }
 
@@ -48,12 +59,29 @@ async fn h1_the_api_server_sees_our_identity_and_nothing_of_the_clients() {
 #[tokio::test]
 async fn h5_one_id_joins_the_answer_the_ledger_and_the_api_servers_own_log() {
     let world = World::new().await;
-    let response = world.send(world.request("GET", "/api/v1/pods").header("Audit-ID", "theirs")).await;
+    let response = world
+        .send(
+            world
+                .request("GET", "/api/v1/pods")
+                .header("Audit-ID", "theirs"),
+        )
+        .await;
     let answered = response.headers()["audit-id"].to_str().unwrap().to_owned();
     assert_eq!(response.headers().get_all("audit-id").iter().count(), 1);
-    let recorded = records(&world.ledger).remove(0).body.request_id.unwrap().to_string();
-    let sent = world.upstream.arrived().remove(0).headers["audit-id"].to_str().unwrap().to_owned();
-    assert_eq!((answered.as_str(), sent.as_str()), (recorded.as_str(), recorded.as_str()));
+    let recorded = records(&world.ledger)
+        .remove(0)
+        .body
+        .request_id
+        .unwrap()
+        .to_string();
+    let sent = world.upstream.arrived().remove(0).headers["audit-id"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(
+        (answered.as_str(), sent.as_str()),
+        (recorded.as_str(), recorded.as_str())
+    );
 }
 
 #[tokio::test]
@@ -62,16 +90,31 @@ async fn l4_nothing_is_sent_on_before_its_record() {
     for nth in 0..3 {
         let _ = read(world.get("/api/v1/pods").await).await;
         world.outcome().await;
-        assert_eq!(world.upstream.arrived()[nth].records, 2 * nth + 1, "start records before, end records after");
+        assert_eq!(
+            world.upstream.arrived()[nth].records,
+            2 * nth + 1,
+            "start records before, end records after"
+        );
     }
 }
 
 #[tokio::test]
 async fn an_end_says_what_came_of_it() {
     let world = World::new().await;
-    let _ = read(world.send_with(world.request("POST", "/api/v1/namespaces/a/configmaps/missing"), "{}").await).await;
+    let _ = read(
+        world
+            .send_with(
+                world.request("POST", "/api/v1/namespaces/a/configmaps/missing"),
+                "{}",
+            )
+            .await,
+    )
+    .await;
     let outcome = world.outcome().await;
-    assert_eq!((outcome.status, outcome.bytes_in, outcome.bytes_out), (404, 2, 17));
+    assert_eq!(
+        (outcome.status, outcome.bytes_in, outcome.bytes_out),
+        (404, 2, 17)
+    );
     assert_eq!(outcome.close_reason, None);
     let start = records(&world.ledger).remove(0);
     assert_eq!(start.body.kind, Kind::Start);
@@ -85,7 +128,12 @@ async fn one_connection_serves_one_client_after_the_other() {
     for _ in 0..10 {
         let _ = read(world.get("/api/v1/pods").await).await;
     }
-    let _ = read(world.send_with(world.request("POST", "/api/v1/namespaces"), "{}").await).await;
+    let _ = read(
+        world
+            .send_with(world.request("POST", "/api/v1/namespaces"), "{}")
+            .await,
+    )
+    .await;
     let _ = read(world.get("/api/v1/pods").await).await;
     assert_eq!(world.upstream.seen.connections.load(Ordering::SeqCst), 1);
 }
@@ -97,7 +145,13 @@ async fn a_connection_that_was_closed_meanwhile_does_no_harm() {
         let _ = read(world.get("/api/v1/pods").await).await;
         world.upstream.hang_up();
         eventually(|| world.upstream.seen.open.load(Ordering::SeqCst) == 0).await;
-        assert_eq!(world.send_with(world.request(method, "/api/v1/namespaces"), "").await.status(), StatusCode::OK);
+        assert_eq!(
+            world
+                .send_with(world.request(method, "/api/v1/namespaces"), "")
+                .await
+                .status(),
+            StatusCode::OK
+        );
     }
 }
 
@@ -106,13 +160,18 @@ async fn a_redirect_stays_behind_the_gateway() {
     let world = World::new().await;
     let response = world.get("/moved").await;
     assert_eq!(response.status(), StatusCode::MOVED_PERMANENTLY);
-    assert_eq!(response.headers()["location"], format!("/k8s/{}/api/v1/there", world.id).as_str());
+    assert_eq!(
+        response.headers()["location"],
+        format!("/k8s/{}/api/v1/there", world.id).as_str()
+    );
 }
 
 #[tokio::test]
 async fn a_head_request_tells_the_length_and_sends_nothing() {
     let world = World::new().await;
-    let response = world.send(world.request("HEAD", "/api/v1/namespaces/a/configmaps/b")).await;
+    let response = world
+        .send(world.request("HEAD", "/api/v1/namespaces/a/configmaps/b"))
+        .await;
     assert_eq!(response.headers()["content-length"], "20");
     assert_eq!(read(response).await.1, "");
 }
@@ -130,10 +189,20 @@ async fn a_bare_environment_is_its_root() {
 async fn a_body_flows_on_while_it_comes() {
     let world = World::new().await;
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-    let body = Body::from_stream(tokio_stream::wrappers::UnboundedReceiverStream::new(receiver));
-    let request = world.request("POST", "/api/v1/namespaces").body(body).unwrap();
+    let body = Body::from_stream(tokio_stream::wrappers::UnboundedReceiverStream::new(
+        receiver,
+    ));
+    let request = world
+        .request("POST", "/api/v1/namespaces")
+        .body(body)
+        .unwrap();
     let gateway = world.gateway.clone();
-    let answered = tokio::spawn(async move { gateway.handle(request, IpAddr::V4(Ipv4Addr::LOCALHOST)).await.status() });
+    let answered = tokio::spawn(async move {
+        gateway
+            .handle(request, IpAddr::V4(Ipv4Addr::LOCALHOST))
+            .await
+            .status()
+    });
     for part in ["{\"kind\":", "\"Namespace\"", "}"] {
         sender.send(Ok::<_, std::io::Error>(part)).unwrap();
     }
@@ -141,23 +210,34 @@ async fn a_body_flows_on_while_it_comes() {
     assert!(world.upstream.arrived().is_empty(), "the body is not over");
     drop(sender);
     assert_eq!(answered.await.unwrap(), StatusCode::OK);
-    assert_eq!(&world.upstream.arrived()[0].body[..], b"{\"kind\":\"Namespace\"}");
+    assert_eq!(
+        &world.upstream.arrived()[0].body[..],
+        b"{\"kind\":\"Namespace\"}"
+    );
 }
 
 #[tokio::test]
 async fn h2_a_job_may_act_as_anybody_within_its_own_cluster() {
     let world = World::new().await;
-    let request = world.request("GET", "/api/v1/pods").header("Impersonate-User", "jane").header("Impersonate-Group", "developers");
+    let request = world
+        .request("GET", "/api/v1/pods")
+        .header("Impersonate-User", "jane")
+        .header("Impersonate-Group", "developers");
     assert_eq!(world.send(request).await.status(), StatusCode::OK);
     let headers = world.upstream.arrived().remove(0).headers;
-    assert_eq!((&headers["impersonate-user"], &headers["impersonate-group"]), (&"jane".parse().unwrap(), &"developers".parse().unwrap()));
+    assert_eq!(
+        (&headers["impersonate-user"], &headers["impersonate-group"]),
+        (&"jane".parse().unwrap(), &"developers".parse().unwrap())
+    );
     assert_eq!(headers["authorization"], "Bearer upstream-secret");
 }
 
 #[tokio::test]
 async fn a_build_may_share_what_was_made_for_it() {
-    let world = World::with(|environment| environment.scope = super::world::EnvironmentScope::Build).await;
+    let world =
+        World::with(|environment| environment.scope = super::world::EnvironmentScope::Build).await;
     let token = world.session_of(super::world::job(2), 100);
-    let request = Request::get(format!("/k8s/{}/api", world.id)).header("authorization", format!("bearer {token}"));
+    let request = Request::get(format!("/k8s/{}/api", world.id))
+        .header("authorization", format!("bearer {token}"));
     assert_eq!(world.send(request).await.status(), StatusCode::OK);
 }

@@ -53,23 +53,44 @@ async fn e7_events_pass_one_by_one_as_they_come() {
     world.upstream.end_watches();
     assert!(next(&mut body).await.is_none());
     let outcome = world.outcome().await;
-    assert_eq!((outcome.close_reason.as_deref(), outcome.bytes_out), (Some("upstream"), 4 * EVENT.len() as u64));
+    assert_eq!(
+        (outcome.close_reason.as_deref(), outcome.bytes_out),
+        (Some("upstream"), 4 * EVENT.len() as u64)
+    );
 }
 
 #[tokio::test]
 async fn e2_a_released_environment_ends_its_watches_at_once_and_says_why() {
     let world = World::new().await;
-    let (mut one, mut other) = (watch(&world).await, opened(&world, world.get(WATCH).await).await);
+    let (mut one, mut other) = (
+        watch(&world).await,
+        opened(&world, world.get(WATCH).await).await,
+    );
     let _ = next(&mut one).await;
     let released = Instant::now();
     world.release(EndReason::Released);
     for body in [&mut one, &mut other] {
         let status = last(body).await;
-        assert_eq!((&status["code"], &status["reason"]), (&404.into(), &"NotFound".into()));
-        assert!(status["message"].as_str().unwrap().contains("its job released it"));
+        assert_eq!(
+            (&status["code"], &status["reason"]),
+            (&404.into(), &"NotFound".into())
+        );
+        assert!(
+            status["message"]
+                .as_str()
+                .unwrap()
+                .contains("its job released it")
+        );
     }
-    assert!(released.elapsed() < Duration::from_secs(1), "{:?}", released.elapsed());
-    assert_eq!(world.outcome().await.close_reason.as_deref(), Some("released"));
+    assert!(
+        released.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        released.elapsed()
+    );
+    assert_eq!(
+        world.outcome().await.close_reason.as_deref(),
+        Some("released")
+    );
     upstream_is_closed(&world).await;
 }
 
@@ -83,15 +104,23 @@ async fn e1_a_watch_ends_with_lease_and_deadline(#[case] seconds: u64, #[case] c
     world.clock.advance(Duration::from_secs(seconds));
     let passed = Instant::now();
     assert_eq!(last(&mut body).await["code"], 404);
-    assert!(passed.elapsed() < Duration::from_secs(1), "{:?}", passed.elapsed());
-    assert_eq!(world.outcome().await.close_reason.as_deref(), Some(close_reason));
+    assert!(
+        passed.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        passed.elapsed()
+    );
+    assert_eq!(
+        world.outcome().await.close_reason.as_deref(),
+        Some(close_reason)
+    );
 }
 
 #[tokio::test]
 async fn e1_a_renewal_carries_an_open_watch_and_its_session_does_not_end_it() {
     let world = World::new().await;
     let token = world.session(20);
-    let request = Request::get(format!("/k8s/{}{WATCH}", world.id)).header("authorization", format!("Bearer {token}"));
+    let request = Request::get(format!("/k8s/{}{WATCH}", world.id))
+        .header("authorization", format!("Bearer {token}"));
     let mut body = opened(&world, world.send(request).await).await;
     world.change(|environment| environment.lease_end = at(900));
     world.clock.advance(Duration::from_secs(600));
@@ -114,14 +143,24 @@ async fn e1_downtime_carries_an_open_watch() {
 
 #[tokio::test]
 async fn e1_in_the_strict_form_a_watch_ends_with_its_session() {
-    let world = World::with(|environment| environment.resolved.profile.streams_end_with = StreamEnd::Session).await;
+    let world = World::with(|environment| {
+        environment.resolved.profile.streams_end_with = StreamEnd::Session
+    })
+    .await;
     let token = world.session(20);
-    let request = Request::get(format!("/k8s/{}{WATCH}", world.id)).header("authorization", format!("Bearer {token}"));
+    let request = Request::get(format!("/k8s/{}{WATCH}", world.id))
+        .header("authorization", format!("Bearer {token}"));
     let mut body = opened(&world, world.send(request).await).await;
     world.clock.advance(Duration::from_secs(11));
     let status = last(&mut body).await;
-    assert_eq!((&status["code"], &status["details"]["causes"][0]["reason"]), (&401.into(), &"SessionExpired".into()));
-    assert_eq!(world.outcome().await.close_reason.as_deref(), Some("session_expired"));
+    assert_eq!(
+        (&status["code"], &status["details"]["causes"][0]["reason"]),
+        (&401.into(), &"SessionExpired".into())
+    );
+    assert_eq!(
+        world.outcome().await.close_reason.as_deref(),
+        Some("session_expired")
+    );
 }
 
 #[tokio::test]
@@ -132,8 +171,15 @@ async fn e1_a_policy_that_denies_ends_a_watch() {
     let changed = Instant::now();
     world.policies.reload().unwrap();
     assert_eq!(last(&mut body).await["code"], 403);
-    assert!(changed.elapsed() < Duration::from_secs(1), "{:?}", changed.elapsed());
-    assert_eq!(world.outcome().await.close_reason.as_deref(), Some("policy"));
+    assert!(
+        changed.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        changed.elapsed()
+    );
+    assert_eq!(
+        world.outcome().await.close_reason.as_deref(),
+        Some("policy")
+    );
 }
 
 #[tokio::test]
@@ -155,7 +201,10 @@ async fn a_server_that_stops_tells_its_watches_to_come_back() {
     let mut body = watch(&world).await;
     world.shutdown.cancel();
     assert_eq!(last(&mut body).await["code"], 503);
-    assert_eq!(world.outcome().await.close_reason.as_deref(), Some("shutdown"));
+    assert_eq!(
+        world.outcome().await.close_reason.as_deref(),
+        Some("shutdown")
+    );
 }
 
 #[tokio::test]
@@ -165,16 +214,28 @@ async fn e1_half_an_event_is_never_followed_by_another() {
     world.upstream.send("{\"type\":\"MOD");
     assert_eq!(next(&mut body).await.unwrap().unwrap(), "{\"type\":\"MOD");
     world.release(EndReason::Released);
-    assert!(next(&mut body).await.unwrap().is_err(), "the connection is broken off");
+    assert!(
+        next(&mut body).await.unwrap().is_err(),
+        "the connection is broken off"
+    );
 }
 
 #[tokio::test]
 async fn e1_a_followed_log_just_ends() {
     let world = World::new().await;
-    let mut body = opened(&world, world.get("/api/v1/namespaces/a/pods/b/log?follow=true").await).await;
+    let mut body = opened(
+        &world,
+        world
+            .get("/api/v1/namespaces/a/pods/b/log?follow=true")
+            .await,
+    )
+    .await;
     world.release(EndReason::Released);
     assert!(next(&mut body).await.is_none());
-    assert_eq!(world.outcome().await.close_reason.as_deref(), Some("released"));
+    assert_eq!(
+        world.outcome().await.close_reason.as_deref(),
+        Some("released")
+    );
 }
 
 #[tokio::test]
@@ -205,7 +266,10 @@ async fn e2_whoever_reads_nothing_is_cut_off_all_the_same() {
     world.upstream.send(EVENT);
     world.release(EndReason::AgentLost);
     upstream_is_closed(&world).await;
-    assert_eq!(world.outcome().await.close_reason.as_deref(), Some("agent_lost"));
+    assert_eq!(
+        world.outcome().await.close_reason.as_deref(),
+        Some("agent_lost")
+    );
     drop(body);
 }
 
@@ -214,11 +278,19 @@ async fn e2_a_request_that_waits_for_its_answer_ends_too() {
     let world = World::new().await;
     let request = world.request("GET", "/never").body(Body::empty()).unwrap();
     let gateway = world.gateway.clone();
-    let waiting = tokio::spawn(async move { gateway.handle(request, [127, 0, 0, 1].into()).await.status() });
+    let waiting = tokio::spawn(async move {
+        gateway
+            .handle(request, [127, 0, 0, 1].into())
+            .await
+            .status()
+    });
     eventually(|| world.upstream.arrived().len() == 1).await;
     world.release(EndReason::Released);
     assert_eq!(waiting.await.unwrap(), StatusCode::NOT_FOUND);
-    assert_eq!(world.outcome().await.close_reason.as_deref(), Some("released"));
+    assert_eq!(
+        world.outcome().await.close_reason.as_deref(),
+        Some("released")
+    );
     upstream_is_closed(&world).await;
 }
 
@@ -227,7 +299,10 @@ async fn a_client_that_goes_away_takes_its_connection_with_it() {
     let world = World::new().await;
     let body = watch(&world).await;
     drop(body);
-    assert_eq!(world.outcome().await.close_reason.as_deref(), Some("client"));
+    assert_eq!(
+        world.outcome().await.close_reason.as_deref(),
+        Some("client")
+    );
     upstream_is_closed(&world).await;
 }
 
@@ -239,7 +314,9 @@ async fn a_slow_reader_slows_the_api_server_and_fills_nothing() {
     // Nobody reads now; what was read meanwhile can only be what fits into the socket and one buffer.
     tokio::time::sleep(Duration::from_millis(50)).await;
     let mut at_once = 0;
-    while let Ok(Some(Ok(bytes))) = tokio::time::timeout(Duration::ZERO, http_body_util::BodyExt::frame(&mut body)).await {
+    while let Ok(Some(Ok(bytes))) =
+        tokio::time::timeout(Duration::ZERO, http_body_util::BodyExt::frame(&mut body)).await
+    {
         at_once += bytes.into_data().unwrap().len();
         if at_once > 1024 * 1024 {
             break;
@@ -256,7 +333,8 @@ async fn e8_sixty_watches_of_one_session_live_side_by_side() {
     let token = world.session(100_000);
     let mut bodies = Vec::new();
     for _ in 0..60 {
-        let request = Request::get(format!("/k8s/{}{WATCH}", world.id)).header("authorization", format!("Bearer {token}"));
+        let request = Request::get(format!("/k8s/{}{WATCH}", world.id))
+            .header("authorization", format!("Bearer {token}"));
         bodies.push(world.send(request).await.into_body());
     }
     world.upstream.send(EVENT);

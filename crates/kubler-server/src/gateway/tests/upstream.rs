@@ -57,7 +57,10 @@ impl Drop for OpenConnection {
 }
 
 impl TestUpstream {
-    pub(super) fn start(folder: &Path, count_records: impl Fn() -> usize + Send + Sync + 'static) -> Self {
+    pub(super) fn start(
+        folder: &Path,
+        count_records: impl Fn() -> usize + Send + Sync + 'static,
+    ) -> Self {
         let path = folder.join("api.sock");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()]).unwrap();
@@ -79,21 +82,33 @@ impl TestUpstream {
             .with_no_client_auth();
 
         let listener = UnixListener::bind(&path).unwrap();
-        let (seen, stop, hang_up) = (Arc::new(Seen::default()), CancellationToken::new(), Arc::new(tokio::sync::Notify::new()));
+        let (seen, stop, hang_up) = (
+            Arc::new(Seen::default()),
+            CancellationToken::new(),
+            Arc::new(tokio::sync::Notify::new()),
+        );
         let accepting = Accepting {
             acceptor: TlsAcceptor::from(Arc::new(server)),
             seen: Arc::clone(&seen),
             hang_up: Arc::clone(&hang_up),
             count: Arc::new(count_records),
         };
-        tokio::spawn(stop.clone().run_until_cancelled_owned(accepting.run(listener)));
+        tokio::spawn(
+            stop.clone()
+                .run_until_cancelled_owned(accepting.run(listener)),
+        );
         let upstream = Arc::new(Upstream {
             address: UpstreamAddress::Unix(path),
             tls: Arc::new(client),
             server_name: ServerName::try_from(NAME).unwrap(),
             token: "upstream-secret".into(),
         });
-        Self { seen, upstream, hang_up, stop }
+        Self {
+            seen,
+            upstream,
+            hang_up,
+            stop,
+        }
     }
 
     /// Everything that came.
@@ -103,7 +118,11 @@ impl TestUpstream {
 
     /// Sends bytes on every open watch.
     pub(super) fn send(&self, bytes: &'static str) {
-        self.seen.events.lock().unwrap().retain(|watch| watch.send(Ok(Bytes::from_static(bytes.as_bytes()))).is_ok());
+        self.seen
+            .events
+            .lock()
+            .unwrap()
+            .retain(|watch| watch.send(Ok(Bytes::from_static(bytes.as_bytes()))).is_ok());
     }
 
     /// Ends every open watch as a server does that has had enough.
@@ -137,12 +156,21 @@ impl Accepting {
             self.seen.connections.fetch_add(1, Ordering::SeqCst);
             self.seen.open.fetch_add(1, Ordering::SeqCst);
             let open = OpenConnection(Arc::clone(&self.seen));
-            let (acceptor, hang_up, count) = (self.acceptor.clone(), Arc::clone(&self.hang_up), Arc::clone(&self.count));
+            let (acceptor, hang_up, count) = (
+                self.acceptor.clone(),
+                Arc::clone(&self.hang_up),
+                Arc::clone(&self.count),
+            );
             tokio::spawn(async move {
                 let seen = Arc::clone(&open.0);
-                let Ok(stream) = acceptor.accept(stream).await else { return };
-                let service = hyper::service::service_fn(move |request| answer(request, Arc::clone(&seen), Arc::clone(&count)));
-                let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                let Ok(stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let service = hyper::service::service_fn(move |request| {
+                    answer(request, Arc::clone(&seen), Arc::clone(&count))
+                });
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service);
                 tokio::select! {
                     _ = connection => {}
                     () = hang_up.notified() => {}
@@ -160,7 +188,11 @@ async fn answer(
 ) -> Result<Response<Body>, Infallible> {
     let records = count();
     let (head, body) = request.into_parts();
-    let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let body = body
+        .collect()
+        .await
+        .map(http_body_util::Collected::to_bytes)
+        .unwrap_or_default();
     let target = head.uri.to_string();
     seen.arrived.lock().unwrap().push(Arrived {
         method: head.method.to_string(),
@@ -177,25 +209,34 @@ async fn answer(
     let response = if target.contains("watch=1") {
         let (sender, receiver) = mpsc::unbounded_channel();
         seen.events.lock().unwrap().push(sender);
-        json.body(Body::from_stream(tokio_stream::wrappers::UnboundedReceiverStream::new(receiver)))
+        json.body(Body::from_stream(
+            tokio_stream::wrappers::UnboundedReceiverStream::new(receiver),
+        ))
     } else if target.contains("/log") {
         let (sender, receiver) = mpsc::unbounded_channel();
         seen.events.lock().unwrap().push(sender);
-        Response::builder().header("content-type", "text/plain").body(Body::from_stream(
-            tokio_stream::wrappers::UnboundedReceiverStream::new(receiver),
-        ))
+        Response::builder()
+            .header("content-type", "text/plain")
+            .body(Body::from_stream(
+                tokio_stream::wrappers::UnboundedReceiverStream::new(receiver),
+            ))
     } else if target.ends_with("/never") {
         tokio::time::sleep(Duration::from_secs(600)).await;
         json.body(Body::empty())
     } else if target.ends_with("/endless") {
         let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
-        json.body(Body::from_stream(tokio_stream::iter(std::iter::repeat_with(move || Ok::<_, Infallible>(chunk.clone())))))
+        json.body(Body::from_stream(tokio_stream::iter(
+            std::iter::repeat_with(move || Ok::<_, Infallible>(chunk.clone())),
+        )))
     } else if target.ends_with("/unauthorized") {
         json.status(StatusCode::UNAUTHORIZED).body(Body::from("{}"))
     } else if target.ends_with("/moved") {
-        json.status(StatusCode::MOVED_PERMANENTLY).header("location", "/api/v1/there").body(Body::empty())
+        json.status(StatusCode::MOVED_PERMANENTLY)
+            .header("location", "/api/v1/there")
+            .body(Body::empty())
     } else if target.ends_with("/missing") {
-        json.status(StatusCode::NOT_FOUND).body(Body::from(r#"{"kind":"Status"}"#))
+        json.status(StatusCode::NOT_FOUND)
+            .body(Body::from(r#"{"kind":"Status"}"#))
     } else {
         json.body(Body::from(r#"{"kind":"ConfigMap"}"#))
     };

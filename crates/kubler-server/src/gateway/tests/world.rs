@@ -57,16 +57,34 @@ pub(super) fn at(seconds: i64) -> Timestamp {
 pub(super) fn job(nth: u8) -> Identity {
     Identity {
         issuer: "https://agent.buildkite.com".into(),
-        organization: Named { id: ORGANIZATION.into(), slug: "acme".into() },
-        project: Named { id: "01945ecf-0000-4000-8000-000000000002".into(), slug: "web".into() },
-        run: Run { id: "01945ecf-0000-4000-8000-000000000003".into(), number: 5, url: "https://buildkite.com/acme/web/builds/5".into() },
+        organization: Named {
+            id: ORGANIZATION.into(),
+            slug: "acme".into(),
+        },
+        project: Named {
+            id: "01945ecf-0000-4000-8000-000000000002".into(),
+            slug: "web".into(),
+        },
+        run: Run {
+            id: "01945ecf-0000-4000-8000-000000000003".into(),
+            number: 5,
+            url: "https://buildkite.com/acme/web/builds/5".into(),
+        },
         job: Job {
             id: format!("01945ecf-0000-4000-8000-0000000001{nth:02}"),
             step_key: None,
             url: format!("https://buildkite.com/acme/web/builds/5#job-{nth}"),
         },
-        source: Source { branch: None, tag: None, commit: UntrustedText::new("HEAD"), trigger: "ui".into() },
-        runner: Runner { environment: "self-hosted".into(), ..Runner::default() },
+        source: Source {
+            branch: None,
+            tag: None,
+            commit: UntrustedText::new("HEAD"),
+            trigger: "ui".into(),
+        },
+        runner: Runner {
+            environment: "self-hosted".into(),
+            ..Runner::default()
+        },
     }
 }
 
@@ -82,7 +100,11 @@ fn configuration() -> Configuration {
 
 fn environment(id: EnvironmentId) -> Environment {
     let profile = configuration().profiles.remove(0);
-    let resolved = ResolvedProfile { profile, kubernetes_version: "v1.34.4".into(), manifests: BTreeMap::new() };
+    let resolved = ResolvedProfile {
+        profile,
+        kubernetes_version: "v1.34.4".into(),
+        manifests: BTreeMap::new(),
+    };
     let mut environment: Environment = serde_json::from_value(json!({
         "id": id, "name": "main", "scope": "job", "identity": job(1), "resolved": resolved, "digest": resolved.digest(),
         "phase": "requested", "created_at": at(0), "lease_end": at(300), "deadline": at(7200), "version": 0,
@@ -139,7 +161,9 @@ impl World {
         }
         let policies = Arc::new(Policies::load(&policies, Arc::new(configuration())).unwrap());
         let ledger = open_ledger(folder.path(), &clock);
-        let sessions = Arc::new(Sessions::open(&folder.path().join("sessions"), Arc::clone(&clock) as _).unwrap());
+        let sessions = Arc::new(
+            Sessions::open(&folder.path().join("sessions"), Arc::clone(&clock) as _).unwrap(),
+        );
         let counted = ledger.clone();
         let upstream = TestUpstream::start(folder.path(), move || records(&counted).len());
         let shutdown = CancellationToken::new();
@@ -158,7 +182,19 @@ impl World {
         environment.digest = environment.resolved.digest();
         directory.put(environment);
         let sessions_issued = std::sync::atomic::AtomicU8::new(0);
-        Self { folder, clock, directory, policies, ledger, shutdown, upstream, gateway, id, sessions, sessions_issued }
+        Self {
+            folder,
+            clock,
+            directory,
+            policies,
+            ledger,
+            shutdown,
+            upstream,
+            gateway,
+            id,
+            sessions,
+            sessions_issued,
+        }
     }
 
     /// A session of the environment's own job that ends `seconds` after the beginning of time.
@@ -167,7 +203,9 @@ impl World {
     }
 
     pub(super) fn session_of(&self, identity: Identity, seconds: i64) -> String {
-        let nth = self.sessions_issued.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let nth = self
+            .sessions_issued
+            .fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         let new = NewSession {
             id: SessionId::from_random([nth; 16]),
             environment: self.id,
@@ -181,16 +219,28 @@ impl World {
     /// A request to the environment, with a session that lives long.
     pub(super) fn request(&self, method: &str, below: &str) -> http::request::Builder {
         let token = self.session(100_000);
-        Request::builder().method(method).uri(format!("/k8s/{}{below}", self.id)).header("authorization", format!("Bearer {token}"))
+        Request::builder()
+            .method(method)
+            .uri(format!("/k8s/{}{below}", self.id))
+            .header("authorization", format!("Bearer {token}"))
     }
 
     pub(super) async fn send(&self, request: http::request::Builder) -> Response<Body> {
         self.send_with(request, "").await
     }
 
-    pub(super) async fn send_with(&self, request: http::request::Builder, body: &'static str) -> Response<Body> {
+    pub(super) async fn send_with(
+        &self,
+        request: http::request::Builder,
+        body: &'static str,
+    ) -> Response<Body> {
         let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        self.gateway.handle(request.body(Full::<bytes::Bytes>::from(body)).unwrap(), peer).await
+        self.gateway
+            .handle(
+                request.body(Full::<bytes::Bytes>::from(body)).unwrap(),
+                peer,
+            )
+            .await
     }
 
     pub(super) async fn get(&self, below: &str) -> Response<Body> {
@@ -207,7 +257,10 @@ impl World {
 
     pub(super) fn release(&self, reason: EndReason) {
         let environment = self.directory.get(self.id).unwrap();
-        let next = environment.transition(Event::ReleaseRequested(reason), self.clock.now()).unwrap().unwrap();
+        let next = environment
+            .transition(Event::ReleaseRequested(reason), self.clock.now())
+            .unwrap()
+            .unwrap();
         self.directory.put(next);
     }
 
@@ -217,12 +270,18 @@ impl World {
 
     /// Nothing more can be recorded.
     pub(super) fn fill_the_ledger(&self) {
-        self.ledger.full.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.ledger
+            .full
+            .store(true, std::sync::atomic::Ordering::SeqCst);
     }
 
     /// The outcome of the nth forwarded request, when it has one.
     pub(super) async fn outcome(&self) -> kubler_core::ledger::record::Outcome {
-        let ended = || records(&self.ledger).into_iter().rfind(|record| record.body.kind == Kind::End);
+        let ended = || {
+            records(&self.ledger)
+                .into_iter()
+                .rfind(|record| record.body.kind == Kind::End)
+        };
         eventually(|| ended().is_some()).await;
         ended().unwrap().body.outcome.unwrap()
     }
@@ -245,12 +304,19 @@ pub(super) async fn eventually(mut is_so: impl FnMut() -> bool) {
 pub(super) async fn read(response: Response<Body>) -> (StatusCode, Value) {
     let status = response.status();
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
-    (status, serde_json::from_slice(&bytes).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned())))
+    (
+        status,
+        serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned())),
+    )
 }
 
 /// The next bytes of an answer; `None` at its end.
 pub(super) async fn next(body: &mut Body) -> Option<Result<String, axum::Error>> {
-    let frame = tokio::time::timeout(Duration::from_secs(5), body.frame()).await.expect("something comes");
-    frame.map(|frame| frame.map(|frame| String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap()))
+    let frame = tokio::time::timeout(Duration::from_secs(5), body.frame())
+        .await
+        .expect("something comes");
+    frame.map(|frame| {
+        frame.map(|frame| String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap())
+    })
 }
-

@@ -50,7 +50,7 @@ impl Way {
                 "cat > objects.yaml <<'YAML'\n{OBJECTS}\nYAML\n{PASSES}\ncp \"$KUBECONFIG\" {saved}/kubeconfig\n"
             ),
             Self::Fails => {
-                "kubectl create namespace broken && kubectl get pod nothing-of-this-name; exit 7"
+                "kubectl create namespace broken; kubectl get pod nothing-of-this-name || exit 7"
                     .into()
             }
             Self::IsCancelled | Self::LosesItsAgent | Self::LosesEverything => {

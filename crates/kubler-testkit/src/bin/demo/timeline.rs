@@ -10,12 +10,16 @@ use serde_json::Value;
 use crate::jobs::{Running, Way};
 use crate::say;
 
+/// Records that are read at once.
+const PAGE: usize = 200;
+
 /// Lines so far.
 pub(crate) struct Timeline {
     begun: Timestamp,
     ways: BTreeMap<String, Way>,
     environments: BTreeMap<String, Way>,
     next: u64,
+    asked: Vec<Way>,
     first_answer: Vec<Way>,
     ended: Vec<Way>,
     gone: Vec<Way>,
@@ -37,6 +41,7 @@ impl Timeline {
             ways,
             environments: BTreeMap::new(),
             next: 0,
+            asked: Vec::new(),
             first_answer: Vec::new(),
             ended: Vec::new(),
             gone: Vec::new(),
@@ -59,15 +64,16 @@ impl Timeline {
     /// Reads on in the ledger, as an operator.
     pub(crate) async fn read(&mut self, server: &Server, running: &[Running]) {
         loop {
-            let path = format!("/v1/ledger/records?from={}&limit=200", self.next);
+            let path = format!("/v1/ledger/records?from={}&limit={PAGE}", self.next);
             let records = server.operator(Method::GET, &path).await.body;
             let records = records["records"].as_array().cloned().unwrap_or_default();
-            if records.is_empty() {
-                break;
-            }
             for record in &records {
                 self.next = record["sequence"].as_u64().unwrap_or(self.next) + 1;
                 self.show(record);
+            }
+            // Reading is recorded as well: a page that is not full was the last one.
+            if records.len() < PAGE {
+                break;
             }
         }
         for one in running {
@@ -115,7 +121,7 @@ impl Timeline {
             text(&record["action"]).as_str(),
             text(&record["kind"]).as_str(),
         ) {
-            ("environment.create", "start") => self.line(
+            ("environment.create", "start") if !self.asked.contains(&way) => self.line(
                 at,
                 way,
                 &format!(
@@ -123,7 +129,8 @@ impl Timeline {
                     text(&record["identity"]["job"]["id"])
                 ),
             ),
-            ("environment.create", "end") => {
+            ("environment.create", "end") if !self.asked.contains(&way) => {
+                self.asked.push(way);
                 let policies = record["decision"]["policies"].to_string();
                 self.line(
                     at,

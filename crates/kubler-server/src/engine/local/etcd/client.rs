@@ -54,18 +54,27 @@ pub(in super::super) struct Client {
 impl Client {
     /// A user that proves itself by `user`, towards the etcd that proves itself by `authority`. Connects later.
     pub(in super::super) fn new(port: u16, authority: &str, user: &Pair) -> io::Result<Self> {
-        let certificate = |text: &str| CertificateDer::from_pem_slice(text.as_bytes()).map_err(io::Error::other);
+        let certificate =
+            |text: &str| CertificateDer::from_pem_slice(text.as_bytes()).map_err(io::Error::other);
         let mut roots = RootCertStore::empty();
-        roots.add(certificate(authority)?).map_err(io::Error::other)?;
-        let key = PrivateKeyDer::from_pem_slice(user.key.as_bytes()).map_err(io::Error::other)?;
-        let mut tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(io::Error::other)?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(vec![certificate(&user.certificate)?], key)
+        roots
+            .add(certificate(authority)?)
             .map_err(io::Error::other)?;
+        let key = PrivateKeyDer::from_pem_slice(user.key.as_bytes()).map_err(io::Error::other)?;
+        let mut tls = ClientConfig::builder_with_provider(Arc::new(
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![certificate(&user.certificate)?], key)
+        .map_err(io::Error::other)?;
         tls.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self { port, tls: Arc::new(tls), connection: Arc::default() })
+        Ok(Self {
+            port,
+            tls: Arc::new(tls),
+            connection: Arc::default(),
+        })
     }
 
     /// Asks, and once more over a new connection if the one of before broke.
@@ -80,7 +89,9 @@ impl Client {
             }
         };
         let limit = Duration::from_secs(REQUEST_SECONDS_MAX);
-        tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+        tokio::time::timeout(limit, asked)
+            .await
+            .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
     }
 
     async fn call_once<C: Call>(&self, call: &C) -> Result<C::Answer, EtcdError> {
@@ -95,22 +106,42 @@ impl Client {
             .body(Full::new(message.freeze()))
             .map_err(io::Error::other)?;
         requests.ready().await.map_err(io::Error::other)?;
-        let answer = requests.send_request(request).await.map_err(io::Error::other)?;
+        let answer = requests
+            .send_request(request)
+            .await
+            .map_err(io::Error::other)?;
         let status = answer.status();
         let head = answer.headers().clone();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(io::Error::other)?;
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(io::Error::other)?;
         // Without a message the outcome stands in the head, else behind the body.
         let outcome = body.trailers().cloned().unwrap_or(head);
-        let text = |name: &str| outcome.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let text = |name: &str| {
+            outcome
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned)
+        };
         match text("grpc-status").as_deref() {
             Some("0") => {}
             // Unavailable: it is starting, or going.
-            Some("14") => return Err(io::Error::other(text("grpc-message").unwrap_or_default()).into()),
-            Some(code) => return Err(EtcdError::Refused(format!("{} (code {code})", text("grpc-message").unwrap_or_default()))),
+            Some("14") => {
+                return Err(io::Error::other(text("grpc-message").unwrap_or_default()).into());
+            }
+            Some(code) => {
+                return Err(EtcdError::Refused(format!(
+                    "{} (code {code})",
+                    text("grpc-message").unwrap_or_default()
+                )));
+            }
             None => return Err(io::Error::other(format!("no gRPC, but status {status}")).into()),
         }
         let body = body.to_bytes();
-        let message = body.get(FRAME_HEAD_BYTES..).ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+        let message = body
+            .get(FRAME_HEAD_BYTES..)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
         Ok(prost::Message::decode(message).map_err(io::Error::other)?)
     }
 
@@ -122,9 +153,13 @@ impl Client {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
         stream.set_nodelay(true)?;
         let name = ServerName::try_from("127.0.0.1").map_err(io::Error::other)?;
-        let stream = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await?;
+        let stream = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls))
+            .connect(name, stream)
+            .await?;
         let (requests, driver) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(io::Error::other)?;
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .map_err(io::Error::other)?;
         // Ends when the last sender is dropped; its error shows at the next request.
         tokio::spawn(driver);
         *connection = Some(requests.clone());

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use kubler_core::ids::EnvironmentId;
 
+use super::Etcd;
 use super::client::{Client, EtcdError};
 use super::wire::{self, Call, prefix_end};
-use super::Etcd;
 
 /// Where all environments are.
 const PREFIX: &str = "/environments/";
@@ -57,13 +57,29 @@ async fn ensure<C: Call>(client: &Client, request: C, harmless: &str) -> Result<
 
 /// Asks whether it answers at all.
 pub(super) async fn ask(client: &Client) -> Result<(), EtcdError> {
-    call(client, wire::Range { key: b"kubler".to_vec(), ..wire::Range::default() }).await.map(drop)
+    call(
+        client,
+        wire::Range {
+            key: b"kubler".to_vec(),
+            ..wire::Range::default()
+        },
+    )
+    .await
+    .map(drop)
 }
 
 /// Makes a user whose certificate is its only proof, unless it is there.
 pub(super) async fn add_user(client: &Client, name: &str) -> Result<(), EtcdError> {
     let options = Some(wire::UserAddOptions { no_password: true });
-    ensure(client, wire::UserAdd { name: name.to_owned(), options }, USER_EXISTS).await
+    ensure(
+        client,
+        wire::UserAdd {
+            name: name.to_owned(),
+            options,
+        },
+        USER_EXISTS,
+    )
+    .await
 }
 
 impl Etcd {
@@ -77,41 +93,83 @@ impl Etcd {
         let name = id.to_string();
         let range = range(id);
         let role = async {
-            ensure(&self.client, wire::RoleAdd { name: name.clone() }, ROLE_EXISTS).await?;
+            ensure(
+                &self.client,
+                wire::RoleAdd { name: name.clone() },
+                ROLE_EXISTS,
+            )
+            .await?;
             let permission = wire::Permission {
                 kind: wire::READ_WRITE,
                 key: range.clone().into_bytes(),
                 range_end: prefix_end(&range),
             };
-            call(&self.client, wire::RoleGrantPermission { name: name.clone(), permission: Some(permission) }).await
+            call(
+                &self.client,
+                wire::RoleGrantPermission {
+                    name: name.clone(),
+                    permission: Some(permission),
+                },
+            )
+            .await
         };
         let (role, user) = tokio::join!(role, add_user(&self.client, &name));
         role?;
         user?;
-        call(&self.client, wire::UserGrantRole { user: name.clone(), role: name }).await.map(drop)
+        call(
+            &self.client,
+            wire::UserGrantRole {
+                user: name.clone(),
+                role: name,
+            },
+        )
+        .await
+        .map(drop)
     }
 
     /// Takes away the environment's user and role, then its keys: once the user is gone nothing can write any
     /// more, not even a request that was already on its way. Succeeds when there is nothing.
     pub(in super::super) async fn expel(&self, id: EnvironmentId) -> Result<(), EtcdError> {
         let name = id.to_string();
-        ensure(&self.client, wire::UserDelete { name: name.clone() }, USER_UNKNOWN).await?;
+        ensure(
+            &self.client,
+            wire::UserDelete { name: name.clone() },
+            USER_UNKNOWN,
+        )
+        .await?;
         ensure(&self.client, wire::RoleDelete { role: name }, ROLE_UNKNOWN).await?;
         let range = range(id);
-        call(&self.client, wire::DeleteRange { range_end: prefix_end(&range), key: range.into_bytes() }).await.map(drop)
+        call(
+            &self.client,
+            wire::DeleteRange {
+                range_end: prefix_end(&range),
+                key: range.into_bytes(),
+            },
+        )
+        .await
+        .map(drop)
     }
 
     /// Looks for everything of the environment.
     pub(in super::super) async fn traces(&self, id: EnvironmentId) -> Result<Traces, EtcdError> {
         let name = id.to_string();
         let range = range(id);
-        let count = wire::Range { range_end: prefix_end(&range), key: range.into_bytes(), count_only: true, ..Default::default() };
+        let count = wire::Range {
+            range_end: prefix_end(&range),
+            key: range.into_bytes(),
+            count_only: true,
+            ..Default::default()
+        };
         let (keys, users, roles) = tokio::join!(
             call(&self.client, count),
             call(&self.client, wire::UserList {}),
             call(&self.client, wire::RoleList {})
         );
-        Ok(Traces { keys: keys?.count, user: users?.names.contains(&name), role: roles?.names.contains(&name) })
+        Ok(Traces {
+            keys: keys?.count,
+            user: users?.names.contains(&name),
+            role: roles?.names.contains(&name),
+        })
     }
 
     /// Every environment of which there is a user, a role or a key, and those of them that have a user.
@@ -119,16 +177,26 @@ impl Etcd {
         &self,
     ) -> Result<(BTreeSet<EnvironmentId>, BTreeSet<EnvironmentId>), EtcdError> {
         let ids = |names: &wire::Names| -> BTreeSet<_> {
-            names.names.iter().filter_map(|name| EnvironmentId::from_str(name).ok()).collect()
+            names
+                .names
+                .iter()
+                .filter_map(|name| EnvironmentId::from_str(name).ok())
+                .collect()
         };
-        let (users, roles) = tokio::join!(call(&self.client, wire::UserList {}), call(&self.client, wire::RoleList {}));
+        let (users, roles) = tokio::join!(
+            call(&self.client, wire::UserList {}),
+            call(&self.client, wire::RoleList {})
+        );
         let users = ids(&users?);
         let mut all = ids(&roles?);
         all.extend(&users);
         // From one environment's first key to the next environment's, without reading those in between.
         let mut from = PREFIX.to_owned();
         while let Some(key) = self.first_key(&from).await? {
-            let name = key.strip_prefix(PREFIX).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+            let name = key
+                .strip_prefix(PREFIX)
+                .and_then(|rest| rest.split('/').next())
+                .unwrap_or_default();
             all.extend(EnvironmentId::from_str(name));
             // The character after the slash ends the range of this one.
             from = format!("{PREFIX}{name}0");
@@ -145,7 +213,10 @@ impl Etcd {
             ..Default::default()
         };
         let answer = call(&self.client, request).await?;
-        Ok(answer.kvs.first().map(|found| String::from_utf8_lossy(&found.key).into_owned()))
+        Ok(answer
+            .kvs
+            .first()
+            .map(|found| String::from_utf8_lossy(&found.key).into_owned()))
     }
 }
 
