@@ -199,6 +199,12 @@ impl Ledger {
         self.writer().has_room() && !self.0.syncer.has_failed()
     }
 
+    /// As if the disk were full.
+    #[cfg(test)]
+    pub(crate) fn fill(&self) {
+        self.writer().fill();
+    }
+
     fn writer(&self) -> MutexGuard<'_, Writer> {
         self.0.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }

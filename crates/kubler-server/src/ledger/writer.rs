@@ -42,6 +42,8 @@ pub(super) struct Writer {
     index: Index,
     /// The room that is kept back is there.
     reserve: bool,
+    /// No room can be had: for tests.
+    filled: bool,
     line: Vec<u8>,
 }
 
@@ -71,6 +73,7 @@ impl Writer {
             unsigned,
             index,
             reserve: false,
+            filled: false,
             line: Vec::new(),
         };
         if writer.index.last_segment().is_none() {
@@ -142,6 +145,9 @@ impl Writer {
 
     /// Makes sure that the room for ends is there.
     fn keep_room(&mut self) -> bool {
+        if self.filled {
+            return false;
+        }
         let path = self.folder.join(RESERVE);
         let kept = OpenOptions::new()
             .create(true)
@@ -163,6 +169,12 @@ impl Writer {
             let _ = std::fs::remove_file(path);
         }
         self.reserve
+    }
+
+    #[cfg(test)]
+    pub(super) fn fill(&mut self) {
+        self.filled = true;
+        self.release_room();
     }
 
     fn release_room(&mut self) {

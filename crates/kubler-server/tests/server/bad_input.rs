@@ -6,12 +6,22 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 async fn create_with(server: &Server, token: &str) -> Answer {
-    server.request(Method::POST, "/v1/environments", Some(token), Some(&json!({ "profile": "ci-small" }))).await
+    server
+        .request(
+            Method::POST,
+            "/v1/environments",
+            Some(token),
+            Some(&json!({ "profile": "ci-small" })),
+        )
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn t10_every_hostile_token_gets_one_and_the_same_answer() {
-    let buildkite = Buildkite::builder().organization("acme", &["app"]).organization("other", &["app"]).start();
+    let buildkite = Buildkite::builder()
+        .organization("acme", &["app"])
+        .organization("other", &["app"])
+        .start();
     let server = Server::of(&buildkite).start().await;
     let job = buildkite.build("acme/app").start().job("test").run();
     let other = buildkite.build("other/app").start().job("test").run();
@@ -24,14 +34,50 @@ async fn t10_every_hostile_token_gets_one_and_the_same_answer() {
     let long_ago = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(2);
     hostile.extend([
         ("another organization".into(), other.forge(&ours).sign()),
-        ("another audience".into(), job.oidc_token(&OidcRequest::for_kubler("https://elsewhere.example")).unwrap()),
-        ("the default audience".into(), forge().claim("aud", json!("https://buildkite.com/acme")).sign()),
-        ("two audiences".into(), forge().claim("aud", json!([server.url(), "https://elsewhere.example"])).sign()),
+        (
+            "another audience".into(),
+            job.oidc_token(&OidcRequest::for_kubler("https://elsewhere.example"))
+                .unwrap(),
+        ),
+        (
+            "the default audience".into(),
+            forge()
+                .claim("aud", json!("https://buildkite.com/acme"))
+                .sign(),
+        ),
+        (
+            "two audiences".into(),
+            forge()
+                .claim("aud", json!([server.url(), "https://elsewhere.example"]))
+                .sign(),
+        ),
         ("expired".into(), forge().minted_at(long_ago, 300).sign()),
-        ("from the future".into(), forge().minted_at(jiff::Timestamp::now() + jiff::SignedDuration::from_mins(10), 300).sign()),
-        ("minted long ago with a long life".into(), forge().minted_at(long_ago, 7200 + 300).sign()),
-        ("a duplicate claim".into(), forge().claim_again("organization_id", json!("01945ecf-0000-4000-8000-000000000001")).sign()),
-        ("a wrong type".into(), forge().claim("build_number", json!("5")).sign()),
+        (
+            "from the future".into(),
+            forge()
+                .minted_at(
+                    jiff::Timestamp::now() + jiff::SignedDuration::from_mins(10),
+                    300,
+                )
+                .sign(),
+        ),
+        (
+            "minted long ago with a long life".into(),
+            forge().minted_at(long_ago, 7200 + 300).sign(),
+        ),
+        (
+            "a duplicate claim".into(),
+            forge()
+                .claim_again(
+                    "organization_id",
+                    json!("01945ecf-0000-4000-8000-000000000001"),
+                )
+                .sign(),
+        ),
+        (
+            "a wrong type".into(),
+            forge().claim("build_number", json!("5")).sign(),
+        ),
         ("no expiry".into(), forge().without_claim("exp").sign()),
         ("a megabyte".into(), forge().padded_to(1024 * 1024).sign()),
         ("a job token".into(), job.access_token().unwrap()),
@@ -41,7 +87,9 @@ async fn t10_every_hostile_token_gets_one_and_the_same_answer() {
     for (what, token) in &hostile {
         // Longer than a header may be: the exchange takes it in its body.
         let refused = if token.len() > 16 * 1024 {
-            server.exchange(token, "env_00000000000000000000000000000000").await
+            server
+                .exchange(token, "env_00000000000000000000000000000000")
+                .await
         } else {
             create_with(&server, token).await
         };
@@ -67,10 +115,15 @@ async fn a_missing_claim_is_named_with_the_flag_that_adds_it() {
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;
     let job = buildkite.build("app").start().job("test").run();
-    let token = job.oidc_token(&OidcRequest::for_audience(server.url()).claims(&["organization_id"])).unwrap();
+    let token = job
+        .oidc_token(&OidcRequest::for_audience(server.url()).claims(&["organization_id"]))
+        .unwrap();
     let refused = create_with(&server, &token).await;
     assert_eq!(refused.status, 401);
-    assert!(refused.body["hint"].as_str().unwrap().contains("--claim"), "{refused:?}");
+    assert!(
+        refused.body["hint"].as_str().unwrap().contains("--claim"),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,28 +142,66 @@ async fn requests_that_cannot_be_meant_are_refused_by_field() {
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;
     let job = buildkite.build("app").start().job("test").run();
-    let post = async |body: Value| server.request(Method::POST, "/v1/environments", Some(&server.token(&job)), Some(&body)).await;
+    let post = async |body: Value| {
+        server
+            .request(
+                Method::POST,
+                "/v1/environments",
+                Some(&server.token(&job)),
+                Some(&body),
+            )
+            .await
+    };
     for (body, code, names) in [
         (json!({}), "invalid_request", "profile"),
-        (json!({ "profile": "ci-small", "profil": 1 }), "invalid_request", "profil"),
-        (json!({ "profile": "ci-small", "name": "../x" }), "invalid_request", "../x"),
-        (json!({ "profile": "ci-small", "name": "x".repeat(41) }), "invalid_request", "cannot be an environment's name"),
+        (
+            json!({ "profile": "ci-small", "profil": 1 }),
+            "invalid_request",
+            "profil",
+        ),
+        (
+            json!({ "profile": "ci-small", "name": "../x" }),
+            "invalid_request",
+            "../x",
+        ),
+        (
+            json!({ "profile": "ci-small", "name": "x".repeat(41) }),
+            "invalid_request",
+            "cannot be an environment's name",
+        ),
         (json!({ "profile": "nope" }), "not_found", "nope"),
         (json!([1, 2]), "invalid_request", ""),
     ] {
         let refused = post(body.clone()).await;
         assert_eq!(refused.body["code"], code, "{body}: {refused:?}");
-        assert!(refused.body["detail"].as_str().unwrap().contains(names), "{body}: {refused:?}");
+        assert!(
+            refused.body["detail"].as_str().unwrap().contains(names),
+            "{body}: {refused:?}"
+        );
         assert!(!refused.body["hint"].as_str().unwrap().is_empty());
-        assert!(refused.body["request_id"].as_str().unwrap().starts_with("req_"));
+        assert!(
+            refused.body["request_id"]
+                .as_str()
+                .unwrap()
+                .starts_with("req_")
+        );
     }
     let large = post(json!({ "profile": "x".repeat(100_000) })).await;
     assert_eq!(large.body["code"], "too_large", "{large:?}");
     let nowhere = server.request(Method::GET, "/v1/nowhere", None, None).await;
     assert_eq!(nowhere.body["code"], "not_found");
-    let method = server.request(Method::DELETE, "/v1/environments", None, None).await;
+    let method = server
+        .request(Method::DELETE, "/v1/environments", None, None)
+        .await;
     assert_eq!(method.body["code"], "method_not_allowed");
-    let dead = server.request(Method::GET, "/v1/environments/env_zz", Some(&server.token(&job)), None).await;
+    let dead = server
+        .request(
+            Method::GET,
+            "/v1/environments/env_zz",
+            Some(&server.token(&job)),
+            None,
+        )
+        .await;
     assert_eq!(dead.body["code"], "not_found", "{dead:?}");
 }
 
@@ -119,16 +210,47 @@ async fn h2_h7_hostile_gateway_requests_never_reach_the_cluster() {
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;
     let job = buildkite.build("app").start().job("test").run();
-    let id = server.create(&job, "main").await["id"].as_str().unwrap().to_owned();
+    let id = server.create(&job, "main").await["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let session = server.session(&job, &id).await;
-    for path in ["/api//v1", "/api/%2e%2e/v1", "/api/v1/namespaces%2fdefault", "/api/v1;x/namespaces", "/api/v1/%00"] {
-        let refused = server.request(Method::GET, &format!("/k8s/{id}{path}"), Some(&session), None).await;
-        assert!(matches!(refused.status.as_u16(), 400 | 403), "{path}: {refused:?}");
+    for path in [
+        "/api//v1",
+        "/api/%2e%2e/v1",
+        "/api/v1/namespaces%2fdefault",
+        "/api/v1;x/namespaces",
+        "/api/v1/%00",
+    ] {
+        let refused = server
+            .request(
+                Method::GET,
+                &format!("/k8s/{id}{path}"),
+                Some(&session),
+                None,
+            )
+            .await;
+        assert!(
+            matches!(refused.status.as_u16(), 400 | 403),
+            "{path}: {refused:?}"
+        );
         assert_eq!(refused.body["kind"], "Status", "{path}: {refused:?}");
     }
-    for header in ["Impersonate_User", "IMPERSONATE-EXTRA", "impersonate-user-", "Impersonate_Group"] {
-        let request = server.client().get(format!("{}/k8s/{id}/api/v1/namespaces", server.url()));
-        let refused = request.bearer_auth(&session).header(header, "system:admin").send().await.unwrap();
+    for header in [
+        "Impersonate_User",
+        "IMPERSONATE-EXTRA",
+        "impersonate-user-",
+        "Impersonate_Group",
+    ] {
+        let request = server
+            .client()
+            .get(format!("{}/k8s/{id}/api/v1/namespaces", server.url()));
+        let refused = request
+            .bearer_auth(&session)
+            .header(header, "system:admin")
+            .send()
+            .await
+            .unwrap();
         assert_eq!(refused.status(), 403, "{header}");
     }
 }
@@ -138,8 +260,18 @@ async fn t7_a_job_is_served_while_its_issuer_is_down() {
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;
     let job = buildkite.build("app").start().job("test").run();
-    let id = server.create(&job, "main").await["id"].as_str().unwrap().to_owned();
+    let id = server.create(&job, "main").await["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     buildkite.issuer_fault(IssuerFault::Down);
-    let renewed = server.request(Method::POST, &format!("/v1/environments/{id}/renew"), Some(&server.token(&job)), None).await;
+    let renewed = server
+        .request(
+            Method::POST,
+            &format!("/v1/environments/{id}/renew"),
+            Some(&server.token(&job)),
+            None,
+        )
+        .await;
     assert_eq!(renewed.status, 200, "{renewed:?}");
 }

@@ -31,23 +31,45 @@ impl World {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/buildkite");
         let plugin = GitRepository::from_folder("kubler-buildkite-plugin", &folder);
         let build = buildkite.build("app").start();
-        Self { buildkite, server, plugin, build }
+        Self {
+            buildkite,
+            server,
+            plugin,
+            build,
+        }
     }
 
     fn job(&self, command: &str) -> Job {
-        let configuration = json!({ "server": self.server.url(), "profile": "ci-small", "ca": self.server.ca() });
-        self.build.job("test").command(command).plugin(&self.plugin.plugin_reference(), configuration).create()
+        let configuration =
+            json!({ "server": self.server.url(), "profile": "ci-small", "ca": self.server.ca() });
+        self.build
+            .job("test")
+            .command(command)
+            .plugin(&self.plugin.plugin_reference(), configuration)
+            .create()
     }
 
     fn agent(&self, job: &Job) -> kubler_testkit::agent::AgentDraft {
-        RealAgent::of(&self.buildkite).acquires(job).path_before(&kube_folder()).path_before(self.server.programs().folder())
+        RealAgent::of(&self.buildkite)
+            .acquires(job)
+            .path_before(&kube_folder())
+            .path_before(self.server.programs().folder())
     }
 
     /// The one environment of a job, once it is gone.
     async fn gone(&self, job: &Job) -> Value {
-        let listed = self.server.operator(Method::GET, &format!("/v1/environments?job={}", job.id())).await;
-        let id = listed.body["environments"][0]["id"].as_str().unwrap_or_else(|| panic!("no environment: {listed:?}\n{}", job.log())).to_owned();
-        let gone = self.server.wait_for(&id, JOB_BOUND, |environment| environment["phase"] == "gone").await;
+        let listed = self
+            .server
+            .operator(Method::GET, &format!("/v1/environments?job={}", job.id()))
+            .await;
+        let id = listed.body["environments"][0]["id"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no environment: {listed:?}\n{}", job.log()))
+            .to_owned();
+        let gone = self
+            .server
+            .wait_for(&id, JOB_BOUND, |environment| environment["phase"] == "gone")
+            .await;
         assert!(self.server.control_planes().is_empty());
         gone
     }
@@ -59,16 +81,47 @@ async fn a_job_uses_its_cluster_and_releases_it() {
     let job = world.job("kubectl create namespace hello && kubectl get configmap kubler-build --namespace default --output yaml && env | grep KUBLER_");
     let mut agent = world.agent(&job).start();
     let record = job.wait_until_over(JOB_BOUND).await.unwrap();
-    assert_eq!(record.exit_status, Some(0), "{}\n{}", job.log(), agent.output());
-    assert!(job.log().contains("namespace/hello created"), "{}", job.log());
-    assert!(job.log().contains(&job.id().to_string()), "the build's facts are not in the cluster: {}", job.log());
+    assert_eq!(
+        record.exit_status,
+        Some(0),
+        "{}\n{}",
+        job.log(),
+        agent.output()
+    );
+    assert!(
+        job.log().contains("namespace/hello created"),
+        "{}",
+        job.log()
+    );
+    assert!(
+        job.log().contains(&job.id().to_string()),
+        "the build's facts are not in the cluster: {}",
+        job.log()
+    );
     agent.wait(JOB_BOUND).await.unwrap();
     let gone = world.gone(&job).await;
     assert_eq!(gone["end"]["code"], "released", "{}", job.log());
-    agent.wait_until_nothing_lives(Duration::from_secs(10)).await.unwrap();
+    agent
+        .wait_until_nothing_lives(Duration::from_secs(10))
+        .await
+        .unwrap();
     let id = gone["id"].as_str().unwrap();
-    assert_eq!(world.build.metadata(&format!("kubler:env:{}", job.id())).as_deref(), Some(id));
-    assert!(world.build.annotations().iter().any(|annotation| annotation.body.contains(id)), "{:?}", world.build.annotations());
+    assert_eq!(
+        world
+            .build
+            .metadata(&format!("kubler:env:{}", job.id()))
+            .as_deref(),
+        Some(id)
+    );
+    assert!(
+        world
+            .build
+            .annotations()
+            .iter()
+            .any(|annotation| annotation.body.contains(id)),
+        "{:?}",
+        world.build.annotations()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,17 +140,29 @@ async fn a_job_that_outlives_its_lease_is_renewed_and_a_cancelled_one_is_release
     let job = world.job("kubectl get namespaces; echo waiting; sleep 8; kubectl create namespace late; echo renewed; sleep 100");
     let _agent = world.agent(&job).start();
     job.wait_for_log("renewed", JOB_BOUND).await.unwrap();
-    assert!(job.log().contains("namespace/late created"), "{}", job.log());
+    assert!(
+        job.log().contains("namespace/late created"),
+        "{}",
+        job.log()
+    );
     job.cancel();
     job.wait_until_over(JOB_BOUND).await.unwrap();
-    assert_eq!(world.gone(&job).await["end"]["code"], "released", "{}", job.log());
+    assert_eq!(
+        world.gone(&job).await["end"]["code"],
+        "released",
+        "{}",
+        job.log()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_ignores_its_end_does_not_keep_its_cluster() {
     let world = World::with_lease(6).await;
     let job = world.job("kubectl get namespaces; trap '' TERM HUP INT; echo waiting; for i in $(seq 300); do sleep 1; done");
-    let _agent = world.agent(&job).option("--cancel-grace-period", "3").start();
+    let _agent = world
+        .agent(&job)
+        .option("--cancel-grace-period", "3")
+        .start();
     job.wait_for_log("waiting", JOB_BOUND).await.unwrap();
     job.cancel();
     world.gone(&job).await;
@@ -131,11 +196,24 @@ async fn a_job_whose_other_hook_fails_loses_its_cluster() {
     let world = World::with_lease(20).await;
     let failing = GitRepository::from_files(
         "failing-buildkite-plugin",
-        &[("plugin.yml", "name: failing\ndescription: fails\nauthor: test\nrequirements: []\nconfiguration: {}\n"), ("hooks/pre-command", "#!/bin/sh\nexit 3\n")],
+        &[
+            (
+                "plugin.yml",
+                "name: failing\ndescription: fails\nauthor: test\nrequirements: []\nconfiguration: {}\n",
+            ),
+            ("hooks/pre-command", "#!/bin/sh\nexit 3\n"),
+        ],
     );
-    let configuration = json!({ "server": world.server.url(), "profile": "ci-small", "ca": world.server.ca() });
-    let draft = world.build.job("test").command("true").plugin(&world.plugin.plugin_reference(), configuration);
-    let job = draft.plugin(&failing.plugin_reference(), Value::Null).create();
+    let configuration =
+        json!({ "server": world.server.url(), "profile": "ci-small", "ca": world.server.ca() });
+    let draft = world
+        .build
+        .job("test")
+        .command("true")
+        .plugin(&world.plugin.plugin_reference(), configuration);
+    let job = draft
+        .plugin(&failing.plugin_reference(), Value::Null)
+        .create();
     let _agent = world.agent(&job).start();
     let record = job.wait_until_over(JOB_BOUND).await.unwrap();
     assert_eq!(record.exit_status, Some(3), "{}", job.log());

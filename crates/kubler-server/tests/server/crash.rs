@@ -18,7 +18,14 @@ async fn l9_a_server_killed_while_it_makes_environments_goes_on_after_its_restar
     for milliseconds in [0, 40, 150, 400, 900] {
         let job = build.job("test").run();
         let body = json!({ "profile": "ci-small" });
-        let asked = server.request(Method::POST, "/v1/environments", Some(&server.token(&job)), Some(&body)).await;
+        let asked = server
+            .request(
+                Method::POST,
+                "/v1/environments",
+                Some(&server.token(&job)),
+                Some(&body),
+            )
+            .await;
         assert_eq!(asked.status, 200, "{asked:?}");
         let id = asked.body["id"].as_str().unwrap();
         tokio::time::sleep(Duration::from_millis(milliseconds)).await; // the moment of the kill, not a wait
@@ -26,9 +33,19 @@ async fn l9_a_server_killed_while_it_makes_environments_goes_on_after_its_restar
         server.restart().await;
         let retried = server.create(&job, "main").await;
         assert_eq!(retried["id"], id, "the retry made a second environment");
-        assert_eq!(server.control_planes().len(), 1, "{:#?}", server.control_planes());
+        assert_eq!(
+            server.control_planes().len(),
+            1,
+            "{:#?}",
+            server.control_planes()
+        );
         let released = server
-            .request(Method::POST, &format!("/v1/environments/{id}/release"), Some(&server.token(&job)), Some(&json!({ "wait_seconds": 30 })))
+            .request(
+                Method::POST,
+                &format!("/v1/environments/{id}/release"),
+                Some(&server.token(&job)),
+                Some(&json!({ "wait_seconds": 30 })),
+            )
             .await;
         assert_eq!(released.body["phase"], "gone", "{released:?}");
         assert!(server.control_planes().is_empty());
@@ -44,12 +61,25 @@ async fn l9_a_server_killed_while_it_ends_environments_goes_on_after_its_restart
         let job = build.job("test").run();
         let environment = server.create(&job, "main").await;
         let id = environment["id"].as_str().unwrap();
-        server.request(Method::POST, &format!("/v1/environments/{id}/release"), Some(&server.token(&job)), None).await;
+        server
+            .request(
+                Method::POST,
+                &format!("/v1/environments/{id}/release"),
+                Some(&server.token(&job)),
+                None,
+            )
+            .await;
         tokio::time::sleep(Duration::from_millis(milliseconds)).await; // the moment of the kill, not a wait
         server.kill().await;
         server.restart().await;
-        server.wait_for(id, SOON, |environment| environment["phase"] == "gone").await;
-        assert!(server.control_planes().is_empty(), "{:#?}", server.control_planes());
+        server
+            .wait_for(id, SOON, |environment| environment["phase"] == "gone")
+            .await;
+        assert!(
+            server.control_planes().is_empty(),
+            "{:#?}",
+            server.control_planes()
+        );
     }
 }
 
@@ -63,12 +93,30 @@ async fn environments_and_sessions_outlive_a_restart() {
     let session = server.session(&job, id).await;
     let before = server.control_planes();
     server.restart().await;
-    let read = server.request(Method::GET, &format!("/k8s/{id}/api/v1/namespaces"), Some(&session), None).await;
+    let read = server
+        .request(
+            Method::GET,
+            &format!("/k8s/{id}/api/v1/namespaces"),
+            Some(&session),
+            None,
+        )
+        .await;
     assert_eq!(read.status, 200, "{read:?}");
-    assert_eq!(server.control_planes(), before, "the control plane was started anew");
+    assert_eq!(
+        server.control_planes(),
+        before,
+        "the control plane was started anew"
+    );
     server.kill().await;
     server.restart().await;
-    let read = server.request(Method::GET, &format!("/k8s/{id}/api/v1/namespaces"), Some(&session), None).await;
+    let read = server
+        .request(
+            Method::GET,
+            &format!("/k8s/{id}/api/v1/namespaces"),
+            Some(&session),
+            None,
+        )
+        .await;
     assert_eq!(read.status, 200, "{read:?}");
 }
 
@@ -83,11 +131,23 @@ async fn an_environment_whose_control_plane_dies_is_noticed_ended_and_explained(
     for process in server.control_planes() {
         process.signal(Signal::KILL);
     }
-    let gone = server.wait_for(id, SOON, |environment| environment["phase"] == "gone").await;
+    let gone = server
+        .wait_for(id, SOON, |environment| environment["phase"] == "gone")
+        .await;
     assert_eq!(gone["end"]["code"], "failed", "{gone}");
-    let late = server.request(Method::GET, &format!("/k8s/{id}/api/v1/namespaces"), Some(&session), None).await;
+    let late = server
+        .request(
+            Method::GET,
+            &format!("/k8s/{id}/api/v1/namespaces"),
+            Some(&session),
+            None,
+        )
+        .await;
     assert_eq!(late.status, 404);
-    assert!(late.body["message"].as_str().unwrap().contains("failed"), "{late:?}");
+    assert!(
+        late.body["message"].as_str().unwrap().contains("failed"),
+        "{late:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,10 +157,21 @@ async fn a_killed_etcd_is_started_again_and_environments_can_be_made() {
     let build = buildkite.build("app").start();
     let job = build.job("test").run();
     server.create(&job, "main").await;
-    let etcd = server.processes().into_iter().find(|process| process.command.contains("/etcd")).expect("an etcd");
+    let etcd = server
+        .processes()
+        .into_iter()
+        .find(|process| process.command.contains("/etcd"))
+        .expect("an etcd");
     etcd.signal(Signal::KILL);
     let other = build.job("other").run();
     let body = json!({ "profile": "ci-small", "wait_seconds": 60 });
-    let made = server.request(Method::POST, "/v1/environments", Some(&server.token(&other)), Some(&body)).await;
+    let made = server
+        .request(
+            Method::POST,
+            "/v1/environments",
+            Some(&server.token(&other)),
+            Some(&body),
+        )
+        .await;
     assert_eq!(made.body["phase"], "ready", "{made:?}\n{}", server.log());
 }

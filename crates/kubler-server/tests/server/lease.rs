@@ -19,11 +19,16 @@ async fn without_renewal_an_environment_lapses_one_lease_after_its_last_token_wa
     let job = buildkite.build("app").start().job("test").run();
     let environment = server.create(&job, "main").await;
     let id = environment["id"].as_str().unwrap();
-    let gone = server.wait_for(id, SOON, |environment| environment["phase"] == "gone").await;
+    let gone = server
+        .wait_for(id, SOON, |environment| environment["phase"] == "gone")
+        .await;
     assert_eq!(gone["end"]["code"], "lapsed");
     let moment = |key: &str| gone[key].as_str().unwrap().parse::<Timestamp>().unwrap();
     let late = moment("dead_at").duration_since(moment("lease_end"));
-    assert!(!late.is_negative() && late.unsigned_abs() < SLACK, "dead {late:?} after its lease");
+    assert!(
+        !late.is_negative() && late.unsigned_abs() < SLACK,
+        "dead {late:?} after its lease"
+    );
     server.wait_until_no_control_plane(SOON).await.unwrap();
 }
 
@@ -40,42 +45,62 @@ async fn t5_a_hundred_hoarded_tokens_spent_late_buy_no_time() {
     let renew = format!("/v1/environments/{id}/renew");
     let mut spent = 0;
     for token in &hoard {
-        let renewed = server.request(Method::POST, &renew, Some(token), None).await;
+        let renewed = server
+            .request(Method::POST, &renew, Some(token), None)
+            .await;
         if renewed.status == 200 {
             spent += 1;
             let lease_end: Timestamp = renewed.body["lease_end"].as_str().unwrap().parse().unwrap();
             let bought = lease_end.duration_since(last_mint);
-            assert!(bought.as_secs() <= 8, "a hoarded token bought {bought:?} after it was minted");
+            assert!(
+                bought.as_secs() <= 8,
+                "a hoarded token bought {bought:?} after it was minted"
+            );
         }
         tokio::time::sleep(Duration::from_millis(20)).await; // spread over the lease's last seconds, not waited for
     }
     assert!(spent > 0);
-    let gone = server.wait_for(id, SOON, |environment| environment["phase"] == "gone").await;
+    let gone = server
+        .wait_for(id, SOON, |environment| environment["phase"] == "gone")
+        .await;
     let dead_at: Timestamp = gone["dead_at"].as_str().unwrap().parse().unwrap();
     let outlived = dead_at.duration_since(last_mint).unsigned_abs();
-    assert!(outlived < Duration::from_secs(8) + SLACK, "it outlived the last mint by {outlived:?}");
+    assert!(
+        outlived < Duration::from_secs(8) + SLACK,
+        "it outlived the last mint by {outlived:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn renewed_environments_live_on_until_the_deadline_and_no_longer() {
     let buildkite = Buildkite::start();
-    let server = Server::of(&buildkite).lease_seconds(5).profile_line("deadline_seconds: 9").start().await;
+    let server = Server::of(&buildkite)
+        .lease_seconds(5)
+        .profile_line("deadline_seconds: 9")
+        .start()
+        .await;
     let job = buildkite.build("app").start().job("test").run();
     let environment = server.create(&job, "main").await;
     let id = environment["id"].as_str().unwrap();
     let renew = format!("/v1/environments/{id}/renew");
     loop {
-        let renewed = server.request(Method::POST, &renew, Some(&server.token(&job)), None).await;
+        let renewed = server
+            .request(Method::POST, &renew, Some(&server.token(&job)), None)
+            .await;
         if renewed.status != 200 {
             assert_eq!(renewed.body["code"], "environment_ended", "{renewed:?}");
             break;
         }
         tokio::time::sleep(Duration::from_millis(300)).await; // a renewer's own pace
     }
-    let gone = server.wait_for(id, SOON, |environment| environment["phase"] == "gone").await;
+    let gone = server
+        .wait_for(id, SOON, |environment| environment["phase"] == "gone")
+        .await;
     assert_eq!(gone["end"]["code"], "deadline_reached");
     let moment = |key: &str| gone[key].as_str().unwrap().parse::<Timestamp>().unwrap();
-    let lived = moment("dead_at").duration_since(moment("created_at")).as_secs();
+    let lived = moment("dead_at")
+        .duration_since(moment("created_at"))
+        .as_secs();
     assert!((9..13).contains(&lived), "it lived {lived} s");
 }
 
@@ -84,9 +109,13 @@ async fn t4_an_old_token_with_a_long_life_is_refused() {
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;
     let job = buildkite.build("app").start().job("test").run();
-    let long = job.oidc_token(&OidcRequest::for_kubler(server.url()).lifetime(7200)).unwrap();
+    let long = job
+        .oidc_token(&OidcRequest::for_kubler(server.url()).lifetime(7200))
+        .unwrap();
     let body = serde_json::json!({ "profile": "ci-small" });
-    let refused = server.request(Method::POST, "/v1/environments", Some(&long), Some(&body)).await;
+    let refused = server
+        .request(Method::POST, "/v1/environments", Some(&long), Some(&body))
+        .await;
     assert_eq!(refused.status, 401, "{refused:?}");
 }
 
@@ -103,11 +132,30 @@ async fn downtime_is_not_death() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     server.restart().await;
-    let renewed = server.request(Method::POST, &format!("/v1/environments/{id}/renew"), Some(&server.token(&job)), None).await;
-    assert_eq!(renewed.status, 200, "a job that could not renew lost its environment: {renewed:?}");
+    let renewed = server
+        .request(
+            Method::POST,
+            &format!("/v1/environments/{id}/renew"),
+            Some(&server.token(&job)),
+            None,
+        )
+        .await;
+    assert_eq!(
+        renewed.status, 200,
+        "a job that could not renew lost its environment: {renewed:?}"
+    );
     let session = server.session(&job, id).await;
-    let read = server.request(Method::GET, &format!("/k8s/{id}/api/v1/namespaces"), Some(&session), None).await;
+    let read = server
+        .request(
+            Method::GET,
+            &format!("/k8s/{id}/api/v1/namespaces"),
+            Some(&session),
+            None,
+        )
+        .await;
     assert_eq!(read.status, 200, "{read:?}");
     job.finish(0);
-    server.wait_for(id, SOON, |environment| environment["phase"] == "gone").await;
+    server
+        .wait_for(id, SOON, |environment| environment["phase"] == "gone")
+        .await;
 }

@@ -11,18 +11,45 @@ async fn h6_a_session_reaches_its_own_environment_only() {
     let server = Server::of(&buildkite).start().await;
     let build = buildkite.build("app").start();
     let (mine, theirs) = (build.job("mine").run(), build.job("theirs").run());
-    let my_id = server.create(&mine, "main").await["id"].as_str().unwrap().to_owned();
-    let their_id = server.create(&theirs, "main").await["id"].as_str().unwrap().to_owned();
+    let my_id = server.create(&mine, "main").await["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let their_id = server.create(&theirs, "main").await["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let session = server.session(&mine, &my_id).await;
-    let own = server.request(Method::GET, &format!("/k8s/{my_id}/api"), Some(&session), None).await;
+    let own = server
+        .request(
+            Method::GET,
+            &format!("/k8s/{my_id}/api"),
+            Some(&session),
+            None,
+        )
+        .await;
     assert_eq!(own.status, 200, "{own:?}");
-    let other = server.request(Method::GET, &format!("/k8s/{their_id}/api"), Some(&session), None).await;
+    let other = server
+        .request(
+            Method::GET,
+            &format!("/k8s/{their_id}/api"),
+            Some(&session),
+            None,
+        )
+        .await;
     assert_eq!(other.status, 403, "{other:?}");
     // c8: nor can the other job's identity be exchanged, renewed or released with.
     let token = || server.token(&mine);
     assert_eq!(server.exchange(&token(), &their_id).await.status, 404);
     for act in ["renew", "release"] {
-        let refused = server.request(Method::POST, &format!("/v1/environments/{their_id}/{act}"), Some(&token()), None).await;
+        let refused = server
+            .request(
+                Method::POST,
+                &format!("/v1/environments/{their_id}/{act}"),
+                Some(&token()),
+                None,
+            )
+            .await;
         assert_eq!(refused.status, 404, "{act}: {refused:?}");
     }
     assert_eq!(server.environment(&their_id).await["phase"], "ready");
@@ -33,12 +60,21 @@ async fn t5_a_token_is_exchanged_once_and_repeats_within_ten_seconds_give_the_sa
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;
     let job = buildkite.build("app").start().job("test").run();
-    let one = server.create(&job, "one").await["id"].as_str().unwrap().to_owned();
-    let two = server.create(&job, "two").await["id"].as_str().unwrap().to_owned();
+    let one = server.create(&job, "one").await["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let two = server.create(&job, "two").await["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let token = server.token(&job);
     let first = server.exchange(&token, &one).await;
     let again = server.exchange(&token, &one).await;
-    assert_eq!(first.body["session_id"], again.body["session_id"], "{again:?}");
+    assert_eq!(
+        first.body["session_id"], again.body["session_id"],
+        "{again:?}"
+    );
     assert_eq!(first.body["access_token"], again.body["access_token"]);
     let elsewhere = server.exchange(&token, &two).await;
     assert_eq!(elsewhere.status, 409, "{elsewhere:?}");
@@ -51,17 +87,38 @@ async fn c8_another_job_of_the_build_attaches_to_a_build_scoped_environment_by_n
     let build = buildkite.build("app").start();
     let (deploy, test) = (build.job("deploy").run(), build.job("test").run());
     let stranger = buildkite.build("app").start().job("test").run();
-    let body = json!({ "profile": "ci-small", "name": "shared", "scope": "build", "wait_seconds": 60 });
-    let ask = async |job| server.request(Method::POST, "/v1/environments", Some(&server.token(job)), Some(&body)).await;
+    let body =
+        json!({ "profile": "ci-small", "name": "shared", "scope": "build", "wait_seconds": 60 });
+    let ask = async |job| {
+        server
+            .request(
+                Method::POST,
+                "/v1/environments",
+                Some(&server.token(job)),
+                Some(&body),
+            )
+            .await
+    };
     let made = ask(&deploy).await;
     assert_eq!(made.body["phase"], "ready", "{made:?}");
     let attached = ask(&test).await;
     assert_eq!(attached.body["id"], made.body["id"], "{attached:?}");
     let id = made.body["id"].as_str().unwrap();
     let session = server.session(&test, id).await;
-    let read = server.request(Method::GET, &format!("/k8s/{id}/api/v1/namespaces"), Some(&session), None).await;
+    let read = server
+        .request(
+            Method::GET,
+            &format!("/k8s/{id}/api/v1/namespaces"),
+            Some(&session),
+            None,
+        )
+        .await;
     assert_eq!(read.status, 200, "{read:?}");
-    assert_eq!(server.exchange(&server.token(&stranger), id).await.status, 404, "another build got in");
+    assert_eq!(
+        server.exchange(&server.token(&stranger), id).await.status,
+        404,
+        "another build got in"
+    );
     let own = ask(&stranger).await;
     assert_ne!(own.body["id"], made.body["id"]);
 }
@@ -69,18 +126,44 @@ async fn c8_another_job_of_the_build_attaches_to_a_build_scoped_environment_by_n
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_creates_on_a_small_limit_are_made_or_refused_clearly() {
     let buildkite = Buildkite::start();
-    let server = Server::of(&buildkite).section("limits: {environments_max: 4, provisioning_max: 2}").start().await;
+    let server = Server::of(&buildkite)
+        .section("limits: {environments_max: 4, provisioning_max: 2}")
+        .start()
+        .await;
     let build = buildkite.build("app").start();
     let jobs: Vec<_> = (0..50).map(|_| build.job("test").run()).collect();
     let body = json!({ "profile": "ci-small", "wait_seconds": 60 });
-    let ask = async |job| server.request(Method::POST, "/v1/environments", Some(&server.token(job)), Some(&body)).await;
+    let ask = async |job| {
+        server
+            .request(
+                Method::POST,
+                "/v1/environments",
+                Some(&server.token(job)),
+                Some(&body),
+            )
+            .await
+    };
     let answers = futures_util::future::join_all(jobs.iter().map(ask)).await;
-    let (made, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status == 200);
+    let (made, refused): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|answer| answer.status == 200);
     assert_eq!(made.len(), 4, "{made:?}");
-    assert!(made.iter().all(|answer| answer.body["phase"] == "ready"), "{made:?}");
+    assert!(
+        made.iter().all(|answer| answer.body["phase"] == "ready"),
+        "{made:?}"
+    );
     for answer in refused {
-        assert_eq!((answer.status.as_u16(), answer.body["code"].as_str().unwrap()), (503, "unavailable"), "{answer:?}");
-        assert!(answer.body["detail"].as_str().unwrap().contains("limit"), "{answer:?}");
+        assert_eq!(
+            (
+                answer.status.as_u16(),
+                answer.body["code"].as_str().unwrap()
+            ),
+            (503, "unavailable"),
+            "{answer:?}"
+        );
+        assert!(
+            answer.body["detail"].as_str().unwrap().contains("limit"),
+            "{answer:?}"
+        );
     }
     assert_eq!(server.control_planes().len(), 4);
 }

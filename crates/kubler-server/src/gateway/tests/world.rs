@@ -141,7 +141,13 @@ impl Engine for OneUpstream {
 }
 
 pub(super) fn records(ledger: &Ledger) -> Vec<Record> {
-    ledger.records.lock().unwrap().clone()
+    let everything = crate::ledger::Query {
+        limit: Some(1000),
+        ..Default::default()
+    };
+    let read = ledger.read(&everything).unwrap().records.into_iter();
+    read.map(|record| serde_json::from_value(record).unwrap())
+        .collect()
 }
 
 impl World {
@@ -270,9 +276,7 @@ impl World {
 
     /// Nothing more can be recorded.
     pub(super) fn fill_the_ledger(&self) {
-        self.ledger
-            .full
-            .store(true, std::sync::atomic::Ordering::SeqCst);
+        self.ledger.fill();
     }
 
     /// The outcome of the nth forwarded request, when it has one.
@@ -287,8 +291,15 @@ impl World {
     }
 }
 
-pub(super) fn open_ledger(_folder: &std::path::Path, _clock: &Arc<ManualClock>) -> Ledger {
-    Ledger::default()
+pub(super) fn open_ledger(folder: &std::path::Path, clock: &Arc<ManualClock>) -> Ledger {
+    let settings = kubler_core::configuration::Ledger::default();
+    Ledger::open(
+        &folder.join("ledger"),
+        "test/ledger",
+        &settings,
+        Arc::<ManualClock>::clone(clock),
+    )
+    .unwrap()
 }
 
 /// Waits until something is so.
