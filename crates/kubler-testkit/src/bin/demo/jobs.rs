@@ -54,7 +54,7 @@ impl Way {
                     .into()
             }
             Self::IsCancelled | Self::LosesItsAgent | Self::LosesEverything => {
-                "kubectl create namespace busy && kubectl get namespaces\necho waiting; sleep 300"
+                "kubectl create namespace busy && kubectl get namespaces\necho wait''ing; sleep 300"
                     .into()
             }
         }
