@@ -263,7 +263,12 @@ mod tests {
     use super::*;
 
     fn sleeper(mark: &Mark) -> Process {
-        Process::start(Command::new("/bin/sleep").arg("300"), mark).unwrap()
+        let process = Process::start(Command::new("/bin/sleep").arg("300"), mark).unwrap();
+        // The kernel lets the parent go on a moment before it shows the new environment.
+        while read_mark(process.record().pid).is_none() {
+            std::thread::yield_now();
+        }
+        process
     }
 
     #[tokio::test]
