@@ -164,6 +164,15 @@ impl Process {
             .clone()
     }
 
+    /// How it ended, if it has; does not wait for whoever watches it.
+    pub(super) fn ending(&self) -> Option<Ending> {
+        if self.is_alive() {
+            return None;
+        }
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(ending.get_or_insert_with(|| self.reap()).clone())
+    }
+
     /// Succeeds once, and only for a child of ours.
     fn reap(&self) -> Ending {
         match rustix::process::waitid(
