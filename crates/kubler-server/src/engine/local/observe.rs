@@ -63,7 +63,7 @@ impl Inner {
 
     fn fault(&self, id: EnvironmentId, seen: &Seen) -> Option<String> {
         let slot = self.slots().get(&id).cloned();
-        let ending = slot.and_then(|slot| slot.live().as_ref()?.ending.get().cloned());
+        let ending = slot.and_then(|slot| slot.live().as_ref()?.process.ending());
         if let Some(how) = ending {
             return Some(format!("its control plane {how}"));
         }

@@ -164,6 +164,15 @@ impl Process {
             .clone()
     }
 
+    /// How it ended, if it has; does not wait for whoever watches it.
+    pub(super) fn ending(&self) -> Option<Ending> {
+        if self.is_alive() {
+            return None;
+        }
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(ending.get_or_insert_with(|| self.reap()).clone())
+    }
+
     /// Succeeds once, and only for a child of ours.
     fn reap(&self) -> Ending {
         match rustix::process::waitid(
@@ -263,7 +272,12 @@ mod tests {
     use super::*;
 
     fn sleeper(mark: &Mark) -> Process {
-        Process::start(Command::new("/bin/sleep").arg("300"), mark).unwrap()
+        let process = Process::start(Command::new("/bin/sleep").arg("300"), mark).unwrap();
+        // The kernel lets the parent go on a moment before it shows the new environment.
+        while read_mark(process.record().pid).is_none() {
+            std::thread::yield_now();
+        }
+        process
     }
 
     #[tokio::test]
