@@ -124,7 +124,7 @@ impl ServerDraft {
                 "--listen",
                 &format!("127.0.0.1:{port}"),
             ])
-            .args(["--issuer", &buildkite.issuer_url(), "--issuer-ca"])
+            .args(["--issuer", buildkite.issuer_url(), "--issuer-ca"])
             .arg(issuer_ca)
             .output()
             .expect("kubler-server init");
