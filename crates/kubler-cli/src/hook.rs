@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use crate::exit::Outcome;
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::enum_variant_names, reason = "the names are the hooks'")]
 pub enum Command {
     /// The plugin's `environment` hook.
     Environment(Arguments),

@@ -71,7 +71,7 @@ impl TokenSource {
             Self::Buildkite { agent } => mint(agent, audience, deadline, stop),
             Self::File(path) => {
                 let file = std::fs::File::open(path);
-                let text = file.and_then(|file| read(file)).map_err(|error| {
+                let text = file.and_then(read).map_err(|error| {
                     Failure::new(
                         Exit::Denied,
                         format!("cannot read the token file `{}`: {error}", path.display()),

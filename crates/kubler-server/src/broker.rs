@@ -139,8 +139,7 @@ impl Broker {
         let bound = Duration::from_secs(seconds.min(WAIT_SECONDS_MAX));
         let _ =
             tokio::time::timeout(bound, watched.wait_for(|environment| done(environment))).await;
-        let latest = watched.borrow().as_ref().clone();
-        latest
+        watched.borrow().as_ref().clone()
     }
 
     /// One environment that the caller may see.

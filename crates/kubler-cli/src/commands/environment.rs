@@ -111,7 +111,7 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
 fn list(list: &List, connected: &Connected, deadline: Deadline, format: Format) -> Outcome<()> {
     let filter = Filter {
         pipeline: list.pipeline.clone(),
-        build: list.build.clone(),
+        build: list.build,
         job: list.job.clone(),
         commit: list.commit.clone(),
         phase: list.phase.clone(),

@@ -180,7 +180,7 @@ fn serve(stream: TcpStream, tls: Arc<ServerConfig>, shared: &(Mutex<State>, Cond
     };
     let mut stream = BufReader::new(StreamOwned::new(connection, stream));
     while let Some((call, authorization, body)) = request(&mut stream) {
-        let claims = authorization.as_deref().and_then(|token| claims(token));
+        let claims = authorization.as_deref().and_then(claims);
         let claim = |name: &str| {
             claims
                 .as_ref()

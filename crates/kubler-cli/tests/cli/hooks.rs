@@ -292,9 +292,9 @@ async fn environment_hook_serves_the_checkout_and_v4_order_ends_once() {
         .plugin(&scene.plugin.plugin_reference(), configuration)
         .create();
     // Version 4 runs the agent's pre-exit last; here the plugin's runs first, and once more.
-    let plugin = format!(
-        "BUILDKITE_PLUGIN_CONFIGURATION='{{\"annotation\":false}}' kubler hook pre-exit; echo again"
-    );
+    let plugin =
+        "BUILDKITE_PLUGIN_CONFIGURATION='{\"annotation\":false}' kubler hook pre-exit; echo again"
+            .to_string();
     let mut agent = scene
         .agent(&job)
         .hook("pre-exit", &plugin)

@@ -66,8 +66,7 @@ pub fn verify<'a>(
     let signature = hex::decode(signature).map_err(|_| "webhook_signature_malformed")?;
     let signer = secrets
         .iter()
-        .filter(|candidate| is_signed_by(candidate, timestamp, body, &signature))
-        .last()
+        .rfind(|candidate| is_signed_by(candidate, timestamp, body, &signature))
         .ok_or("webhook_signature_wrong")?;
     let signed_at: i64 = timestamp
         .parse()

@@ -286,10 +286,10 @@ fn answer_headers(
 ) -> HeaderMap {
     let mut headers = headers::to_client(upstream);
     // Where there is no body the length is a statement, not a count.
-    if outgoing.method == Method::HEAD || status == StatusCode::NOT_MODIFIED {
-        if let Some(length) = upstream.get(header::CONTENT_LENGTH) {
-            headers.insert(header::CONTENT_LENGTH, length.clone());
-        }
+    if (outgoing.method == Method::HEAD || status == StatusCode::NOT_MODIFIED)
+        && let Some(length) = upstream.get(header::CONTENT_LENGTH)
+    {
+        headers.insert(header::CONTENT_LENGTH, length.clone());
     }
     if let Some(location) = upstream
         .get(header::LOCATION)

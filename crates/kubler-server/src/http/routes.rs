@@ -523,7 +523,6 @@ async fn read_records(
         job: query.job,
         from: query.from.unwrap_or(0),
         limit: query.limit,
-        ..Default::default()
     };
     let read = async || Ok(api.broker.ledger.read(&query)?);
     api.broker

@@ -136,9 +136,9 @@ fn hooks(
 fn kubeconfig(id: &str, configuration: &Configuration, gateway: &Gateway) -> String {
     use base64::Engine as _;
     let mut cluster = serde_json::json!({ "server": gateway.url });
-    if let Some(ca) = &gateway.ca {
-        cluster["certificate-authority-data"] =
-            base64::engine::general_purpose::STANDARD.encode(ca).into();
+    if let (Some(ca), Some(cluster)) = (&gateway.ca, cluster.as_object_mut()) {
+        let encoded = base64::engine::general_purpose::STANDARD.encode(ca);
+        cluster.insert("certificate-authority-data".into(), encoded.into());
     }
     let audience = configuration
         .issuers

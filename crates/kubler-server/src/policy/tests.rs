@@ -100,8 +100,8 @@ async fn a_good_change_is_in_force_and_wakes_whoever_waits() {
     let mut watch = policies.watch();
     let waiting = tokio::spawn(async move {
         watch.changed().await.unwrap();
-        let digest = watch.borrow().digest().to_owned();
-        digest
+
+        watch.borrow().digest().to_owned()
     });
     std::fs::remove_file(folder.path().join("acme.cedar")).unwrap();
     let Reloaded::Changed { before: old, after } = policies.reload().unwrap() else {

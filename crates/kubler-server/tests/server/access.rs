@@ -187,7 +187,7 @@ async fn a_job_lists_its_own_pipeline_only() {
             None,
         )
         .await;
-    assert_eq!(ids(&mine), [app_id.clone()]);
+    assert_eq!(ids(&mine), std::slice::from_ref(&app_id));
     let theirs = server
         .request(
             Method::GET,

@@ -400,7 +400,7 @@ mod tests {
             "{error}"
         );
         assert_eq!(
-            find_etcd(&[old.clone()], &search(&new, &[])).unwrap(),
+            find_etcd(std::slice::from_ref(&old), &search(&new, &[])).unwrap(),
             old.join("etcd")
         );
         assert!(

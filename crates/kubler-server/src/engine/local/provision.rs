@@ -107,6 +107,9 @@ struct Making<'a> {
     slot: &'a Slot,
 }
 
+/// Files of an environment's folder, by name.
+type NamedTexts = Vec<(&'static str, Zeroizing<String>)>;
+
 impl Making<'_> {
     fn folder(&self) -> EnvironmentFolder {
         self.inner.run.environment(self.environment.id)
@@ -175,10 +178,7 @@ impl Making<'_> {
         Ok(())
     }
 
-    fn identity(
-        &self,
-    ) -> Result<Vec<(&'static str, Zeroizing<String>)>, Box<dyn std::error::Error + Send + Sync>>
-    {
+    fn identity(&self) -> Result<NamedTexts, Box<dyn std::error::Error + Send + Sync>> {
         let Self {
             inner, environment, ..
         } = self;
