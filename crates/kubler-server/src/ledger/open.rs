@@ -54,7 +54,7 @@ pub(super) fn open(
     let lock = lock(folder)?;
     let key = key(folder, origin).map_err(|error| unusable(&error))?;
     let public = key.public().clone();
-    let notes = std::fs::read_to_string(folder.join(layout::CHECKPOINTS)).unwrap_or_default();
+    let notes = read_checkpoints(folder).map_err(|error| unusable(&error))?;
     let last = split_notes(&notes).0.last().map(|note| (*note).to_owned());
     let signed = last
         .as_deref()
@@ -113,6 +113,14 @@ impl Ledger {
             self.append_now(end)?;
         }
         Ok(())
+    }
+}
+
+/// Only a file that is not there is an empty one: what cannot be read must not pass for nothing.
+fn read_checkpoints(folder: &Path) -> std::io::Result<String> {
+    match std::fs::read_to_string(folder.join(layout::CHECKPOINTS)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        read => read,
     }
 }
 

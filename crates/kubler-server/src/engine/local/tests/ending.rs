@@ -40,7 +40,10 @@ async fn a_killed_control_plane_is_noticed_and_a_killed_etcd_comes_back() {
     })
     .await;
     assert!(matches!(broken, Condition::Broken { .. }), "{broken:?}");
-    assert!(engine.upstream(id).is_none());
+    eventually("the gateway is told", || async {
+        engine.upstream(id).is_none().then_some(())
+    })
+    .await;
     engine.remove(id).await.unwrap();
     assert_eq!(place.leftovers(&engine, id).await, Vec::<String>::new());
 }
