@@ -21,13 +21,15 @@ use crate::engine::local::{LocalEngine, LocalSettings, StopMode};
 use crate::engine::{Engine, EngineError};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::http::listen::{self, CertificateError, Certificates};
-use crate::http::{Api, listen::serve};
+use crate::http::{Api, Told, listen::serve};
 use crate::identity::{IdentityError, Verifier};
 use crate::ledger::{Durability, Ledger, LedgerError};
+use crate::metrics::Gauges;
 use crate::policy::{Policies, PolicyLoadError};
 use crate::session::{SessionError, Sessions};
 use crate::store::{Store, StoreError};
-use crate::tasks::reconcile::{Gauges, Reconciler};
+use crate::tasks::downtime::Downtime;
+use crate::tasks::reconcile::Reconciler;
 use crate::tasks::{Wake, upkeep};
 
 /// How long environments may take to end when the server ends them all.
@@ -190,6 +192,7 @@ impl App {
             clock: Arc::clone(&clock),
             wake: wake.clone(),
             provisioning_max: configuration.limits.provisioning_max as usize,
+            downtime: Arc::new(Downtime::new(clock.now())),
             gauges: Arc::clone(&gauges),
         });
         let checkpoint_every = Duration::from_secs(configuration.ledger.checkpoint_seconds.max(1));
@@ -217,6 +220,7 @@ impl App {
             webhook_secrets: webhook_secrets(loaded)?,
             configuration,
             gauges,
+            told: Told::default(),
             clock,
         });
         Ok(Self {
@@ -263,6 +267,11 @@ impl App {
         // What works in the background goes on while the doors close, so that what was asked for is still done.
         let work_over = CancellationToken::new();
         let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&reconciler.downtime).keep_ticking(
+            Arc::clone(&reconciler.directory),
+            Arc::clone(&reconciler.clock),
+            work_over.clone(),
+        ));
         tasks.spawn(reconciler.run(work_over.clone()));
         tasks.spawn(upkeep::forget(
             Arc::clone(&api.broker.store),

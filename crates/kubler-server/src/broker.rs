@@ -3,6 +3,7 @@
 
 mod call;
 mod error;
+mod trace;
 pub mod webhook;
 
 use std::collections::BTreeMap;
@@ -11,22 +12,22 @@ use std::time::Duration;
 
 use kubler_api::{CreateEnvironment, WAIT_SECONDS_MAX};
 use kubler_core::environment::{self, EndReason, Environment, Event, Phase, Scope};
-use kubler_core::ids::EnvironmentId;
-use kubler_core::ledger::record::{Body, Decision, Kind, LedgerAction, PhaseChange};
+use kubler_core::ids::{EnvironmentId, RequestId};
+use kubler_core::ledger::record::{Body, Decision, Kind, LedgerAction};
 use kubler_core::policy::{Action, Permit, Target};
 use kubler_core::profile::ResolvedProfile;
 use kubler_core::{invariants, lease, session};
 use secrecy::SecretString;
 
-pub use self::call::{Call, Who};
+pub use self::call::{CLOCK_SKEW_SECONDS, Call, Who};
 pub use self::error::BrokerError;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::entropy;
-use crate::ledger::{Durability, Entry, Ledger};
+use crate::ledger::{Durability, Ledger};
 use crate::policy::Policies;
 use crate::session::{NewSession, Sessions};
-use crate::store::{Created, EXCHANGE_REPEAT_SECONDS, Exchange, Search, Store, StoreError};
+use crate::store::{Created, EXCHANGE_REPEAT_SECONDS, Exchange, Store, StoreError};
 use crate::tasks::Wake;
 
 /// Everything an operation needs.
@@ -92,7 +93,8 @@ impl Broker {
             body.environment_id = Some(wanted.id);
             match self.store.create_environment(permit, wanted).await? {
                 Created::New(environment) => {
-                    self.phase_changed(Some(call), None, &environment).await;
+                    self.phase_changed(Some(call.request_id), None, &environment)
+                        .await;
                     self.wake.wake();
                     Ok(environment)
                 }
@@ -172,30 +174,6 @@ impl Broker {
         .await
     }
 
-    /// The environments that match, newest first, without those the caller may not see.
-    ///
-    /// # Errors
-    /// `Unavailable` when the store cannot be read.
-    pub async fn search(&self, call: &Call, search: &Search) -> Result<Vec<Environment>> {
-        self.recorded(call, LedgerAction::TraceRead, None, async |body| {
-            self.decide(call, body, Action::ReadTrace, Target::Server)?;
-            let found = self.store.search(search).await?;
-            let policies = self.policies.current();
-            let caller = call.caller();
-            let visible = |environment: &Environment| {
-                policies
-                    .decide(
-                        &caller,
-                        Action::ReadEnvironment,
-                        Target::Environment(Box::new(environment.clone())),
-                    )
-                    .is_ok()
-            };
-            Ok(found.into_iter().filter(visible).collect())
-        })
-        .await
-    }
-
     /// Proof of life: the lease of the caller's environment runs from when its token was minted.
     ///
     /// # Errors
@@ -266,7 +244,7 @@ impl Broker {
                 let Some((before, released)) = changed else {
                     return Ok(self.store.get(id).await?.unwrap_or(environment));
                 };
-                self.phase_changed(Some(call), Some(before), &released)
+                self.phase_changed(Some(call.request_id), Some(before), &released)
                     .await;
                 self.wake.wake();
                 Ok(released)
@@ -469,7 +447,20 @@ impl Broker {
         }
     }
 
-    /// Runs an operation between its two ledger records. Changing ones are on disk before they begin.
+    async fn phase_changed(
+        &self,
+        request_id: Option<RequestId>,
+        from: Option<Phase>,
+        environment: &Environment,
+    ) {
+        let details = serde_json::Map::new();
+        self.ledger
+            .phase_changed(request_id, from, environment, details)
+            .await;
+    }
+
+    /// Runs an operation between its two ledger records. Changing ones are on disk before they begin, but an end
+    /// always wins: with a ledger that takes nothing more, it goes on without its records.
     async fn recorded<T>(
         &self,
         call: &Call,
@@ -479,75 +470,28 @@ impl Broker {
     ) -> Result<T> {
         let mut body = call.body(Kind::Start, action);
         body.environment_id = id;
-        let entry: Entry = self.ledger.start(body.clone(), durability(action)).await?;
+        let entry = match self.ledger.start(body.clone(), durability(action)).await {
+            Ok(entry) => Some(entry),
+            Err(error) if action == LedgerAction::EnvironmentRelease => {
+                tracing::error!(%error, request_id = %call.request_id, "a release could not be recorded; it goes on all the same");
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
         let outcome = operation(&mut body).await;
         let told = BrokerError::outcome(outcome.as_ref().err(), call.now, self.clock.now());
         // What happened is already durable or refused: a ledger that fails now must not turn it into an error.
-        entry
-            .end_with(told, |end| {
-                end.environment_id = body.environment_id;
-                end.session_id = body.session_id;
-                end.decision = body.decision;
-                end.details = body.details;
-            })
-            .await;
+        if let Some(entry) = entry {
+            entry
+                .end_with(told, |end| {
+                    end.environment_id = body.environment_id;
+                    end.session_id = body.session_id;
+                    end.decision = body.decision;
+                    end.details = body.details;
+                })
+                .await;
+        }
         outcome
-    }
-
-    /// Writes down a change of phase.
-    pub async fn phase_changed(
-        &self,
-        call: Option<&Call>,
-        from: Option<Phase>,
-        environment: &Environment,
-    ) {
-        record_phase(
-            &self.ledger,
-            call,
-            from,
-            environment,
-            serde_json::Map::new(),
-        )
-        .await;
-    }
-}
-
-/// Writes down a change of phase, with evidence where there is some.
-pub async fn record_phase(
-    ledger: &Ledger,
-    call: Option<&Call>,
-    from: Option<Phase>,
-    environment: &Environment,
-    details: serde_json::Map<String, serde_json::Value>,
-) {
-    let mut body = Body::new(Kind::Event, LedgerAction::EnvironmentPhase);
-    body.request_id = call.map(|call| call.request_id);
-    body.environment_id = Some(environment.id);
-    body.identity = Some(Box::new(environment.identity.clone()));
-    body.phase = Some(PhaseChange {
-        from,
-        to: environment.phase,
-        reason: environment
-            .reason
-            .as_ref()
-            .map(|reason| reason.code().to_owned()),
-        message: environment.reason.as_ref().map(EndReason::sentence),
-    });
-    body.details = details;
-    if environment.phase == Phase::Requested {
-        body.details
-            .insert("digest".into(), environment.digest.clone().into());
-        body.details.insert(
-            "profile".into(),
-            environment.resolved.profile.name.clone().into(),
-        );
-        body.details.insert(
-            "kubernetes_version".into(),
-            environment.resolved.kubernetes_version.clone().into(),
-        );
-    }
-    if let Err(error) = ledger.event(body, Durability::Process).await {
-        tracing::error!(%error, environment = %environment.id, "a change of phase could not be recorded");
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod entry;
 mod open;
+mod phase;
 mod read;
 mod signing;
 mod writer;

@@ -1,6 +1,6 @@
 //! OpenMetrics, computed from the state of things when somebody asks: a counter that is kept beside the truth leaks.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kubler_core::environment::Phase;
 use prometheus_client::encoding::text::encode;
@@ -9,7 +9,35 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::directory::Directory;
-use crate::tasks::reconcile::Gauges;
+
+/// What the reconciler knows that nobody else does.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    stuck: AtomicU64,
+    engine_works: AtomicBool,
+}
+
+impl Gauges {
+    /// How many environments resist their end.
+    pub fn set_stuck(&self, count: u64) {
+        self.stuck.store(count, Ordering::Relaxed);
+    }
+
+    /// How many environments resist their end.
+    pub fn stuck(&self) -> u64 {
+        self.stuck.load(Ordering::Relaxed)
+    }
+
+    /// Whether the last look at the world worked.
+    pub fn engine_worked(&self, worked: bool) {
+        self.engine_works.store(worked, Ordering::Relaxed);
+    }
+
+    /// Whether the last look at the world worked.
+    pub fn engine_works(&self) -> bool {
+        self.engine_works.load(Ordering::Relaxed)
+    }
+}
 
 /// The whole page.
 pub fn render(directory: &Directory, gauges: &Gauges) -> String {
@@ -31,7 +59,7 @@ pub fn render(directory: &Directory, gauges: &Gauges) -> String {
         phases,
     );
     let stuck: Gauge = Gauge::default();
-    stuck.set(i64::try_from(gauges.stuck.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
+    stuck.set(i64::try_from(gauges.stuck()).unwrap_or(i64::MAX));
     registry.register(
         "environments_stuck",
         "Environments that resist their end: an alarm when above zero",
