@@ -11,6 +11,7 @@
 mod access;
 mod bad_input;
 mod buildkite_jobs;
+mod connections;
 mod crash;
 mod lease;
 mod release;

@@ -204,7 +204,7 @@ fn environment(nth: u8, now: Timestamp) -> Environment {
         "run": { "id": "01945ecf-0000-4000-8000-000000000003", "number": 5, "url": "https://buildkite.com/acme/web/builds/5" },
         "job": { "id": format!("01945ecf-0000-4000-8000-0000000001{nth:02}"), "url": "https://buildkite.com/acme/web/builds/5#job" },
         "source": { "branch": "main", "commit": "HEAD", "trigger": "ui" },
-        "runner": { "environment": "self-hosted" },
+        "runner": { "environment": "self-hosted", "agent_id": "01945ecf-0000-4000-8000-000000000005" },
     }))
     .unwrap();
     let resolved = kubler_core::profile::ResolvedProfile {
