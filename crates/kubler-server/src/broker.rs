@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use kubler_api::{CreateEnvironment, WAIT_SECONDS_MAX};
 use kubler_core::environment::{self, EndReason, Environment, Event, Phase, Scope};
+use kubler_core::identity::Owner;
 use kubler_core::ids::EnvironmentId;
+use kubler_core::lease;
 use kubler_core::ledger::record::{Body, Decision, Kind, LedgerAction, PhaseChange};
 use kubler_core::policy::{Action, Permit, Target};
 use kubler_core::profile::ResolvedProfile;
-use kubler_core::{invariants, lease, session};
 use secrecy::SecretString;
 
 pub use self::call::{Call, Who};
@@ -26,8 +27,14 @@ use crate::entropy;
 use crate::ledger::{Durability, Entry, Ledger};
 use crate::policy::Policies;
 use crate::session::{NewSession, Sessions};
-use crate::store::{Created, EXCHANGE_REPEAT_SECONDS, Exchange, Search, Store, StoreError};
+use crate::store::{
+    Created, EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged, Place, SEARCH_MAX, SEARCH_PAGE, Search,
+    Store,
+};
 use crate::tasks::Wake;
+
+/// Most pages that one search looks through for environments that its caller may see.
+const SEARCH_PAGES_MAX: usize = 50;
 
 /// Everything an operation needs.
 pub struct Broker {
@@ -55,6 +62,15 @@ pub struct Issued {
     pub token: SecretString,
     /// What it is called and when it ends.
     pub exchange: Exchange,
+}
+
+/// What a search found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Newest first, at most [`SEARCH_MAX`].
+    pub environments: Vec<Environment>,
+    /// There are more, or may be: not everything was looked at.
+    pub truncated: bool,
 }
 
 type Result<T> = std::result::Result<T, BrokerError>;
@@ -98,13 +114,8 @@ impl Broker {
                 }
                 Created::Existing(environment) => {
                     body.environment_id = Some(environment.id);
-                    let same = environment.resolved.profile.name == request.profile
-                        && environment.is_open_to(&token.identity.owner());
-                    if same {
-                        Ok(environment)
-                    } else {
-                        Err(BrokerError::other_profile(&environment, &request.profile))
-                    }
+                    attachable(&environment, &token.identity.owner(), resolved)?;
+                    Ok(environment)
                 }
             }
         })
@@ -172,14 +183,20 @@ impl Broker {
         .await
     }
 
-    /// The environments that match, newest first, without those the caller may not see.
+    /// The environments that match, newest first, without those the caller may not see. A job is shown its own
+    /// pipeline's only.
     ///
     /// # Errors
     /// `Unavailable` when the store cannot be read.
-    pub async fn search(&self, call: &Call, search: &Search) -> Result<Vec<Environment>> {
+    pub async fn search(&self, call: &Call, search: &Search) -> Result<Found> {
         self.recorded(call, LedgerAction::TraceRead, None, async |body| {
             self.decide(call, body, Action::ReadTrace, Target::Server)?;
-            let found = self.store.search(search).await?;
+            let mut search = search.clone();
+            if let Who::Job(token) = &call.who {
+                let owner = token.identity.owner();
+                search.organization_id = Some(owner.organization_id);
+                search.project_id = Some(owner.project_id);
+            }
             let policies = self.policies.current();
             let caller = call.caller();
             let visible = |environment: &Environment| {
@@ -191,7 +208,23 @@ impl Broker {
                     )
                     .is_ok()
             };
-            Ok(found.into_iter().filter(visible).collect())
+            let mut found = Found::default();
+            let mut after = None;
+            for _ in 0..SEARCH_PAGES_MAX {
+                let page = self.store.search(&search, after).await?;
+                after = page.last().map(Place::after);
+                let is_last = page.len() < SEARCH_PAGE;
+                found.environments.extend(page.into_iter().filter(visible));
+                if found.environments.len() > SEARCH_MAX {
+                    found.environments.truncate(SEARCH_MAX);
+                    break;
+                }
+                if is_last {
+                    return Ok(found);
+                }
+            }
+            found.truncated = true;
+            Ok(found)
         })
         .await
     }
@@ -295,25 +328,15 @@ impl Broker {
                 Target::Environment(Box::new(environment.clone())),
             )?;
 
-            // A token that was good for this is proof of life as well.
-            let lease_end = lease::renewed(&environment, token.issued_at, call.now);
-            let environment = Environment {
-                lease_end,
-                ..environment
-            };
-            let session_end = session::end(&environment, token, call.now)
-                .ok_or_else(BrokerError::token_too_old)?;
-            invariants::check_session(&environment, session_end).map_err(StoreError::from)?;
-            let new = Exchange {
-                environment_id: id,
-                session_id: entropy::session_id()?,
-                exchanged_at: call.now,
-                session_end,
-            };
-            let exchange = self
+            let exchanged = self
                 .store
-                .exchange(permit, token.digest, token.expires_at, new)
+                .exchange(permit, token, id, entropy::session_id()?, call.now)
                 .await?;
+            let exchange = match exchanged {
+                Exchanged::Session(exchange) => exchange,
+                Exchanged::TokenTooOld => return Err(BrokerError::token_too_old()),
+                Exchanged::Ended(environment) => return Err(BrokerError::Ended(environment)),
+            };
             body.session_id = Some(exchange.session_id);
             let repeat =
                 call.now.as_second() - exchange.exchanged_at.as_second() <= EXCHANGE_REPEAT_SECONDS;
@@ -559,6 +582,20 @@ const fn durability(action: LedgerAction) -> Durability {
         | LedgerAction::MetricsRead => Durability::Process,
         _ => Durability::Disk,
     }
+}
+
+/// Whether a request by `owner` for `resolved` may be answered with an environment that exists already. The job that
+/// made it gets it back whatever became of the profile since; another job gets only what it asked for.
+fn attachable(existing: &Environment, owner: &Owner, resolved: &ResolvedProfile) -> Result<()> {
+    let wanted = &resolved.profile.name;
+    if existing.resolved.profile.name != *wanted || !existing.is_open_to(owner) {
+        return Err(BrokerError::other_profile(existing, wanted));
+    }
+    let digest = resolved.digest();
+    if existing.owner() != *owner && existing.digest != digest {
+        return Err(BrokerError::other_digest(existing, &digest));
+    }
+    Ok(())
 }
 
 const fn scope_of(scope: kubler_api::Scope) -> Scope {

@@ -174,7 +174,7 @@ impl Broker {
                 && environment.identity.issuer == webhook.issuer
                 && agent_id.is_none_or(|agent_id| environment.identity.runner.agent_id == agent_id)
         };
-        let found = self.store.search(&search).await?;
+        let found = self.store.living(&search).await?;
         Ok(found
             .into_iter()
             .filter(is_meant)

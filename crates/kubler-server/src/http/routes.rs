@@ -27,8 +27,8 @@ use utoipa_axum::routes;
 
 use super::{Api, ApiError, Arrival, view};
 use crate::broker::webhook::{self, WEBHOOK_BYTES_MAX};
-use crate::broker::{BrokerError, Call};
-use crate::store::{SEARCH_MAX, Search};
+use crate::broker::{BrokerError, Call, Found};
+use crate::store::Search;
 
 /// Longest body of an ordinary request, in bytes.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -168,19 +168,15 @@ impl Api {
         ))
     }
 
-    fn show_all(
-        &self,
-        mut found: Vec<kubler_core::environment::Environment>,
-    ) -> Json<Environments> {
-        let truncated = found.len() > SEARCH_MAX;
-        found.truncate(SEARCH_MAX);
+    fn show_all(&self, found: &Found) -> Json<Environments> {
         let environments = found
+            .environments
             .iter()
             .map(|environment| self.show(environment).0)
             .collect();
         Json(Environments {
             environments,
-            truncated,
+            truncated: found.truncated,
         })
     }
 }
@@ -284,7 +280,7 @@ async fn list_environments(
         ..Search::default()
     };
     Ok(api.show_all(
-        api.broker
+        &api.broker
             .search(&call, &search)
             .await
             .map_err(refused(&call))?,
@@ -373,20 +369,23 @@ async fn trace(
             .environment(&call, id)
             .await
             .map_err(refused(&call))?;
-        return Ok(api.show_all(vec![found]));
+        return Ok(api.show_all(&Found {
+            environments: vec![found],
+            truncated: false,
+        }));
     }
-    let mut found = Vec::new();
+    let mut found = Found::default();
     for search in meanings(&anything) {
         found = api
             .broker
             .search(&call, &search)
             .await
             .map_err(refused(&call))?;
-        if !found.is_empty() {
+        if !found.environments.is_empty() {
             break;
         }
     }
-    Ok(api.show_all(found))
+    Ok(api.show_all(&found))
 }
 
 /// What somebody may mean who types one word, most exact first.
@@ -623,9 +622,9 @@ async fn readyz(State(api): Shared) -> (StatusCode, Json<Health>) {
         say(api
             .broker
             .store
-            .check()
+            .check(api.clock.now())
             .await
-            .map_err(|_| "cannot be read".into())),
+            .map_err(|_| "cannot be written".into())),
     );
     checks.insert(
         "ledger".to_owned(),
