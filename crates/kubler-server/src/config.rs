@@ -46,7 +46,7 @@ pub enum ConfigError {
         message: String,
     },
     /// Well-formed, but it cannot be.
-    #[error("`{path}` has {} faults:\n{}", .faults.len(), listed(.faults))]
+    #[error("`{path}` has {}:\n{}", counted(.faults.len()), listed(.faults))]
     Faulty {
         /// Which.
         path: PathBuf,
@@ -65,6 +65,11 @@ impl ConfigError {
             Self::Faulty { .. } => "`kubler-server check` reads the configuration without starting".into(),
         }
     }
+}
+
+fn counted(faults: usize) -> String {
+    let s = if faults == 1 { "" } else { "s" };
+    format!("{faults} fault{s}")
 }
 
 fn listed(faults: &[ConfigurationFault]) -> String {
@@ -86,8 +91,8 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
         message,
     };
     let text = std::str::from_utf8(&text).map_err(|_| malformed("it is not UTF-8 text".into()))?;
-    let configuration: Configuration =
-        serde_saphyr::from_str(text).map_err(|error| malformed(error.to_string()))?;
+    let configuration: Configuration = serde_saphyr::from_str(text)
+        .map_err(|error| malformed(without_prefix(&error.to_string())))?;
     let faults = configuration.faults();
     if !faults.is_empty() {
         return Err(ConfigError::Faulty {
@@ -109,6 +114,11 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
         configuration,
         folder,
     })
+}
+
+/// The reader's message, with its own word for an error taken off: ours stands before it already.
+fn without_prefix(message: &str) -> String {
+    message.trim_start_matches("error: ").trim_end().to_owned()
 }
 
 /// Reads a bounded file.
@@ -172,18 +182,17 @@ impl Loaded {
     }
 }
 
-/// The known word that somebody meant, from serde's "unknown field `x`, expected one of `y`, `z`".
+/// The known word that somebody meant, from "unknown field `x`, expected one of y, z" on one line.
 fn suggestion(message: &str) -> Option<String> {
-    let start = ["unknown field", "unknown variant"]
+    let start = ["unknown field `", "unknown variant `"]
         .iter()
-        .find_map(|start| message.find(start))?;
-    let mut quoted = message.get(start..)?.split('`').skip(1).step_by(2);
-    let wrong = quoted.next()?;
-    let known: Vec<_> = quoted
-        .take_while(|word| {
-            word.bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
-        })
+        .find_map(|start| Some(message.find(start)? + start.len()))?;
+    let (wrong, rest) = message.get(start..)?.lines().next()?.split_once('`')?;
+    let (_, known) = rest.split_once("expected ")?;
+    let known: Vec<_> = known
+        .trim_start_matches("one of ")
+        .split(", ")
+        .map(|word| word.trim_matches('`'))
         .collect();
     let nearest = known
         .iter()
@@ -364,7 +373,7 @@ ledger: {}
                 GOOD.replacen("limits: {}", "limits: {queue_max: -1}", 1),
                 "line 15",
             ),
-            (String::new(), "url"),
+            (String::new(), "line 1"),
         ] {
             let error = load_text(&text).unwrap_err();
             assert!(error.to_string().contains(says), "{says}: {error}");

@@ -11,7 +11,9 @@
 mod access;
 mod bad_input;
 mod buildkite_jobs;
+mod commands;
 mod crash;
+mod environments;
 mod lease;
 mod release;
 mod sessions;
