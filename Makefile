@@ -80,6 +80,14 @@ $(TOOLS)/bin/cargo-machete:
 	@echo "check: installing cargo-machete once (about 1 minute)"
 	@CARGO_TARGET_DIR=$(TOOLS)/target $(CARGO) install --quiet --locked --root $(TOOLS) cargo-machete@0.9.1
 
+.PHONY: reference
+reference: ## Rewrite docs/reference from what the programs know (build them first).
+	@for page in configuration environment-variables errors ledger-actions metrics; do \
+		$(TARGET)/debug/kubler-server reference $$page >docs/reference/$$page.md; done
+	@$(TARGET)/debug/kubler-server schema >docs/reference/kubler.schema.json
+	@$(TARGET)/debug/kubler-server openapi >docs/reference/openapi.json
+	@$(TARGET)/debug/kubler reference >docs/reference/kubler.md
+
 .PHONY: clean
 clean: ## Remove what was built here; the shared cache stays.
 	@$(CARGO) clean

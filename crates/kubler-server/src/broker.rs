@@ -12,22 +12,24 @@ use std::time::Duration;
 
 use kubler_api::{CreateEnvironment, WAIT_SECONDS_MAX};
 use kubler_core::environment::{self, EndReason, Environment, Event, Phase, Scope};
+use kubler_core::identity::Owner;
 use kubler_core::ids::{EnvironmentId, RequestId};
+use kubler_core::lease;
 use kubler_core::ledger::record::{Body, Decision, Kind, LedgerAction};
 use kubler_core::policy::{Action, Permit, Target};
 use kubler_core::profile::ResolvedProfile;
-use kubler_core::{invariants, lease, session};
 use secrecy::SecretString;
 
 pub use self::call::{CLOCK_SKEW_SECONDS, Call, Who};
 pub use self::error::BrokerError;
+pub use self::trace::Found;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::entropy;
 use crate::ledger::{Durability, Ledger};
 use crate::policy::Policies;
 use crate::session::{NewSession, Sessions};
-use crate::store::{Created, EXCHANGE_REPEAT_SECONDS, Exchange, Store, StoreError};
+use crate::store::{Created, EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged, Store};
 use crate::tasks::Wake;
 
 /// Everything an operation needs.
@@ -100,13 +102,8 @@ impl Broker {
                 }
                 Created::Existing(environment) => {
                     body.environment_id = Some(environment.id);
-                    let same = environment.resolved.profile.name == request.profile
-                        && environment.is_open_to(&token.identity.owner());
-                    if same {
-                        Ok(environment)
-                    } else {
-                        Err(BrokerError::other_profile(&environment, &request.profile))
-                    }
+                    attachable(&environment, &token.identity.owner(), resolved)?;
+                    Ok(environment)
                 }
             }
         })
@@ -273,25 +270,15 @@ impl Broker {
                 Target::Environment(Box::new(environment.clone())),
             )?;
 
-            // A token that was good for this is proof of life as well.
-            let lease_end = lease::renewed(&environment, token.issued_at, call.now);
-            let environment = Environment {
-                lease_end,
-                ..environment
-            };
-            let session_end = session::end(&environment, token, call.now)
-                .ok_or_else(BrokerError::token_too_old)?;
-            invariants::check_session(&environment, session_end).map_err(StoreError::from)?;
-            let new = Exchange {
-                environment_id: id,
-                session_id: entropy::session_id()?,
-                exchanged_at: call.now,
-                session_end,
-            };
-            let exchange = self
+            let exchanged = self
                 .store
-                .exchange(permit, token.digest, token.expires_at, new)
+                .exchange(permit, token, id, entropy::session_id()?, call.now)
                 .await?;
+            let exchange = match exchanged {
+                Exchanged::Session(exchange) => exchange,
+                Exchanged::TokenTooOld => return Err(BrokerError::token_too_old()),
+                Exchanged::Ended(environment) => return Err(BrokerError::Ended(environment)),
+            };
             body.session_id = Some(exchange.session_id);
             let repeat =
                 call.now.as_second() - exchange.exchanged_at.as_second() <= EXCHANGE_REPEAT_SECONDS;
@@ -503,6 +490,20 @@ const fn durability(action: LedgerAction) -> Durability {
         | LedgerAction::MetricsRead => Durability::Process,
         _ => Durability::Disk,
     }
+}
+
+/// Whether a request by `owner` for `resolved` may be answered with an environment that exists already. The job that
+/// made it gets it back whatever became of the profile since; another job gets only what it asked for.
+fn attachable(existing: &Environment, owner: &Owner, resolved: &ResolvedProfile) -> Result<()> {
+    let wanted = &resolved.profile.name;
+    if existing.resolved.profile.name != *wanted || !existing.is_open_to(owner) {
+        return Err(BrokerError::other_profile(existing, wanted));
+    }
+    let digest = resolved.digest();
+    if existing.owner() != *owner && existing.digest != digest {
+        return Err(BrokerError::other_digest(existing, &digest));
+    }
+    Ok(())
 }
 
 const fn scope_of(scope: kubler_api::Scope) -> Scope {

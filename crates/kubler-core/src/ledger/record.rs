@@ -23,66 +23,70 @@ pub enum Kind {
     Event,
 }
 
-/// Every action the ledger knows. The reference page is generated from this list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum LedgerAction {
-    /// The server started or stopped serving.
-    #[serde(rename = "server.start")]
-    ServerStart,
+macro_rules! actions {
+    ($(#[doc = $doc:literal] $name:ident = $word:literal;)+) => {
+        /// Every action the ledger knows. The reference page is generated from this list.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum LedgerAction {
+            $(#[doc = $doc] #[serde(rename = $word)] $name,)+
+        }
+
+        impl LedgerAction {
+            /// Every action.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The word in records.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $word,)+ }
+            }
+
+            /// What it says, in one sentence.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$name => $doc,)+ }
+            }
+        }
+    };
+}
+
+actions! {
+    /// The server started.
+    ServerStart = "server.start";
     /// The server stopped on purpose.
-    #[serde(rename = "server.stop")]
-    ServerStop,
+    ServerStop = "server.stop";
     /// An incomplete end of the ledger was cut off after a crash.
-    #[serde(rename = "ledger.recover")]
-    LedgerRecover,
+    LedgerRecover = "ledger.recover";
     /// Policies were loaded, or a bad change was kept out.
-    #[serde(rename = "policy.load")]
-    PolicyLoad,
+    PolicyLoad = "policy.load";
     /// A token or certificate was refused.
-    #[serde(rename = "caller.refuse")]
-    CallerRefuse,
+    CallerRefuse = "caller.refuse";
     /// Several refusals of one source and reason, counted.
-    #[serde(rename = "caller.refuse_many")]
-    CallerRefuseMany,
+    CallerRefuseMany = "caller.refuse_many";
     /// An environment was asked for.
-    #[serde(rename = "environment.create")]
-    EnvironmentCreate,
+    EnvironmentCreate = "environment.create";
     /// An environment was looked at.
-    #[serde(rename = "environment.read")]
-    EnvironmentRead,
+    EnvironmentRead = "environment.read";
     /// A lease was renewed.
-    #[serde(rename = "environment.renew")]
-    EnvironmentRenew,
+    EnvironmentRenew = "environment.renew";
     /// An end was asked for.
-    #[serde(rename = "environment.release")]
-    EnvironmentRelease,
+    EnvironmentRelease = "environment.release";
     /// A phase changed.
-    #[serde(rename = "environment.phase")]
-    EnvironmentPhase,
+    EnvironmentPhase = "environment.phase";
     /// Something that belonged to nothing was taken away.
-    #[serde(rename = "environment.orphan")]
-    EnvironmentOrphan,
+    EnvironmentOrphan = "environment.orphan";
     /// A credential was issued.
-    #[serde(rename = "session.issue")]
-    SessionIssue,
+    SessionIssue = "session.issue";
     /// A request to an environment's Kubernetes API.
-    #[serde(rename = "kubernetes.request")]
-    KubernetesRequest,
+    KubernetesRequest = "kubernetes.request";
     /// A connection out of an environment was refused or allowed.
-    #[serde(rename = "environment.egress")]
-    EnvironmentEgress,
+    EnvironmentEgress = "environment.egress";
     /// A webhook came in.
-    #[serde(rename = "webhook.receive")]
-    WebhookReceive,
+    WebhookReceive = "webhook.receive";
     /// Environments were searched.
-    #[serde(rename = "trace.read")]
-    TraceRead,
+    TraceRead = "trace.read";
     /// The ledger was read.
-    #[serde(rename = "ledger.read")]
-    LedgerRead,
+    LedgerRead = "ledger.read";
     /// Metrics were read.
-    #[serde(rename = "metrics.read")]
-    MetricsRead,
+    MetricsRead = "metrics.read";
 }
 
 /// One record: one line of canonical JSON, one leaf of the tree. Absent fields do not apply.

@@ -14,8 +14,8 @@ use serde::Deserialize;
 use super::error::ApiError;
 use super::reading::{Answer, Refused, Shared, environment_id, json, refused, unreadable};
 use super::{Api, Arrival, view};
-use crate::broker::Call;
-use crate::store::{SEARCH_MAX, Search};
+use crate::broker::{Call, Found};
+use crate::store::Search;
 
 impl Api {
     fn show(&self, environment: &kubler_core::environment::Environment) -> Json<Environment> {
@@ -26,19 +26,14 @@ impl Api {
         ))
     }
 
-    fn show_all(
-        &self,
-        mut found: Vec<kubler_core::environment::Environment>,
-    ) -> Json<Environments> {
-        let truncated = found.len() > SEARCH_MAX;
-        found.truncate(SEARCH_MAX);
-        let environments = found
+    fn show_all(&self, found: &Found) -> Json<Environments> {
+        let shown = found
+            .environments
             .iter()
-            .map(|environment| self.show(environment).0)
-            .collect();
+            .map(|environment| self.show(environment).0);
         Json(Environments {
-            environments,
-            truncated,
+            environments: shown.collect(),
+            truncated: found.truncated,
         })
     }
 }
@@ -112,7 +107,7 @@ pub(super) async fn list(
         ..Search::default()
     };
     Ok(api.show_all(
-        api.broker
+        &api.broker
             .search(&call, &search)
             .await
             .map_err(refused(&call))?,
@@ -199,7 +194,7 @@ pub(super) async fn trace(
         .trace(&call, &anything)
         .await
         .map_err(refused(&call))?;
-    Ok(api.show_all(found))
+    Ok(api.show_all(&found))
 }
 
 /// When and why a dead environment ended. Needs no identity: its job may not have one any more.

@@ -52,9 +52,9 @@ pub(super) async fn readyz(State(api): Shared) -> (StatusCode, Json<Health>) {
         say(api
             .broker
             .store
-            .check()
+            .check(api.clock.now())
             .await
-            .map_err(|_| "cannot be read".into())),
+            .map_err(|_| "cannot be written".into())),
     );
     checks.insert(
         "ledger".to_owned(),

@@ -11,8 +11,10 @@
 mod access;
 mod bad_input;
 mod buildkite_jobs;
+mod commands;
 mod connections;
 mod crash;
+mod environments;
 mod lease;
 mod release;
 mod sessions;
