@@ -15,7 +15,7 @@ use kubler_core::environment::{self, EndReason, Environment, Event, Phase, Scope
 use kubler_core::identity::Owner;
 use kubler_core::ids::{EnvironmentId, RequestId};
 use kubler_core::lease;
-use kubler_core::ledger::record::{Body, Decision, Kind, LedgerAction};
+use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use kubler_core::policy::{Action, Permit, Target};
 use kubler_core::profile::ResolvedProfile;
 use secrecy::SecretString;
@@ -193,7 +193,7 @@ impl Broker {
                 )?;
                 let renewed = self
                     .store
-                    .renew_environment(permit, id, token.issued_at, call.now)
+                    .renew_environment(permit, token.issued_at, call.now)
                     .await?;
                 body.details
                     .insert("lease_end".into(), renewed.lease_end.to_string().into());
@@ -236,7 +236,7 @@ impl Broker {
                 };
                 let changed = self
                     .store
-                    .release_environment(permit, id, Event::ReleaseRequested(reason), call.now)
+                    .release_environment(permit, reason, call.now)
                     .await?;
                 let Some((before, released)) = changed else {
                     return Ok(self.store.get(id).await?.unwrap_or(environment));
@@ -272,7 +272,7 @@ impl Broker {
 
             let exchanged = self
                 .store
-                .exchange(permit, token, id, entropy::session_id()?, call.now)
+                .exchange(permit, token, entropy::session_id()?, call.now)
                 .await?;
             let exchange = match exchanged {
                 Exchanged::Session(exchange) => exchange,
@@ -418,17 +418,11 @@ impl Broker {
             .decide(&call.caller(), action, target)
         {
             Ok(permit) => {
-                body.decision = Some(Decision::Allow {
-                    grounds: permit.grounds().clone(),
-                });
+                body.decision = Some(permit.decision());
                 Ok(permit)
             }
             Err(denial) => {
-                let closest = denial.closest.iter().map(ToString::to_string).collect();
-                body.decision = Some(Decision::Deny {
-                    grounds: denial.grounds.clone(),
-                    closest,
-                });
+                body.decision = Some(denial.decision());
                 Err(BrokerError::Denied(denial))
             }
         }

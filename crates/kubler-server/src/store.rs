@@ -75,6 +75,9 @@ pub enum StoreError {
     /// A promise would be broken.
     #[error(transparent)]
     Violation(#[from] invariants::Violation),
+    /// It is not what was permitted.
+    #[error(transparent)]
+    Permit(#[from] kubler_core::policy::WrongPermit),
     /// A limit is reached.
     #[error("{message}")]
     Full {

@@ -1,9 +1,9 @@
 //! Environments: made, changed and read one at a time.
 
 use jiff::Timestamp;
-use kubler_core::environment::{Environment, Event, Phase};
+use kubler_core::environment::{EndReason, Environment, Event, Phase};
 use kubler_core::ids::EnvironmentId;
-use kubler_core::policy::Permit;
+use kubler_core::policy::{Action, Permit};
 use kubler_core::{invariants, lease};
 use sqlx::{Sqlite, Transaction};
 
@@ -24,14 +24,13 @@ impl Store {
     /// job (or build, by scope) and name return the first.
     ///
     /// # Errors
-    /// `Full` when a limit is reached: nothing is written then.
+    /// `Full` when a limit is reached, `Permit` when it is not what was permitted: nothing is written then.
     pub async fn create_environment(
         &self,
         permit: Permit,
         environment: Environment,
     ) -> Result<Created, StoreError> {
-        // The permit is spent: what it allowed is about to be durable.
-        drop(permit);
+        permit.spend_on_profile(&environment.resolved)?;
         invariants::check_environment(&environment)?;
         let _writer = self.writer.lock().await;
         let mut transaction = self.pool.begin().await?;
@@ -44,6 +43,7 @@ impl Store {
         )
         .await?
         {
+            self.directory.put(existing.clone());
             return Ok(Created::Existing(existing));
         }
         self.check_limits(&mut transaction, &environment).await?;
@@ -135,7 +135,8 @@ impl Store {
         }
     }
 
-    /// Takes an event to an environment's life. `None` when it had been taken before.
+    /// Takes something that happened by itself, with no caller and so no permit: what the reconciler did or saw, what
+    /// the CI said, the end of the server. `None` when it had been taken before.
     ///
     /// # Errors
     /// When the phase does not allow it.
@@ -153,33 +154,32 @@ impl Store {
         .await
     }
 
-    /// Ends an environment that policy permitted to end.
+    /// Ends the environment that policy permitted to end. `None` when it was ending before.
     ///
     /// # Errors
     /// When it cannot be written.
     pub async fn release_environment(
         &self,
         permit: Permit,
-        id: EnvironmentId,
-        event: Event,
+        reason: EndReason,
         now: Timestamp,
     ) -> Result<Option<(Phase, Environment)>, StoreError> {
-        drop(permit);
-        self.apply(id, event, now).await
+        let id = permit.spend_on_environment(Action::ReleaseEnvironment)?;
+        self.apply(id, Event::ReleaseRequested(reason), now).await
     }
 
-    /// Renews a lease by a token minted at `issued_at`. Gives the environment as it is afterwards, changed or not.
+    /// Renews the lease of the permitted environment by a token minted at `issued_at`. Gives the environment as it is
+    /// afterwards, changed or not.
     ///
     /// # Errors
     /// When it cannot be written.
     pub async fn renew_environment(
         &self,
         permit: Permit,
-        id: EnvironmentId,
         issued_at: Timestamp,
         now: Timestamp,
     ) -> Result<Environment, StoreError> {
-        drop(permit);
+        let id = permit.spend_on_environment(Action::RenewEnvironment)?;
         let changed = self
             .change(id, |before| {
                 Ok(renewed(before, issued_at, now).map(|after| (before.phase, after)))
@@ -201,6 +201,8 @@ impl Store {
         let mut transaction = self.pool.begin().await?;
         let before = rows::by_id(&mut transaction, id).await?;
         let Some((phase, after)) = change(&before)? else {
+            // What is stored and what is known are one, also when whoever wrote it last was cut off before saying so.
+            self.directory.put(before);
             return Ok(None);
         };
         rows::update(&mut transaction, &before, &after).await?;

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use kubler_core::environment::{Environment, Phase};
 use kubler_core::identity::VerifiedToken;
 use kubler_core::ids::{EnvironmentId, SessionId};
-use kubler_core::policy::Permit;
+use kubler_core::policy::{Action, Permit};
 use kubler_core::{invariants, session};
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
@@ -49,11 +49,10 @@ impl Store {
         &self,
         permit: Permit,
         token: &VerifiedToken,
-        id: EnvironmentId,
         session_id: SessionId,
         now: Timestamp,
     ) -> Result<Exchanged, StoreError> {
-        drop(permit);
+        let id = permit.spend_on_environment(Action::IssueSession)?;
         let _writer = self.writer.lock().await;
         let mut transaction = self.pool.begin().await?;
         let known = sqlx::query("SELECT environment_id, session_id, exchanged_at, session_end FROM exchanges WHERE token_sha256 = ?")

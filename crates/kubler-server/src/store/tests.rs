@@ -176,7 +176,7 @@ impl Shelf {
         let permit = self.permit(Action::IssueSession, environment);
         let session = SessionId::from_random([session; 16]);
         self.store
-            .exchange(permit, token, environment.id, session, now)
+            .exchange(permit, token, session, now)
             .await
             .unwrap()
     }
