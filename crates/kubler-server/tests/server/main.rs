@@ -16,8 +16,10 @@ mod connections;
 mod crash;
 mod environments;
 mod lease;
+mod refusals;
 mod release;
 mod sessions;
+mod webhooks;
 
 use std::time::Duration;
 
