@@ -29,6 +29,7 @@ test: programs ## Run all tests (about 5 minutes once built).
 	@echo "test: compiling and running; single-threaded where real clusters are started"
 	@$(CARGO) test $(WORKSPACE)
 	@$(GO_ENV) go test $(GO_VERSION) ./...
+	@cd kube/agent/zzglob && GOWORK=off go test ./...
 
 .PHONY: programs
 programs: kube
@@ -41,7 +42,7 @@ kube:
 	@kube/build >/dev/null
 
 .PHONY: check
-check: check-format check-clippy check-shell check-go ## Check format, lints and scripts (check-docs, check-dependencies: by themselves).
+check: check-format check-clippy check-docs check-shell check-go check-dependencies ## Check format, lints, documents, scripts, licences and dependencies.
 	@echo "check: all well"
 
 .PHONY: check-format
