@@ -1,8 +1,15 @@
+mod crash;
+mod ends;
+mod full_disk;
+mod kill;
+
+use std::convert::Infallible;
 use std::time::Duration;
 
 use kubler_core::identity::{Identity, Job, Named, Run, Runner, Source};
 use kubler_core::ledger::layout;
 use kubler_core::ledger::record::{Kind, LedgerAction, Outcome};
+use kubler_core::ledger::verify::{Report, verify};
 use kubler_core::text::UntrustedText;
 
 use super::*;
@@ -16,20 +23,75 @@ impl World {
     }
 
     fn open(&self) -> Result<Ledger, LedgerError> {
+        Self::open_in(&self.folder())
+    }
+
+    fn open_in(folder: &Path) -> Result<Ledger, LedgerError> {
         Ledger::open(
-            &self.0.path().join("ledger"),
+            folder,
             "kubler.test/ledger",
             &LedgerSettings::default(),
             Arc::new(SystemClock),
         )
     }
 
+    fn open_within(&self, bounds: Bounds) -> Result<Ledger, LedgerError> {
+        super::open::open(
+            &self.folder(),
+            "kubler.test/ledger",
+            &LedgerSettings::default(),
+            bounds,
+            Arc::new(SystemClock),
+        )
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.0.path().join("ledger")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder().join(name)
+    }
+
     fn records(&self) -> PathBuf {
-        self.0.path().join("ledger").join(layout::segment_name(0))
+        self.file(&layout::segment_name(0))
     }
 
     fn text(&self) -> String {
         std::fs::read_to_string(self.records()).unwrap()
+    }
+
+    /// Every line of every segment, without its line feed.
+    fn lines(&self) -> Vec<String> {
+        let mut segments: Vec<_> = std::fs::read_dir(self.folder())
+            .unwrap()
+            .filter_map(|entry| layout::segment_first(entry.unwrap().file_name().to_str()?))
+            .collect();
+        segments.sort_unstable();
+        segments
+            .into_iter()
+            .flat_map(|first| {
+                let path = self.file(&layout::segment_name(first));
+                let text = std::fs::read_to_string(path).unwrap();
+                text.lines().map(str::to_owned).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// As `kubler ledger verify` does, from the files alone.
+    fn verify(&self) -> Report {
+        let key = std::fs::read_to_string(self.file(layout::PUBLIC_KEY)).unwrap();
+        let lines = self
+            .lines()
+            .into_iter()
+            .map(|line| Ok::<_, Infallible>(format!("{line}\n").into_bytes()));
+        let leaves = std::fs::read(self.file(layout::LEAVES)).unwrap_or_default();
+        let leaves: Vec<_> = leaves
+            .chunks(32)
+            .map(|leaf| Ok::<_, Infallible>(leaf.try_into().unwrap()))
+            .collect();
+        let notes = std::fs::read(self.file(layout::CHECKPOINTS)).unwrap_or_default();
+        verify(lines, leaves, &notes, &PublicKey::parse(&key).unwrap(), &[])
     }
 }
 
