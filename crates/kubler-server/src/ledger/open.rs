@@ -19,7 +19,7 @@ use super::replay::{Found, Repairs};
 use super::signing::Signer;
 use super::sync::Syncer;
 use super::writer::{Bounds, Writer};
-use super::{Inner, Ledger, LedgerError};
+use super::{Entry, Inner, Ledger, LedgerError};
 use crate::clock::Clock;
 use crate::entropy;
 
@@ -92,14 +92,9 @@ impl Ledger {
                 close_reason: Some("crash".into()),
                 ..Outcome::default()
             };
-            let mut end = Body {
-                kind: Kind::End,
-                start: Some(sequence),
-                outcome: Some(outcome),
-                ..start
-            };
-            end.decision = None;
-            self.append_now(end)?;
+            Entry::prepare(self.clone(), &start)
+                .begun(sequence)
+                .end_now(outcome);
         }
         Ok(())
     }

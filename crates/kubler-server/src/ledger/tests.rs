@@ -2,6 +2,7 @@ mod crash;
 mod ends;
 mod full_disk;
 mod kill;
+mod scale;
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -342,4 +343,83 @@ async fn refusals_of_unknown_callers_are_counted_not_listed() {
     let text = world.text();
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(text.contains("1000"), "{text}");
+}
+
+#[tokio::test]
+async fn l4_refusals_before_verification_stay_within_their_bytes_per_hour() {
+    const BYTES: u64 = 32 * 1024;
+    let world = World::new();
+    let clock = Arc::new(crate::clock::ManualClock::new(
+        jiff::Timestamp::from_second(1_800_000_000).unwrap(),
+    ));
+    let settings = LedgerSettings {
+        refusal_bytes_per_hour_max: BYTES,
+        ..LedgerSettings::default()
+    };
+    let ledger = Ledger::open(
+        &world.folder(),
+        "kubler.test/ledger",
+        &settings,
+        Arc::<crate::clock::ManualClock>::clone(&clock),
+    )
+    .unwrap();
+    let refuse = |source: u32, reason| {
+        ledger.refuse(RefusalBeforeVerification {
+            peer: std::net::Ipv4Addr::from(source).into(),
+            reason,
+        });
+    };
+    let (mut source, mut noted) = (0, 0);
+    for _ in 0..720 {
+        for _ in 0..20 {
+            source += 1;
+            noted += 2;
+            refuse(source, "signature");
+            refuse(1, "expired");
+        }
+        clock.advance(Duration::from_secs(5));
+    }
+    let bytes = std::fs::metadata(world.records()).unwrap().len();
+    assert!(bytes <= BYTES, "{bytes}");
+    // Nothing is forgotten: what found no room is counted together, and written when there is some.
+    clock.advance(Duration::from_secs(3600));
+    refuse(1, "expired");
+    clock.advance(Duration::from_secs(11));
+    ledger.checkpoint().unwrap();
+    let count = |line: &String| {
+        let record: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(record["action"], "caller.refuse_many");
+        record["details"]["count"].as_u64().unwrap()
+    };
+    assert_eq!(world.lines().iter().map(count).sum::<u64>(), noted + 1);
+}
+
+#[tokio::test]
+async fn refusals_that_find_no_room_are_counted_on() {
+    let world = World::new();
+    let clock = Arc::new(crate::clock::ManualClock::new(
+        jiff::Timestamp::from_second(1_800_000_000).unwrap(),
+    ));
+    let ledger = Ledger::open(
+        &world.folder(),
+        "kubler.test/ledger",
+        &LedgerSettings::default(),
+        Arc::<crate::clock::ManualClock>::clone(&clock),
+    )
+    .unwrap();
+    let refuse = || {
+        ledger.refuse(RefusalBeforeVerification {
+            peer: [127, 0, 0, 1].into(),
+            reason: "signature",
+        });
+        clock.advance(Duration::from_secs(11));
+    };
+    ledger.fill();
+    refuse();
+    refuse();
+    assert_eq!(world.text(), "");
+    ledger.writer().empty();
+    refuse();
+    ledger.checkpoint().unwrap();
+    assert!(world.text().contains("\"count\":3"), "{}", world.text());
 }

@@ -225,6 +225,12 @@ impl Writer {
         self.filled = true;
     }
 
+    /// As if the disk were not full any more.
+    #[cfg(test)]
+    pub(super) fn empty(&mut self) {
+        self.filled = false;
+    }
+
     pub(super) fn has_room(&mut self, syncer: &Syncer) -> bool {
         self.make_room(END_BYTES, Purpose::ORDINARY, syncer)
     }
