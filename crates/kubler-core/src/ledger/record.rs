@@ -126,6 +126,10 @@ pub struct Body {
     /// The token's `jti`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_id: Option<String>,
+    /// By how many seconds the issuer's clock and ours were seen to differ (rule T6): positive when the token came
+    /// from our future, negative when it was over already. Absent when both can be right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew_seconds: Option<i64>,
     /// The job, when the caller is one or the environment belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Box<Identity>>,
@@ -199,6 +203,12 @@ pub struct KubernetesRequest {
     /// Name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Which objects of a list or watch, by their labels; bounded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label_selector: Option<String>,
+    /// Likewise, by their fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field_selector: Option<String>,
     /// Whether nothing is to be kept.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
@@ -243,7 +253,8 @@ pub struct Outcome {
     /// From start to end, in microseconds.
     #[serde(default)]
     pub duration_us: u64,
-    /// Why a stream ended: `client`, `upstream`, `lease_end`, `deadline`, `released`, `session_expired`, `policy`, `shutdown`.
+    /// Why a stream ended: `client`, `upstream`, `lease_end`, `deadline`, `released`, `session_expired`, `policy`, `shutdown`;
+    /// or why something else has no other end: `client` (the caller was gone), `crash`, `not_durable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_reason: Option<String>,
 }
@@ -371,6 +382,8 @@ impl Body {
                     &mut r.user_agent,
                     &mut r.name,
                     &mut r.namespace,
+                    &mut r.label_selector,
+                    &mut r.field_selector,
                 ]
             })
             .into_iter()
@@ -390,6 +403,11 @@ impl Body {
         }
     }
 
+    /// Notes by how much the clocks were seen to differ; 0 says nothing.
+    pub fn note_clock_skew(&mut self, seconds: i64) {
+        self.clock_skew_seconds = (seconds != 0).then_some(seconds);
+    }
+
     /// A record with nothing but its kind and action.
     pub fn new(kind: Kind, action: LedgerAction) -> Self {
         Self {
@@ -401,6 +419,7 @@ impl Body {
             session_id: None,
             token_sha256: None,
             token_id: None,
+            clock_skew_seconds: None,
             identity: None,
             operator: None,
             peer: None,

@@ -28,6 +28,21 @@ fn read(method: &str, target: &str) -> String {
     )
 }
 
+#[test]
+fn selectors_are_recorded_and_bounded() {
+    let target = format!(
+        "/api/v1/pods?labelSelector=app%3Dweb%0A&fieldSelector={}",
+        "x".repeat(1000)
+    );
+    let record = ApiRequest::parse(&Method::DELETE, &target)
+        .unwrap()
+        .into_record();
+    assert_eq!(record.label_selector.as_deref(), Some("app=web\u{FFFD}"));
+    assert_eq!(record.field_selector.map(|text| text.len()), Some(256));
+    let plain = ApiRequest::parse(&Method::GET, "/api/v1/pods?labelSelector=").unwrap();
+    assert_eq!(plain.record().label_selector, None);
+}
+
 #[rstest::rstest]
 #[case("GET", "/", "get /")]
 #[case("GET", "/healthz", "get /healthz")]
