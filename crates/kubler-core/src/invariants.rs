@@ -75,7 +75,8 @@ mod tests {
             .unwrap()
             .unwrap();
         assert_eq!(check_environment(&released), Ok(()));
-        let cases: [(&str, fn(&mut Environment)); 7] = [
+        type Change = fn(&mut Environment);
+        let cases: [(&str, Change); 7] = [
             ("lease", |it| it.lease_end = timestamp(7201)),
             ("digest", |it| {
                 it.resolved.kubernetes_version = "v1.34.5".into()

@@ -101,7 +101,7 @@ pub struct Profile {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub manifests: Vec<String>,
     /// Hosts (`name:port`) that the environment's API server may reach, for webhooks and aggregated APIs.
-    /// Loopback, link-local and the server's own addresses are never reachable; to list one is a fault.
+    /// Loopback, link-local and metadata addresses are faults here; the server's own are refused when they are dialled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub egress: Vec<String>,
 }

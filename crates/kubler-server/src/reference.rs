@@ -172,7 +172,11 @@ impl<'a> Sections<'a> {
         } else {
             format!("`{path}`")
         };
-        let about = description(schema);
+        let about = if path.is_empty() {
+            "Every section below that has defaults for all of its keys may be left out.".to_owned()
+        } else {
+            description(schema)
+        };
         let required: Vec<_> = schema
             .get("required")
             .and_then(Value::as_array)

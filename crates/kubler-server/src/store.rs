@@ -202,6 +202,7 @@ fn migrations() -> Migrator {
             include_str!("../migrations/0001_environments.sql"),
         ),
         file(2, "search", include_str!("../migrations/0002_search.sql")),
+        file(3, "written", include_str!("../migrations/0003_written.sql")),
     ])
 }
 

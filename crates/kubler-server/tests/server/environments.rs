@@ -149,21 +149,35 @@ async fn a_session_is_never_promised_past_the_stored_lease() {
     assert!(lease_end > moment(&environment["lease_end"]));
 }
 
-/// Copies the one tombstone of the store, 250 times, newer than everything.
-async fn multiply_tombstone(server: &Server) {
+/// Copies each tombstone of the store 250 times, newer than everything.
+async fn multiply_tombstones(server: &Server) {
     let pool = store(server).await;
     let copied = sqlx::query(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 250) \
-         INSERT INTO environments SELECT printf('env_%032x', i), unique_key || i, phase, organization_id, project_id, \
-         project_slug, run_id, run_number, job_id, source_commit, profile, (unixepoch('2099-01-01') + i) * 1000000, gone_at, version, \
-         json_set(document, '$.id', printf('env_%032x', i), '$.created_at', strftime('%Y-%m-%dT%H:%M:%SZ', '2099-01-01', '+' || i || ' seconds')) \
-         FROM environments, n WHERE phase = 'gone'",
+         INSERT INTO environments SELECT printf('env_%016x%016x', e.rowid, i), unique_key || i, phase, organization_id, \
+         project_id, project_slug, run_id, run_number, job_id, source_commit, profile, \
+         (unixepoch('2099-01-01') + i) * 1000000, gone_at, version, \
+         json_set(document, '$.id', printf('env_%016x%016x', e.rowid, i), \
+         '$.created_at', strftime('%Y-%m-%dT%H:%M:%SZ', '2099-01-01', '+' || i || ' seconds')) \
+         FROM environments AS e, n WHERE phase = 'gone'",
     )
     .execute(&pool)
     .await
     .unwrap();
-    assert_eq!(copied.rows_affected(), 250);
+    assert_eq!(copied.rows_affected(), 500);
     pool.close().await;
+}
+
+/// A job that had an environment, and saw its end.
+async fn had(server: &Server, job: &Job) {
+    let environment = server.create(job, "main").await;
+    let id = environment["id"].as_str().unwrap();
+    let release = format!("/v1/environments/{id}/release");
+    let (token, body) = (server.token(job), json!({ "wait_seconds": 30 }));
+    let gone = server
+        .request(Method::POST, &release, Some(&token), Some(&body))
+        .await;
+    assert_eq!(gone.body["phase"], "gone", "{gone:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,58 +189,44 @@ async fn a_search_finds_a_jobs_own_below_many_that_it_may_not_see() {
             "        webhook_secret: secrets/hook\n        slug:",
         )
         .file("secrets/hook", "hush")
+        .file(
+            "policies/own-build.cedar",
+            "@id(\"own-build\") forbid (principal is Job, action == Action::\"read_environment\", \
+             resource is Environment) when { resource.build_id != principal.build_id };",
+        )
         .start()
         .await;
     let job = buildkite.build("app").start().job("test").run();
     let own = server.create(&job, "main").await;
     let id = own["id"].as_str().unwrap();
+    let neighbour = buildkite.build("app").start().job("test").run();
     let stranger = buildkite.build("docs").start().job("test").run();
-    let foreign = server.create(&stranger, "main").await;
-    let release = format!(
-        "/v1/environments/{}/release",
-        foreign["id"].as_str().unwrap()
-    );
-    let body = json!({ "wait_seconds": 30 });
-    let token = server.token(&stranger);
-    let gone = server
-        .request(Method::POST, &release, Some(&token), Some(&body))
-        .await;
-    assert_eq!(gone.body["phase"], "gone", "{gone:?}");
+    had(&server, &neighbour).await;
+    had(&server, &stranger).await;
     server.stop().await;
-    multiply_tombstone(&server).await;
+    multiply_tombstones(&server).await;
     server.restart().await;
 
-    let listed = server
-        .request(
-            Method::GET,
-            "/v1/environments",
-            Some(&server.token(&job)),
-            None,
-        )
+    let list = async |job: &Job| {
+        let token = server.token(job);
+        let listed = server
+            .request(Method::GET, "/v1/environments", Some(&token), None)
+            .await;
+        let found = listed.body["environments"].as_array().unwrap().clone();
+        (found, listed.body["truncated"].clone())
+    };
+    let (found, truncated) = list(&job).await;
+    let ids: Vec<_> = found.iter().map(|environment| &environment["id"]).collect();
+    assert_eq!((json!(ids), truncated), (json!([id]), json!(false)));
+    for other in [&neighbour, &stranger] {
+        let (found, truncated) = list(other).await;
+        assert_eq!((found.len(), truncated), (200, json!(true)));
+    }
+    let exact = server
+        .operator(Method::GET, &format!("/v1/environments?job={}", job.id()))
         .await;
-    let ids: Vec<_> = listed.body["environments"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|it| &it["id"])
-        .collect();
-    assert_eq!(ids, [id], "{listed:?}");
-    assert_eq!(listed.body["truncated"], false);
-    let theirs = server
-        .request(
-            Method::GET,
-            "/v1/environments",
-            Some(&server.token(&stranger)),
-            None,
-        )
-        .await;
-    assert_eq!(theirs.body["environments"].as_array().unwrap().len(), 200);
-    assert_eq!(theirs.body["truncated"], true);
-    let all = server
-        .operator(Method::GET, "/v1/environments?pipeline=app")
-        .await;
-    assert_eq!(all.body["environments"].as_array().unwrap().len(), 1);
-    assert_eq!(all.body["truncated"], false);
+    assert_eq!(exact.body["environments"].as_array().unwrap().len(), 1);
+    assert_eq!(exact.body["truncated"], false);
 
     // A webhook about a lost agent finds the living one below all of them, too.
     let lost = buildkite
@@ -251,11 +251,12 @@ async fn a_store_that_cannot_be_written_is_not_ready() {
     let deadline = Timestamp::now() + SOON;
     let unready = loop {
         let answer = ready().await;
-        if answer.status == 503 {
+        if answer.body["checks"]["store"] != "ok" {
             break answer;
         }
         assert!(Timestamp::now() < deadline, "still {answer:?}");
     };
+    assert_eq!(unready.status, 503);
     assert_eq!(
         unready.body["checks"]["store"], "cannot be written",
         "{unready:?}"
