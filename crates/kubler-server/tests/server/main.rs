@@ -12,8 +12,10 @@ mod access;
 mod bad_input;
 mod buildkite_jobs;
 mod crash;
+mod demo;
 mod lease;
 mod release;
+mod secrets;
 mod sessions;
 
 use std::time::Duration;
