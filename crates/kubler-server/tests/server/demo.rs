@@ -13,6 +13,7 @@ use crate::SOON;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_demo_that_is_ended_half_way_leaves_nothing_and_fails() {
+    let before = folders_in_tmp();
     for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::HUP, "SIGHUP")] {
         let mark = Mark::new();
         let mut demo = Command::new(Programs::find().folder().join("demo"))
@@ -29,7 +30,8 @@ async fn a_demo_that_is_ended_half_way_leaves_nothing_and_fails() {
             assert!(read > 0, "it ended too early:\n{told}");
         }
         let started = mark.processes();
-        let folders = folders(&started);
+        let mut folders = folders(&started);
+        folders.retain(|folder| !before.contains(folder));
         assert!(
             started.len() > 10 && folders.len() > 5,
             "a server with etcd, five agents and clusters: {started:#?}"
@@ -54,7 +56,12 @@ async fn a_demo_that_is_ended_half_way_leaves_nothing_and_fails() {
     }
 }
 
-/// The private folders that the processes were told of: the first two parts of paths that begin so in arguments.
+fn folders_in_tmp() -> BTreeSet<PathBuf> {
+    let entries = std::fs::read_dir("/tmp").unwrap().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+/// The folders in `/tmp` that the processes were told of in their arguments.
 fn folders(processes: &[Process]) -> BTreeSet<PathBuf> {
     let words = processes
         .iter()

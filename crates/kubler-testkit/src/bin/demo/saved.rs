@@ -75,6 +75,7 @@ impl Saved {
             "/usr/bin".into(),
             "/bin".into(),
         ]);
+        let kubeconfig = self.find(way, job, "kubeconfig")?;
         let jobs_folder = match keeps {
             Keeps::Session => self.jobs_folder(way),
             Keeps::Nothing => self.folder().join("empty"),
@@ -82,12 +83,11 @@ impl Saved {
         let mut command = Command::new(kube_folder().join("kubectl"));
         command
             .args(["get", "namespaces", "--kubeconfig"])
-            .arg(self.find(way, job, "kubeconfig")?)
+            .arg(moved(&kubeconfig, &jobs_folder)?)
             .env_clear()
             .env("HOME", self.folder())
             .env("PATH", path.unwrap_or_default())
-            .env("BUILDKITE_JOB_ID", job.id().to_string())
-            .env("KUBLER_JOBS_FOLDER", jobs_folder);
+            .env("BUILDKITE_JOB_ID", job.id().to_string());
         Some(command.output().expect("kubectl"))
     }
 
@@ -101,4 +101,16 @@ impl Saved {
         let mut paths = files.flatten().map(|file| file.path());
         paths.find(|path| path.extension().is_some_and(|found| found == extension))
     }
+}
+
+/// The kubeconfig, with its session in another folder than in the job's.
+fn moved(kubeconfig: &Path, jobs_folder: &Path) -> Option<PathBuf> {
+    let mut content: Value = serde_json::from_slice(&fs::read(kubeconfig).ok()?).ok()?;
+    let variables = content.pointer_mut("/users/0/user/exec/env")?;
+    let mut variables = variables.as_array_mut()?.iter_mut();
+    let folder = variables.find(|variable| variable["name"] == "KUBLER_JOBS_FOLDER")?;
+    folder["value"] = jobs_folder.to_str()?.into();
+    let moved = jobs_folder.join("kubeconfig");
+    fs::write(&moved, content.to_string()).ok()?;
+    Some(moved)
 }
