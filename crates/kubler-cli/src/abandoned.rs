@@ -60,8 +60,11 @@ pub fn clear_beside(folder: &PrivateFolder) {
     let folders = all
         .flatten()
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    for entry in folders.take(FOLDERS_MAX) {
-        clear(&entry.path(), &here);
+    let others = folders
+        .map(|entry| entry.path())
+        .filter(|path| path != folder.path());
+    for path in others.take(FOLDERS_MAX) {
+        clear(&path, &here);
     }
 }
 
