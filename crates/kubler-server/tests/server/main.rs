@@ -14,10 +14,12 @@ mod buildkite_jobs;
 mod commands;
 mod connections;
 mod crash;
+mod demo;
 mod environments;
 mod lease;
 mod refusals;
 mod release;
+mod secrets;
 mod sessions;
 mod webhooks;
 
