@@ -102,6 +102,15 @@ impl ApiRequest {
         let effect = resolve_verb(&mut record, path_verb, method, query)?;
         record.dry_run =
             effect == Effect::Change && query::values(query, "dryRun").any(|value| value == "All");
+        // A proxied server's query is its own business.
+        if record.resource.is_some() && effect != Effect::Connect {
+            let selector = |key| {
+                let given = query::values(query, key).find(|value| !value.is_empty())?;
+                Some(UntrustedText::new(&given).as_str().to_owned())
+            };
+            record.field_selector = selector("fieldSelector");
+            record.label_selector = selector("labelSelector");
+        }
         let span = span_of(&record, query);
         Ok(Self {
             target: forwarded,

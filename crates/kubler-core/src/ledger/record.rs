@@ -195,6 +195,12 @@ pub struct KubernetesRequest {
     /// Name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Field selector, bounded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field_selector: Option<String>,
+    /// Label selector, bounded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label_selector: Option<String>,
     /// Whether nothing is to be kept.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
@@ -367,6 +373,8 @@ impl Body {
                     &mut r.user_agent,
                     &mut r.name,
                     &mut r.namespace,
+                    &mut r.field_selector,
+                    &mut r.label_selector,
                 ]
             })
             .into_iter()

@@ -369,3 +369,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn selectors_are_noted_and_bounded() {
+    let selectors = |target: &str| {
+        let record = ApiRequest::parse(&Method::GET, target)
+            .unwrap()
+            .into_record();
+        (record.field_selector, record.label_selector)
+    };
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(
+        selectors("/api/v1/pods?labelSelector=a%3Db%2Cc&fieldSelector=spec.nodeName%3Dx"),
+        (some("spec.nodeName=x"), some("a=b,c"))
+    );
+    assert_eq!(
+        selectors("/api/v1/pods?labelSelector=&limit=1"),
+        (None, None)
+    );
+    assert_eq!(selectors("/version?labelSelector=a"), (None, None));
+    assert_eq!(
+        selectors("/api/v1/namespaces/a/services/b/proxy/?labelSelector=a"),
+        (None, None),
+        "a proxied server's query is its own"
+    );
+    let long = selectors(&format!("/api/v1/pods?labelSelector={}", "x".repeat(5000)));
+    assert_eq!(
+        long.1.unwrap().len(),
+        crate::text::UNTRUSTED_TEXT_CHARACTERS_MAX
+    );
+}

@@ -29,6 +29,8 @@ fn full() -> Body {
         subresource: None,
         namespace: Some("default".into()),
         name: Some("n".into()),
+        field_selector: Some("metadata.name=n".into()),
+        label_selector: Some("a=b".into()),
         dry_run: true,
         user_agent: Some("kubectl".into()),
     });
