@@ -8,8 +8,11 @@
 mod admission;
 mod body;
 mod forward;
+mod framing;
 mod gate;
+mod notes;
 mod pool;
+mod protobuf;
 mod status;
 mod stream;
 mod wire;
@@ -18,6 +21,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -28,22 +32,21 @@ use http_body::Body as HttpBody;
 use jiff::Timestamp;
 use kubler_core::environment::{Environment, Phase};
 use kubler_core::ids::{EnvironmentId, RequestId};
-use kubler_core::ledger::record::{
-    Body as RecordBody, Decision, Kind, KubernetesRequest, LedgerAction, Outcome,
-};
-use kubler_core::request::{ApiRequest, Effect, RequestFault};
+use kubler_core::ledger::record::{Body as RecordBody, Kind, LedgerAction};
+use kubler_core::request::{ApiRequest, Effect, RequestFault, Span};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::engine::Engine;
 use crate::entropy;
-use crate::ledger::{Durability, Ledger, RefusalBeforeVerification};
+use crate::ledger::{Durability, Ledger};
 use crate::policy::Policies;
 use crate::session::{Session, Sessions};
 use admission::Denied;
 use forward::{Admitted, Outgoing, forward};
 use gate::Gate;
+use notes::{Note, Notes, Refusal, Stop};
 use pool::Destination;
 use status::{Refused, Shown};
 
@@ -73,7 +76,32 @@ pub struct Gateway {
 
 struct Shared {
     parts: GatewayParts,
+    bounds: Bounds,
     gates: RwLock<HashMap<EnvironmentId, Arc<Gate>>>,
+    notes: Notes,
+}
+
+/// What nobody can have without end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bounds {
+    /// Most answers of one environment that go on at once: watches, followed logs, connections.
+    open_max: usize,
+    /// Longest wait for the head of an answer that should come soon.
+    answer_max: Duration,
+    /// Longest silence in the middle of a request's body.
+    silence_max: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            // Controllers and a few dozen people with dashboards need fewer; each one costs a connection.
+            open_max: 256,
+            // The API server's own bound is 60 s.
+            answer_max: Duration::from_secs(75),
+            silence_max: Duration::from_secs(30),
+        }
+    }
 }
 
 /// One request from its arrival on.
@@ -85,30 +113,19 @@ struct Arrival {
     body: Body,
 }
 
-/// How the ledger hears of a refusal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Note {
-    /// By a record of its own.
-    Record,
-    /// Counted with others of its kind: anybody can cause these without end, with no living session.
-    Count,
-}
-
-/// A refusal before anything was sent on.
-struct Stop {
-    refused: Refused,
-    note: Note,
-    session: Option<Arc<Session>>,
-    decision: Option<Decision>,
-}
-
 impl Gateway {
     /// A gateway that has let nobody through yet.
     pub fn new(parts: GatewayParts) -> Self {
+        Self::with_bounds(parts, Bounds::default())
+    }
+
+    fn with_bounds(parts: GatewayParts, bounds: Bounds) -> Self {
         Self {
             shared: Arc::new(Shared {
                 parts,
+                bounds,
                 gates: RwLock::default(),
+                notes: Notes::default(),
             }),
         }
     }
@@ -182,9 +199,16 @@ impl Shared {
         let (gate, admitted) = match self.admit(&arrival, id, understood) {
             Ok(passed) => passed,
             Err(stop) => {
-                let record = self.refusal(&stop, &arrival, noted);
+                let refusal = Refusal {
+                    stop: &stop,
+                    request_id: arrival.request_id,
+                    peer: arrival.peer,
+                    now: arrival.now,
+                    request: noted,
+                };
+                let record = self.notes.take(&self.parts.ledger, refusal);
                 drop(arrival);
-                self.note(record).await;
+                notes::write(&self.parts.ledger, record).await;
                 return Err(stop.refused);
             }
         };
@@ -193,6 +217,8 @@ impl Shared {
         record.request_id = Some(arrival.request_id);
         record.environment_id = Some(session.environment);
         record.session_id = Some(session.id);
+        // A copy for each request: some 20 short texts, which is nothing beside writing them down.
+        record.identity = Some(Box::new(session.identity.clone()));
         record.peer = Some(arrival.peer.to_string());
         record.decision = Some(admitted.admission.decision().clone());
         record.request = noted;
@@ -230,32 +256,25 @@ impl Shared {
                 ..*stop(refused)
             })
         };
+        let standing = self
+            .standing(session.environment, arrival.now)
+            .and_then(|standing| match session.has_expired(arrival.now) {
+                true => Err(Refused::session_expired(session.expires_at)),
+                false => Ok(standing),
+            });
         if id != Some(session.environment) {
             let message = format!(
                 "the session is for environment {}, and the path names another",
                 session.environment
             );
-            return Err(stop(Refused::forbidden("WrongEnvironment", message)));
+            let refused = Refused::forbidden("WrongEnvironment", message);
+            // A session that is over is good for nothing, also not for records.
+            return Err(match standing {
+                Ok(_) => stop(refused),
+                Err(_) => count(refused),
+            });
         }
-        let Some(environment) = self.parts.directory.get(session.environment) else {
-            return Err(count(Refused::forgotten(&session.environment.to_string())));
-        };
-        let known = self
-            .gates
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&environment.id)
-            .map(Arc::clone);
-        let ended = match &known {
-            Some(gate) => gate.ended(&environment, &self.parts, arrival.now),
-            None => self.parts.directory.ended(&environment, arrival.now),
-        };
-        if let Some(reason) = ended {
-            return Err(count(Refused::ended(&environment, &reason, arrival.now)));
-        }
-        if session.has_expired(arrival.now) {
-            return Err(count(Refused::session_expired(session.expires_at)));
-        }
+        let (environment, known) = standing.map_err(count)?;
         let gate = self.gate(&environment, known).map_err(count)?;
         let admission = gate
             .admit(&session, &environment, &self.parts)
@@ -282,14 +301,46 @@ impl Shared {
             arrival.request_id,
         )
         .map_err(|fault| stop(Refused::forbidden("HeaderRefused", fault.to_string())))?;
+        let room = match understood.span() {
+            Span::Short => None,
+            Span::Watch | Span::Long => Some(gate.room().map_err(stop)?),
+        };
         let admitted = Admitted {
             request_id: arrival.request_id,
             admission,
             understood,
             outgoing,
             bytes_max: profile.request_bytes_max,
+            room,
         };
         Ok((gate, admitted))
+    }
+
+    /// The environment of a session and its gate, when it lives and has one.
+    fn standing(
+        &self,
+        id: EnvironmentId,
+        now: Timestamp,
+    ) -> Result<(Arc<Environment>, Option<Arc<Gate>>), Refused> {
+        let environment = self
+            .parts
+            .directory
+            .get(id)
+            .ok_or_else(|| Refused::forgotten(&id.to_string()))?;
+        let known = self
+            .gates
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .map(Arc::clone);
+        let ended = match &known {
+            Some(gate) => gate.ended(&environment, &self.parts, now),
+            None => self.parts.directory.ended(&environment, now),
+        };
+        match ended {
+            Some(reason) => Err(Refused::ended(&environment, &reason, now)),
+            None => Ok((environment, known)),
+        }
     }
 
     /// Who asks. Whether the session is still alive is asked later: a dead environment comes first.
@@ -360,7 +411,7 @@ impl Shared {
         }
         let destination = Destination::new(upstream)
             .map_err(|error| Refused::unavailable("UnusableUpstream", error.to_string()))?;
-        let gate = Arc::new(Gate::new(environment.id, destination));
+        let gate = Arc::new(Gate::new(environment.id, destination, self.bounds));
         gates.insert(environment.id, Arc::clone(&gate));
         drop(gates);
         tokio::spawn(Arc::clone(self).keep(Arc::clone(&gate)));
@@ -376,44 +427,6 @@ impl Shared {
             .is_some_and(|current| Arc::ptr_eq(current, &gate))
         {
             gates.remove(&gate.id());
-        }
-    }
-
-    /// The record of a refusal, when it gets one of its own; else it is counted.
-    fn refusal(
-        &self,
-        stop: &Stop,
-        arrival: &Arrival,
-        request: Option<KubernetesRequest>,
-    ) -> Option<RecordBody> {
-        let Some(session) = stop.session.as_ref().filter(|_| stop.note == Note::Record) else {
-            self.parts.ledger.refuse(RefusalBeforeVerification {
-                peer: arrival.peer,
-                reason: stop.refused.code,
-            });
-            return None;
-        };
-        let mut record = RecordBody::new(Kind::Event, LedgerAction::KubernetesRequest);
-        record.request_id = Some(arrival.request_id);
-        record.environment_id = Some(session.environment);
-        record.session_id = Some(session.id);
-        record.peer = Some(arrival.peer.to_string());
-        record.decision.clone_from(&stop.decision);
-        record.request = request;
-        record.outcome = Some(Outcome {
-            status: stop.refused.status.as_u16(),
-            code: Some(stop.refused.code.to_owned()),
-            message: Some(stop.refused.message.clone()),
-            ..Outcome::default()
-        });
-        Some(record)
-    }
-
-    async fn note(&self, record: Option<RecordBody>) {
-        let Some(record) = record else { return };
-        // Nothing was sent on, so the answer does not wait for the ledger to be well again.
-        if let Err(error) = self.parts.ledger.event(record, Durability::Process).await {
-            tracing::error!(%error, "a refusal could not be recorded");
         }
     }
 }

@@ -11,9 +11,6 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-/// Longest silence in the middle of a request's body, in seconds.
-const SILENCE_SECONDS_MAX: u64 = 30;
-
 /// A request's body.
 pub(super) enum RequestBody {
     /// None.
@@ -26,6 +23,7 @@ pub(super) enum RequestBody {
 pub(super) struct Bounded {
     body: Body,
     left: u64,
+    silence_max: Duration,
     silence: Option<Pin<Box<Sleep>>>,
     progress: Arc<Progress>,
 }
@@ -59,8 +57,8 @@ pub(super) enum BodyState {
 pub(super) struct CutOff;
 
 impl RequestBody {
-    /// Bounds `body` to `bytes_max`.
-    pub(super) fn new(body: Body, bytes_max: u64) -> (Self, Arc<Progress>) {
+    /// Bounds `body` to `bytes_max`, and every silence in the middle of it to `silence_max`.
+    pub(super) fn new(body: Body, bytes_max: u64, silence_max: Duration) -> (Self, Arc<Progress>) {
         let progress = Arc::new(Progress::default());
         if body.is_end_stream() {
             progress.set(BodyState::Done);
@@ -69,6 +67,7 @@ impl RequestBody {
         let bounded = Bounded {
             body,
             left: bytes_max,
+            silence_max,
             silence: None,
             progress: Arc::clone(&progress),
         };
@@ -140,7 +139,7 @@ impl Bounded {
     }
 
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
-        let limit = Duration::from_secs(SILENCE_SECONDS_MAX);
+        let limit = self.silence_max;
         let silence = self
             .silence
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));

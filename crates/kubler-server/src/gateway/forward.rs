@@ -1,7 +1,6 @@
 //! One admitted request on its way: recorded, sent, answered.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{self, HeaderMap, HeaderValue};
@@ -18,14 +17,12 @@ use tokio::time::Instant;
 
 use super::admission::Admission;
 use super::body::{BodyState, Progress, RequestBody};
-use super::gate::Gate;
+use super::framing::Framing;
+use super::gate::{Gate, Room};
 use super::status::{Refused, audit_id};
-use super::stream::{AnswerBody, Framing, OpenStream, Running};
+use super::stream::{AnswerBody, OpenStream, Running};
 use super::wire::{SendError, Wire};
 use crate::ledger::Entry;
-
-/// Longest wait for the head of an answer that should come soon, in seconds. The API server's own bound is 60.
-const ANSWER_SECONDS_MAX: u64 = 75;
 
 /// A request that may go on: read, checked and admitted.
 pub(super) struct Admitted {
@@ -34,6 +31,8 @@ pub(super) struct Admitted {
     pub(super) understood: ApiRequest,
     pub(super) outgoing: Outgoing,
     pub(super) bytes_max: u64,
+    /// When its answer goes on.
+    pub(super) room: Option<Room>,
 }
 
 /// What is sent to the API server besides the body. Built before anything is recorded, so that a request whose
@@ -74,6 +73,12 @@ impl Outgoing {
         })
     }
 
+    /// As if something had slipped through the rules.
+    #[cfg(test)]
+    pub(super) fn slip(&mut self, name: header::HeaderName, value: HeaderValue) {
+        self.headers.append(name, value);
+    }
+
     fn request(&self, body: RequestBody) -> Result<Request<RequestBody>, Refused> {
         if let Err(broken) = headers::check_seal(&self.headers, self.impersonation, &self.seal) {
             tracing::error!(%broken, "a request was stopped at the last moment");
@@ -105,7 +110,7 @@ pub(super) async fn forward(
     entry: Entry,
 ) -> Result<Response<Body>, Refused> {
     let started = Instant::now();
-    let (body, progress) = RequestBody::new(body, admitted.bytes_max);
+    let (body, progress) = RequestBody::new(body, admitted.bytes_max, gate.bounds().silence_max);
     let span = admitted.understood.span();
     let answered = tokio::select! {
         biased;
@@ -115,11 +120,7 @@ pub(super) async fn forward(
     match answered {
         Ok((answer, wire)) => {
             let (head, incoming) = answer.into_parts();
-            let content_type = head
-                .headers
-                .get(header::CONTENT_TYPE)
-                .and_then(|value| value.to_str().ok());
-            let framing = Framing::of(span, content_type.unwrap_or_default());
+            let framing = Framing::of(span, &head.headers);
             let status = head.status.as_u16();
             let mut response = Response::new(());
             *response.status_mut() = head.status;
@@ -139,6 +140,7 @@ pub(super) async fn forward(
                 status,
                 started,
                 bytes_out: 0,
+                _room: admitted.room,
             };
             let stream = OpenStream::new(running, admitted.admission, admitted.request_id, span);
             let body = AnswerBody::new(stream, gate, length);
@@ -178,9 +180,9 @@ async fn answer_in_time(
     let answer = answer(gate, outgoing, body, progress, bytes_max);
     match span {
         Span::Short => {
-            let limit = Duration::from_secs(ANSWER_SECONDS_MAX);
+            let limit = gate.bounds().answer_max;
             tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| {
-                let message = format!("the environment's API server did not answer within {ANSWER_SECONDS_MAX} s; what it did is not known");
+                let message = format!("the environment's API server did not answer within {} s; what it did is not known", limit.as_secs());
                 Err(Refused::other(StatusCode::GATEWAY_TIMEOUT, "Timeout", "UpstreamTimeout", message))
             })
         }

@@ -13,21 +13,29 @@ use kubler_core::environment::{EndReason, Environment};
 use kubler_core::ids::EnvironmentId;
 use kubler_core::lease;
 use kubler_core::profile::StreamEnd;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::GatewayParts;
 use super::admission::{Admission, Admissions, Denied};
 use super::pool::{Destination, Pool};
 use super::status::Refused;
 use super::stream::{Cut, OpenStream};
+use super::{Bounds, GatewayParts};
 use crate::session::Session;
 
 /// At least this often the gate looks at the clock: a quarter of the second it has.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// Room for one answer that goes on. Given back when it is dropped.
+pub(super) struct Room {
+    _permit: OwnedSemaphorePermit,
+}
+
 /// The gate of one environment.
 pub(super) struct Gate {
     id: EnvironmentId,
+    bounds: Bounds,
+    room: Arc<Semaphore>,
     pool: Pool,
     admissions: Admissions,
     open: Mutex<Open>,
@@ -44,9 +52,11 @@ struct Open {
 
 impl Gate {
     /// An open gate in front of `destination`.
-    pub(super) fn new(id: EnvironmentId, destination: Destination) -> Self {
+    pub(super) fn new(id: EnvironmentId, destination: Destination, bounds: Bounds) -> Self {
         Self {
             id,
+            bounds,
+            room: Arc::new(Semaphore::new(bounds.open_max)),
             pool: Pool::new(destination),
             admissions: Admissions::default(),
             open: Mutex::default(),
@@ -59,6 +69,22 @@ impl Gate {
     /// Whose gate it is.
     pub(super) fn id(&self) -> EnvironmentId {
         self.id
+    }
+
+    /// What nobody can have without end here.
+    pub(super) fn bounds(&self) -> Bounds {
+        self.bounds
+    }
+
+    /// Room for one more answer that goes on.
+    ///
+    /// # Errors
+    /// When as many of them are open as may be.
+    pub(super) fn room(&self) -> Result<Room, Refused> {
+        Arc::clone(&self.room)
+            .try_acquire_owned()
+            .map(|permit| Room { _permit: permit })
+            .map_err(|_| Refused::too_many_open(self.id, self.bounds.open_max))
     }
 
     /// The connections.

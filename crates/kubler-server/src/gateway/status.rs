@@ -6,12 +6,14 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use jiff::Timestamp;
 use kubler_core::environment::{EndReason, Environment};
-use kubler_core::ids::RequestId;
+use kubler_core::ids::{EnvironmentId, RequestId};
 use kubler_core::request::headers::AUDIT_ID;
 use serde_json::{Value, json};
 
 /// Seconds after which an environment that is being made is asked for again.
 pub(super) const NOT_READY_RETRY_SECONDS: u32 = 1;
+/// Seconds after which it is tried again whether fewer answers are open.
+const TOO_MANY_RETRY_SECONDS: u32 = 1;
 
 /// One refusal: what the caller is told, and what the ledger calls it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,6 +124,22 @@ impl Refused {
             "TooLarge",
             message,
         )
+    }
+
+    /// 429: as much is open as may be.
+    pub(super) fn too_many_open(id: EnvironmentId, open_max: usize) -> Self {
+        let message = format!(
+            "environment {id} has {open_max} watches and followed logs open, as many as it may; end one and try again"
+        );
+        Self {
+            retry_seconds: Some(TOO_MANY_RETRY_SECONDS),
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "TooManyRequests",
+                "TooManyOpen",
+                message,
+            )
+        }
     }
 
     /// 503: not now.

@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 use super::admission::Admission;
 use super::body::{BodyState, Progress};
-use super::gate::Gate;
+use super::framing::Framing;
+use super::gate::{Gate, Room};
 use super::status::Refused;
 use super::wire::Wire;
 use crate::ledger::Entry;
@@ -29,39 +30,6 @@ pub(super) struct Cut {
     pub(super) refused: Refused,
 }
 
-/// Where an answer may be ended so that the client understands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Framing {
-    /// A watch in JSON: between two lines.
-    Lines {
-        /// Whether everything sent so far is whole lines.
-        is_between: bool,
-    },
-    /// A followed log: anywhere.
-    Text,
-    /// Nowhere: a part of it would be taken for the whole, so the connection is broken off.
-    Whole,
-}
-
-impl Framing {
-    /// How an answer of this span and content type is framed.
-    pub(super) fn of(span: Span, content_type: &str) -> Self {
-        match span {
-            Span::Watch if content_type.starts_with("application/json") => {
-                Self::Lines { is_between: true }
-            }
-            Span::Long if content_type.starts_with("text/plain") => Self::Text,
-            Span::Short | Span::Watch | Span::Long => Self::Whole,
-        }
-    }
-
-    fn passed(&mut self, bytes: &Bytes) {
-        if let (Self::Lines { is_between }, Some(last)) = (self, bytes.last()) {
-            *is_between = *last == b'\n';
-        }
-    }
-}
-
 /// What an answer needs to go on, and to be written into the ledger when it is over.
 pub(super) struct Running {
     pub(super) wire: Wire,
@@ -72,6 +40,8 @@ pub(super) struct Running {
     pub(super) status: u16,
     pub(super) started: Instant,
     pub(super) bytes_out: u64,
+    /// Its share of what may be open at once; free again when this is dropped.
+    pub(super) _room: Option<Room>,
 }
 
 impl Running {
@@ -208,11 +178,7 @@ impl OpenStream {
         let Some(running) = state.flow.take_running() else {
             return;
         };
-        let last = match running.framing {
-            Framing::Lines { is_between: true } => Some(cut.refused.watch_event(self.request_id)),
-            Framing::Text => Some(Bytes::new()),
-            Framing::Lines { is_between: false } | Framing::Whole => None,
-        };
+        let last = running.framing.last(&cut.refused, self.request_id);
         running.broken(cut.close_reason);
         state.flow = Flow::Cut(last);
         if let Some(waker) = state.waker.take() {

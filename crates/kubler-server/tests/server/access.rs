@@ -1,10 +1,15 @@
 //! Who may call what: every route by every kind of caller. A route without a row fails the test.
 
+use std::collections::BTreeSet;
+
+use kubler_core::policy::{Action, TargetKind};
 use kubler_server::http::{ACCESS, Access, openapi};
-use kubler_testkit::buildkite::Buildkite;
-use kubler_testkit::kubler::Server;
+use kubler_testkit::buildkite::{Buildkite, Job};
+use kubler_testkit::kubler::{Answer, Server, ServerDraft};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::SOON;
 
 /// Answers to (nobody, another organization, another pipeline, the job itself, an operator).
 /// 401: not let in. 403: refused by policy. 404: as if it were not there. 200: answered.
@@ -199,4 +204,217 @@ async fn a_job_lists_its_own_pipeline_only() {
     assert!(ids(&theirs).is_empty(), "{theirs:?}");
     let all = server.operator(Method::GET, "/v1/environments").await;
     assert_eq!(ids(&all), [docs_id, app_id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h6_the_gateway_answers_every_kind_of_caller_for_a_session_of_the_environment_only() {
+    let buildkite = Buildkite::builder()
+        .organization("acme", &["app", "docs"])
+        .organization("other", &["app"])
+        .start();
+    let server = Server::of(&buildkite).start().await;
+    let own = buildkite.build("acme/app").start().job("test").run();
+    let other_pipeline = buildkite.build("acme/docs").start().job("test").run();
+    let other_organization = buildkite.build("other/app").start().job("test").run();
+    let id = id_of(&server.create(&own, "main").await);
+    let other_id = id_of(&server.create(&other_pipeline, "main").await);
+    let path = format!("/k8s/{id}/api/v1/namespaces");
+    let get = async |bearer: Option<&str>| {
+        let answer = server.request(Method::GET, &path, bearer, None).await;
+        assert!(
+            answer.status == 200 || answer.body["kind"] == "Status",
+            "{answer:?}"
+        );
+        answer.status.as_u16()
+    };
+
+    assert_eq!(get(None).await, 401, "nobody");
+    // No session can be had there, and an identity token is none.
+    let foreign = server.token(&other_organization);
+    assert_eq!(server.exchange(&foreign, &id).await.status, 401);
+    assert_eq!(get(Some(&foreign)).await, 401, "another organization");
+    let elsewhere = server.session(&other_pipeline, &other_id).await;
+    assert_eq!(get(Some(&elsewhere)).await, 403, "another pipeline");
+    assert_eq!(
+        get(Some(&server.token(&own))).await,
+        401,
+        "its own identity token"
+    );
+    assert_eq!(get(Some(&server.session(&own, &id).await)).await, 200);
+    // Operators end environments; they do not work in them.
+    let operator = server.operator(Method::GET, &path).await;
+    assert_eq!(operator.status, 401, "an operator");
+}
+
+fn id_of(environment: &Value) -> String {
+    environment["id"].as_str().unwrap().to_owned()
+}
+
+/// A server with one permit for each action and kind of caller, which the ledger names when it decides.
+fn with_a_permit_for_each_action(buildkite: &Buildkite) -> ServerDraft {
+    let organization = buildkite.first_organization();
+    let (mut jobs, mut operators) = (String::new(), String::new());
+    for action in Action::ALL {
+        let kind = match action.target() {
+            TargetKind::Profile => "Profile",
+            TargetKind::Environment => "Environment",
+            TargetKind::Server => "Server",
+        };
+        let question = format!("action == Action::\"{action}\", resource is {kind}");
+        jobs += &format!(
+            "@id(\"job/{action}\")\npermit (principal is Job, {question})\nwhen {{ principal.organization_id == \"{}\" }};\n",
+            organization.id
+        );
+        operators +=
+            &format!("@id(\"operator/{action}\")\npermit (principal is Operator, {question});\n");
+    }
+    Server::of(buildkite)
+        .file(&format!("policies/{}.cedar", organization.slug), &jobs)
+        .file("policies/operators.cedar", &operators)
+}
+
+/// Reads on in the ledger as an operator.
+struct Reader<'a> {
+    server: &'a Server,
+    from: u64,
+    own: BTreeSet<String>,
+}
+
+impl Reader<'_> {
+    /// The policies that decided whatever others asked since the last time.
+    async fn decisions(&mut self) -> Vec<Value> {
+        let path = format!("/v1/ledger/records?limit=1000&from={}", self.from);
+        let read = self.server.operator(Method::GET, &path).await;
+        let records = read.body["records"].as_array().unwrap();
+        let request = |record: &Value| record["request_id"].as_str().unwrap_or_default().to_owned();
+        for record in records {
+            self.from = record["sequence"].as_u64().unwrap() + 1;
+            if record["action"] == "ledger.read" && record["operator"].is_string() {
+                self.own.insert(request(record));
+            }
+        }
+        let others = records
+            .iter()
+            .filter(|record| !self.own.contains(&request(record)));
+        others
+            .filter(|record| record["decision"].is_object())
+            .map(|record| record["decision"]["policies"].clone())
+            .collect()
+    }
+}
+
+async fn call(server: &Server, job: &Job, id: &str, method: &str, path: &str) -> Answer {
+    let method: Method = method.to_uppercase().parse().unwrap();
+    let here = path.replace("{id}", id).replace("{anything}", "app");
+    let body = match path {
+        "/v1/token" => return server.exchange(&server.token(job), id).await,
+        "/v1/environments" if method == Method::POST => Some(json!({ "profile": "ci-small" })),
+        _ => None,
+    };
+    let token = server.token(job);
+    server
+        .request(method, &here, Some(&token), body.as_ref())
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_is_decided_by_the_action_that_the_table_names() {
+    let buildkite = Buildkite::builder().organization("acme", &["app"]).start();
+    let server = with_a_permit_for_each_action(&buildkite).start().await;
+    let job = buildkite.build("acme/app").start().job("test").run();
+    let id = id_of(&server.create(&job, "main").await);
+    let session = server.session(&job, &id).await;
+    let mut reader = Reader {
+        server: &server,
+        from: 0,
+        own: BTreeSet::new(),
+    };
+    reader.decisions().await;
+
+    let mut decided = Vec::new();
+    let gateway = format!("/k8s/{id}/api/v1/namespaces");
+    let used = server
+        .request(Method::GET, &gateway, Some(&session), None)
+        .await;
+    assert_eq!(used.status, 200, "{used:?}");
+    let decisions = reader.decisions().await;
+    decided.push((gateway, Action::UseKubernetes, decisions));
+    let mut rows: Vec<_> = ACCESS.iter().collect();
+    // Last, since it ends what the others look at.
+    rows.sort_by_key(|row| row.access == Access::Policy(Action::ReleaseEnvironment));
+    for row in rows {
+        let Access::Policy(action) = row.access else {
+            continue;
+        };
+        let answer = call(&server, &job, &id, row.method, row.path).await;
+        assert_eq!(
+            answer.status, 200,
+            "{} {}: {answer:?}",
+            row.method, row.path
+        );
+        let route = format!("{} {}", row.method, row.path);
+        decided.push((route, action, reader.decisions().await));
+    }
+    // A word may mean several things, each of which is searched for.
+    let faults: Vec<_> = decided
+        .iter()
+        .filter(|(_, action, decisions)| {
+            let expected = json!([format!("job/{action}")]);
+            decisions.is_empty() || decisions.iter().any(|found| *found != expected)
+        })
+        .collect();
+    assert!(faults.is_empty(), "{faults:#?}");
+    let seen: BTreeSet<_> = decided.iter().map(|(_, action, _)| *action).collect();
+    assert_eq!(seen, Action::ALL.iter().copied().collect(), "never asked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_opens_for_whom_a_policy_names() {
+    let buildkite = Buildkite::builder()
+        .organization("acme", &["app", "docs"])
+        .start();
+    let server = Server::of(&buildkite).start().await;
+    let app = buildkite.build("acme/app").start().job("test").run();
+    let docs = buildkite.build("acme/docs").start().job("test").run();
+    let read = async |job: &Job| {
+        let token = server.token(job);
+        let answer = server
+            .request(Method::GET, "/v1/ledger/records", Some(&token), None)
+            .await;
+        answer.status.as_u16()
+    };
+    assert_eq!((read(&app).await, read(&docs).await), (403, 403));
+    let operator = async || {
+        server
+            .operator(Method::GET, "/v1/ledger/records")
+            .await
+            .status
+            .as_u16()
+    };
+    assert_eq!(operator().await, 200);
+
+    let organization = buildkite.first_organization().id;
+    let pipeline = app.build().record().pipeline_id;
+    let named = format!(
+        r#"@id("auditors") permit (principal is Job, action == Action::"read_ledger", resource is Server)
+        when {{ principal.organization_id == "{organization}" && principal.pipeline_id == "{pipeline}" }};"#
+    );
+    let policies = server.folder().join("policies");
+    std::fs::write(policies.join("auditors.cedar"), named).unwrap();
+    let operators = policies.join("operators.cedar");
+    let anybody = std::fs::read_to_string(&operators).unwrap();
+    let another = anybody.replace(
+        "resource is Server\n);",
+        "resource is Server\n)\nwhen { principal.name == \"another\" };",
+    );
+    assert_ne!(anybody, another);
+    std::fs::write(&operators, another).unwrap();
+    server.reload();
+    let bound = std::time::Instant::now() + SOON;
+    while read(&app).await != 200 {
+        assert!(std::time::Instant::now() < bound, "{}", server.log());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(read(&docs).await, 403, "another pipeline");
+    assert_eq!(operator().await, 403, "an operator of another name");
 }

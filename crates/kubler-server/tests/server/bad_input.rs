@@ -340,3 +340,170 @@ async fn t7_a_job_is_served_while_its_issuer_is_down() {
         .await;
     assert_eq!(renewed.status, 200, "{renewed:?}");
 }
+
+/// A request as bytes that are not what they say they are.
+async fn raw(
+    server: &Server,
+    (method, path): (Method, &str),
+    bearer: Option<&str>,
+    (content_type, body): (&str, &str),
+) -> (u16, Value) {
+    let request = server
+        .client()
+        .request(method, format!("{}{path}", server.url()))
+        .header("content-type", content_type)
+        .body(body.to_owned());
+    let request = bearer
+        .into_iter()
+        .fold(request, reqwest::RequestBuilder::bearer_auth);
+    let answer = request.send().await.unwrap();
+    let status = answer.status().as_u16();
+    assert_eq!(
+        answer.headers()["content-type"],
+        "application/problem+json",
+        "{path} {body}"
+    );
+    (status, answer.json().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_a_problem_that_says_so() {
+    const JSON: &str = "application/json";
+    const FORM: &str = "application/x-www-form-urlencoded";
+    let buildkite = Buildkite::start();
+    let server = Server::of(&buildkite).start().await;
+    let job = buildkite.build("app").start().job("test").run();
+    let id = server.create(&job, "main").await["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let release = format!("/v1/environments/{id}/release");
+    let exchange = format!(
+        "grant_type={}&subject_token=a.b.c&subject_token_type={}&resource={id}",
+        kubler_api::GRANT_TOKEN_EXCHANGE,
+        kubler_api::TOKEN_TYPE_JWT
+    );
+    let unknown_in_form = format!("{exchange}&scope=everything");
+    let twice_in_form = format!("{exchange}&resource={id}");
+    let (post, get) = (Method::POST, Method::GET);
+    // Method, path, content type, body, and a word that the detail must have.
+    let cases = [
+        (&post, "/v1/environments", JSON, "{\"profile\":", "EOF"),
+        (&post, "/v1/environments", JSON, "", "EOF"),
+        (
+            &post,
+            "/v1/environments",
+            JSON,
+            "{\"profile\":\"ci-small\"} x",
+            "trailing",
+        ),
+        (
+            &post,
+            "/v1/environments",
+            JSON,
+            "{\"profile\":\"ci-small\",\"profile\":\"x\"}",
+            "duplicate",
+        ),
+        (
+            &post,
+            "/v1/environments",
+            JSON,
+            "{\"profile\":\"ci-small\",\"wait\":1}",
+            "wait",
+        ),
+        (
+            &post,
+            "/v1/environments",
+            JSON,
+            "{\"profile\":\"\u{0}\"}",
+            "control",
+        ),
+        (
+            &post,
+            "/v1/environments",
+            "text/plain",
+            "{\"profile\":\"ci-small\"}",
+            "ontent",
+        ),
+        (&post, release.as_str(), JSON, "{", "EOF"),
+        (&post, release.as_str(), JSON, "[]x", ""),
+        (&post, release.as_str(), JSON, "{\"wait\":1}", "wait"),
+        (&post, release.as_str(), JSON, "{\"wait_seconds\":-1}", "-1"),
+        (&post, "/v1/token", FORM, "", "grant_type"),
+        (&post, "/v1/token", FORM, "grant_type=%ff%fe", ""),
+        (&post, "/v1/token", FORM, "grant_type=x", ""),
+        (&post, "/v1/token", FORM, &unknown_in_form, "scope"),
+        (&post, "/v1/token", FORM, &twice_in_form, "duplicate"),
+        (&post, "/v1/token", JSON, "{}", "ontent"),
+        (&get, "/v1/environments?build=x", JSON, "", "build"),
+        (
+            &get,
+            "/v1/environments?build=1&build=2",
+            JSON,
+            "",
+            "duplicate",
+        ),
+        (&get, "/v1/environments?nonsense=1", JSON, "", "nonsense"),
+        (&get, "/v1/environments?phase=alive", JSON, "", "alive"),
+        (&get, "/v1/ledger/records?limit=-1", JSON, "", "limit"),
+        (
+            &get,
+            "/v1/ledger/records?job=a&limits=1",
+            JSON,
+            "",
+            "limits",
+        ),
+        (
+            &get,
+            "/v1/ledger/records?environment=env_x",
+            JSON,
+            "",
+            "env_x",
+        ),
+    ];
+    let mut faults = Vec::new();
+    for (method, path, content_type, body, word) in cases {
+        let token = server.token(&job);
+        let bearer = (path != "/v1/token").then_some(token.as_str());
+        let call = (method.clone(), path);
+        let (status, problem) = raw(&server, call, bearer, (content_type, body)).await;
+        let code = problem["code"].as_str().unwrap_or_default();
+        let is_clear = status == 400 && code == "invalid_request"
+            || path.ends_with("env_x") && status == 404 && code == "not_found";
+        let detail = problem["detail"].as_str().unwrap_or_default();
+        let has_all = ["title", "hint", "request_id"]
+            .iter()
+            .all(|key| problem[key].as_str().is_some_and(|text| !text.is_empty()));
+        if !is_clear || !has_all || !detail.contains(word) {
+            faults.push(format!("{method} {path} {body}: {problem}"));
+        }
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+    assert_eq!(server.environment(&id).await["phase"], "ready");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_credentials_are_none() {
+    let buildkite = Buildkite::start();
+    let server = Server::of(&buildkite).start().await;
+    let job = buildkite.build("app").start().job("test").run();
+    let id = server.create(&job, "main").await["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let session = server.session(&job, &id).await;
+    for (path, token) in [
+        ("/v1/environments".to_owned(), server.token(&job)),
+        (format!("/k8s/{id}/api"), session),
+    ] {
+        let get = || {
+            server
+                .client()
+                .get(format!("{}{path}", server.url()))
+                .bearer_auth(&token)
+        };
+        assert_eq!(get().send().await.unwrap().status(), 200, "{path}");
+        let twice = get().bearer_auth(&token).send().await.unwrap();
+        assert_eq!(twice.status(), 401, "{path}");
+    }
+}

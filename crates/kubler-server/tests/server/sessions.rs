@@ -1,9 +1,15 @@
 //! Sessions: bound to one environment, refused elsewhere, explained when over.
 
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use kubler_api::{GRANT_TOKEN_EXCHANGE, TOKEN_TYPE_JWT};
 use kubler_testkit::buildkite::Buildkite;
 use kubler_testkit::kubler::Server;
 use reqwest::Method;
 use serde_json::json;
+
+use crate::SOON;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn h6_a_session_reaches_its_own_environment_only() {
@@ -166,4 +172,120 @@ async fn fifty_creates_on_a_small_limit_are_made_or_refused_clearly() {
         );
     }
     assert_eq!(server.control_planes().len(), 4);
+}
+
+/// An exchange with everything the answer says.
+async fn exchanged(server: &Server, token: &str, id: &str) -> reqwest::Response {
+    let form = [
+        ("grant_type", GRANT_TOKEN_EXCHANGE),
+        ("subject_token", token),
+        ("subject_token_type", TOKEN_TYPE_JWT),
+        ("resource", id),
+    ];
+    let request = server
+        .client()
+        .post(format!("{}/v1/token", server.url()))
+        .form(&form);
+    request.send().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t5_a_token_buys_one_session_also_for_the_same_environment() {
+    let buildkite = Buildkite::start();
+    let server = Server::of(&buildkite).start().await;
+    let job = buildkite.build("app").start().job("test").run();
+    let made = server.create(&job, "main").await;
+    let id = made["id"].as_str().unwrap();
+    let token = server.token(&job);
+    let begun = Instant::now();
+    assert_eq!(exchanged(&server, &token, id).await.status(), 200);
+    // The time within which a repetition is the same exchange.
+    tokio::time::sleep(Duration::from_millis(11_200).saturating_sub(begun.elapsed())).await;
+    let spent = server.exchange(&token, id).await;
+    assert_eq!(
+        (spent.status.as_u16(), spent.body["code"].as_str().unwrap()),
+        (409, "conflict"),
+        "{spent:?}"
+    );
+    assert_eq!(
+        exchanged(&server, &server.token(&job), id).await.status(),
+        200,
+        "a fresh token is good"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e3_there_is_no_session_before_there_is_something_to_reach() {
+    let buildkite = Buildkite::start();
+    // It is never ready: what its manifest needs does not come.
+    let server = Server::of(&buildkite)
+        .profile_line("manifests: [later.yaml]")
+        .file(
+            "later.yaml",
+            "apiVersion: nowhere.example/v1\nkind: Thing\nmetadata: {name: x}\n",
+        )
+        .start()
+        .await;
+    let job = buildkite.build("app").start().job("test").run();
+    let asked = server
+        .request(
+            Method::POST,
+            "/v1/environments",
+            Some(&server.token(&job)),
+            Some(&json!({ "profile": "ci-small" })),
+        )
+        .await;
+    let id = asked.body["id"].as_str().unwrap();
+    server
+        .wait_for(id, SOON, |environment| {
+            environment["phase"] == "provisioning"
+        })
+        .await;
+    let refused = exchanged(&server, &server.token(&job), id).await;
+    assert_eq!(refused.status(), 503);
+    let seconds: u64 = refused.headers()["retry-after"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!((1..=10).contains(&seconds), "{seconds}");
+    let problem: serde_json::Value = refused.json().await.unwrap();
+    assert_eq!(problem["code"], "unavailable", "{problem}");
+    assert!(
+        problem["detail"].as_str().unwrap().contains("provisioning"),
+        "{problem}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_not_kept_by_caches_and_does_not_outlive_its_lease() {
+    let buildkite = Buildkite::start();
+    let server = Server::of(&buildkite).lease_seconds(60).start().await;
+    let job = buildkite.build("app").start().job("test").run();
+    let made = server.create(&job, "main").await;
+    let id = made["id"].as_str().unwrap();
+    let lease_end = made["lease_end"].as_str().unwrap();
+    // Later than the token that the environment was asked for with, so that a lease of its own would end later.
+    let bound = Instant::now() + SOON;
+    let token = loop {
+        let token = server.token(&job);
+        let minted = job.mints().last().unwrap().at;
+        if minted.as_second() >= lease_end.parse::<Timestamp>().unwrap().as_second() - 58 {
+            break token;
+        }
+        assert!(Instant::now() < bound, "the clock stands still");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let issued = exchanged(&server, &token, id).await;
+    assert_eq!(issued.headers()["cache-control"], "no-store");
+    let issued: serde_json::Value = issued.json().await.unwrap();
+    let stored = server.environment(id).await;
+    let moment = |value: &serde_json::Value| value.as_str().unwrap().parse::<Timestamp>().unwrap();
+    let expires_at = moment(&issued["expires_at"]);
+    assert!(
+        expires_at <= moment(&stored["lease_end"]) && expires_at <= moment(&stored["deadline"]),
+        "{issued} {stored}"
+    );
+    let refused = exchanged(&server, "nonsense", id).await;
+    assert_eq!(refused.status(), 401);
 }

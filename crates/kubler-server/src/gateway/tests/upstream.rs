@@ -20,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Upstream, UpstreamAddress};
 
+/// How a client asks for a watch in protobuf, and how the answer says so.
+pub(super) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf;stream=watch";
 pub(super) const NAME: &str = "kubernetes.default.svc";
 
 /// A request as it came.
@@ -116,13 +118,18 @@ impl TestUpstream {
         self.seen.arrived.lock().unwrap().clone()
     }
 
+    /// Sends text on every open watch.
+    pub(super) fn send(&self, text: &'static str) {
+        self.send_bytes(text.as_bytes());
+    }
+
     /// Sends bytes on every open watch.
-    pub(super) fn send(&self, bytes: &'static str) {
+    pub(super) fn send_bytes(&self, bytes: &'static [u8]) {
         self.seen
             .events
             .lock()
             .unwrap()
-            .retain(|watch| watch.send(Ok(Bytes::from_static(bytes.as_bytes()))).is_ok());
+            .retain(|watch| watch.send(Ok(Bytes::from_static(bytes))).is_ok());
     }
 
     /// Ends every open watch as a server does that has had enough.
@@ -194,6 +201,10 @@ async fn answer(
         .map(http_body_util::Collected::to_bytes)
         .unwrap_or_default();
     let target = head.uri.to_string();
+    let wants_protobuf = head
+        .headers
+        .get("accept")
+        .is_some_and(|value| value.as_bytes().starts_with(PROTOBUF.as_bytes()));
     seen.arrived.lock().unwrap().push(Arrived {
         method: head.method.to_string(),
         target: target.clone(),
@@ -209,9 +220,16 @@ async fn answer(
     let response = if target.contains("watch=1") {
         let (sender, receiver) = mpsc::unbounded_channel();
         seen.events.lock().unwrap().push(sender);
-        json.body(Body::from_stream(
-            tokio_stream::wrappers::UnboundedReceiverStream::new(receiver),
-        ))
+        let content_type = if wants_protobuf {
+            PROTOBUF
+        } else {
+            "application/json"
+        };
+        Response::builder()
+            .header("content-type", content_type)
+            .body(Body::from_stream(
+                tokio_stream::wrappers::UnboundedReceiverStream::new(receiver),
+            ))
     } else if target.contains("/log") {
         let (sender, receiver) = mpsc::unbounded_channel();
         seen.events.lock().unwrap().push(sender);
@@ -233,6 +251,21 @@ async fn answer(
     } else if target.ends_with("/moved") {
         json.status(StatusCode::MOVED_PERMANENTLY)
             .header("location", "/api/v1/there")
+            .body(Body::empty())
+    } else if let Some((_, away)) = target.split_once("/moved/") {
+        let location = match away {
+            "host" => "//elsewhere.example/api",
+            "url" => "https://elsewhere.example/api",
+            _ => "elsewhere",
+        };
+        json.status(StatusCode::MOVED_PERMANENTLY)
+            .header("location", location)
+            .body(Body::empty())
+    } else if target.ends_with("/switched") {
+        Response::builder()
+            .status(StatusCode::SWITCHING_PROTOCOLS)
+            .header("upgrade", "websocket")
+            .header("connection", "upgrade")
             .body(Body::empty())
     } else if target.ends_with("/missing") {
         json.status(StatusCode::NOT_FOUND)

@@ -27,7 +27,7 @@ use super::upstream::TestUpstream;
 use crate::clock::{Clock as _, ManualClock};
 use crate::directory::Directory;
 use crate::engine::{Engine, EngineError, Evidence, Upstream};
-use crate::gateway::{Gateway, GatewayParts};
+use crate::gateway::{Bounds, Gateway, GatewayParts};
 use crate::ledger::Ledger;
 use crate::policy::Policies;
 use crate::session::{NewSession, Sessions};
@@ -157,7 +157,35 @@ impl World {
 
     /// A world whose environment is changed before anybody sees it.
     pub(super) async fn with(change: impl FnOnce(&mut Environment)) -> Self {
+        Self::made(tempfile::tempdir().unwrap(), Bounds::default(), change).await
+    }
+
+    /// A world with small bounds: nobody waits long, and four answers may go on at once.
+    pub(super) async fn narrow() -> Self {
+        let bounds = Bounds {
+            open_max: 4,
+            answer_max: Duration::from_millis(200),
+            silence_max: Duration::from_millis(100),
+        };
+        Self::made(tempfile::tempdir().unwrap(), bounds, |_| {}).await
+    }
+
+    /// A world whose disk takes what is written and never says that it is safe.
+    pub(super) async fn with_a_disk_that_never_syncs() -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let ledger = folder.path().join("ledger");
+        std::fs::create_dir(&ledger).unwrap();
+        // Takes every byte, and fails to sync.
+        let records = kubler_core::ledger::layout::segment_name(0);
+        std::os::unix::fs::symlink("/dev/null", ledger.join(records)).unwrap();
+        Self::made(folder, Bounds::default(), |_| {}).await
+    }
+
+    async fn made(
+        folder: tempfile::TempDir,
+        bounds: Bounds,
+        change: impl FnOnce(&mut Environment),
+    ) -> Self {
         let clock = Arc::new(ManualClock::new(at(10)));
         let directory = Arc::new(Directory::new(at(0)));
         let policies = folder.path().join("policies");
@@ -173,7 +201,7 @@ impl World {
         let counted = ledger.clone();
         let upstream = TestUpstream::start(folder.path(), move || records(&counted).len());
         let shutdown = CancellationToken::new();
-        let gateway = Gateway::new(GatewayParts {
+        let parts = GatewayParts {
             directory: Arc::clone(&directory),
             sessions: Arc::clone(&sessions),
             policies: Arc::clone(&policies),
@@ -181,7 +209,8 @@ impl World {
             engines: vec![Arc::new(OneUpstream(Arc::clone(&upstream.upstream)))],
             clock: Arc::clone(&clock) as _,
             shutdown: shutdown.clone(),
-        });
+        };
+        let gateway = Gateway::with_bounds(parts, bounds);
         let id = EnvironmentId::from_random([7; 16]);
         let mut environment = environment(id);
         change(&mut environment);
@@ -323,11 +352,15 @@ pub(super) async fn read(response: Response<Body>) -> (StatusCode, Value) {
 }
 
 /// The next bytes of an answer; `None` at its end.
-pub(super) async fn next(body: &mut Body) -> Option<Result<String, axum::Error>> {
+pub(super) async fn next_bytes(body: &mut Body) -> Option<Result<bytes::Bytes, axum::Error>> {
     let frame = tokio::time::timeout(Duration::from_secs(5), body.frame())
         .await
         .expect("something comes");
-    frame.map(|frame| {
-        frame.map(|frame| String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap())
-    })
+    frame.map(|frame| frame.map(|frame| frame.into_data().unwrap()))
+}
+
+/// The same as text.
+pub(super) async fn next(body: &mut Body) -> Option<Result<String, axum::Error>> {
+    let bytes = next_bytes(body).await;
+    bytes.map(|bytes| bytes.map(|bytes| String::from_utf8(bytes.to_vec()).unwrap()))
 }
