@@ -60,7 +60,7 @@ struct Aftermath {
 /// Runs one real job with the plugin and kubectl, and takes everything secret that it had. What lives for a moment
 /// only, such as whoever mints a token, is run several times, so that somebody who looks again and again sees it.
 async fn after_a_job() -> Aftermath {
-    let world = World::with_lease(20).await;
+    let world = World::with_lease(60).await;
     let saved = tempfile::tempdir().unwrap();
     let folder = saved.path().display();
     let file = |name: &str| fs::read_to_string(saved.path().join(name)).unwrap();
