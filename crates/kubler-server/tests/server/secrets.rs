@@ -57,9 +57,10 @@ struct Aftermath {
     secrets: Vec<Secret>,
 }
 
-/// Runs one real job with the plugin and kubectl, and takes everything secret that it had.
+/// Runs one real job with the plugin and kubectl, and takes everything secret that it had. What lives for a moment
+/// only, such as whoever mints a token, is run several times, so that somebody who looks again and again sees it.
 async fn after_a_job() -> Aftermath {
-    let world = World::with_lease(20).await;
+    let world = World::with_lease(60).await;
     let saved = tempfile::tempdir().unwrap();
     let folder = saved.path().display();
     let file = |name: &str| fs::read_to_string(saved.path().join(name)).unwrap();
@@ -68,6 +69,10 @@ async fn after_a_job() -> Aftermath {
         r#"kubectl create secret generic canary --namespace default --from-file=value={folder}/canary
 kubectl get secret canary --namespace default --output yaml > {folder}/read-back
 kubectl create token default --namespace default > {folder}/service-account
+for time in 1 2 3 4 5 6 7 8; do
+  rm "${{KUBECONFIG%/*}}"/*.session
+  kubler credential > /dev/null
+done
 cp "${{KUBECONFIG%/*}}"/*.session {folder}/session
 printf %s "$BUILDKITE_AGENT_ACCESS_TOKEN" > {folder}/access"#
     ));
@@ -176,12 +181,11 @@ async fn l2_no_credential_is_in_an_argument_of_any_process() {
         "renewer",
         "kubler hook pre-exit",
         "oidc request-token",
-        "kubectl create secret",
-        "credential",
+        "kubler credential",
     ] {
         assert!(
             arguments.iter().any(|one| one.contains(seen)),
-            "`{seen}` was not seen: {arguments:#?}"
+            "`{seen}` was not seen"
         );
     }
     let places = arguments.iter().map(|one| (one.as_str(), one.as_bytes()));
