@@ -21,7 +21,9 @@ help: ## Show what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
 .PHONY: demo
-demo: programs ## Run the main job on real parts: five CI jobs, five clusters, five verified ends.
+demo: kube ## Run the main job on real parts: five CI jobs, five clusters, five verified ends.
+	@echo "build: kubler-server, kubler and the demo (first time about 6 minutes on 2 cores, then seconds)"
+	@$(CARGO) build $(WORKSPACE) --bins
 	@$(TARGET)/debug/demo
 
 .PHONY: test
@@ -29,11 +31,12 @@ test: programs ## Run all tests (about 5 minutes once built).
 	@echo "test: compiling and running; single-threaded where real clusters are started"
 	@$(CARGO) test $(WORKSPACE)
 	@$(GO_ENV) go test $(GO_VERSION) ./...
+	@cd kube/agent/zzglob && GOWORK=off go test ./...
 
 .PHONY: programs
 programs: kube
 	@scripts/need shellcheck
-	@echo "build: kubler-server, kubler and the demo (first time about 10 minutes on 2 cores, then seconds)"
+	@echo "build: all programs and tests (first time about 10 minutes on 2 cores, then seconds)"
 	@$(CARGO) build $(WORKSPACE) --bins --tests
 
 .PHONY: kube
@@ -41,7 +44,7 @@ kube:
 	@kube/build >/dev/null
 
 .PHONY: check
-check: check-format check-clippy check-shell check-go ## Check format, lints and scripts (check-docs, check-dependencies: by themselves).
+check: check-format check-clippy check-docs check-shell check-go check-dependencies ## Check format, lints, documents, scripts, licences and dependencies.
 	@echo "check: all well"
 
 .PHONY: check-format
@@ -79,6 +82,14 @@ $(TOOLS)/bin/cargo-deny:
 $(TOOLS)/bin/cargo-machete:
 	@echo "check: installing cargo-machete once (about 1 minute)"
 	@CARGO_TARGET_DIR=$(TOOLS)/target $(CARGO) install --quiet --locked --root $(TOOLS) cargo-machete@0.9.1
+
+.PHONY: reference
+reference: ## Rewrite docs/reference from what the programs know (build them first).
+	@for page in configuration environment-variables errors ledger-actions metrics; do \
+		$(TARGET)/debug/kubler-server reference $$page >docs/reference/$$page.md; done
+	@$(TARGET)/debug/kubler-server schema >docs/reference/kubler.schema.json
+	@$(TARGET)/debug/kubler-server openapi >docs/reference/openapi.json
+	@$(TARGET)/debug/kubler reference >docs/reference/kubler.md
 
 .PHONY: clean
 clean: ## Remove what was built here; the shared cache stays.

@@ -7,11 +7,11 @@ use utoipa::ToSchema;
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $name:ident = $word:literal, $status:literal, $next:literal;)+) => {
+    ($(#[doc = $doc:literal] $name:ident = $word:literal, $status:literal, $next:literal;)+) => {
         /// Stable codes. The reference page is generated from this list.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
         pub enum ErrorCode {
-            $($(#[$doc])* #[serde(rename = $word)] $name,)+
+            $(#[doc = $doc] #[serde(rename = $word)] $name,)+
         }
 
         impl ErrorCode {
@@ -26,6 +26,11 @@ macro_rules! codes {
             /// The HTTP status it travels with.
             pub const fn status(self) -> u16 {
                 match self { $(Self::$name => $status,)+ }
+            }
+
+            /// What it says, in one sentence.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$name => $doc,)+ }
             }
 
             /// What to do when the answer has no better hint.

@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::abandoned;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::variables;
 
@@ -54,8 +55,13 @@ impl PrivateFolder {
         Self::below(&parent, job)
     }
 
+    /// A folder that is there already.
+    pub fn found(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
     /// The folder of `job` below `parent`.
-    fn below(parent: &Path, job: &str) -> Outcome<Self> {
+    pub fn below(parent: &Path, job: &str) -> Outcome<Self> {
         let is_name = !job.is_empty()
             && job.len() <= 64
             && job
@@ -148,8 +154,16 @@ impl PrivateFolder {
         }
     }
 
-    /// Removes the folder, and the one of all jobs, unless something is in them.
+    /// Removes the folder, and the one of all jobs, unless something is in them. Whose it is does not count.
     pub fn remove_if_empty(&self) {
+        let is_empty = std::fs::read_dir(&self.0).is_ok_and(|files| {
+            files
+                .flatten()
+                .all(|file| file.file_name() == abandoned::OWNER)
+        });
+        if is_empty {
+            let _ = std::fs::remove_file(self.file(abandoned::OWNER));
+        }
         if std::fs::remove_dir(&self.0).is_ok()
             && let Some(parent) = self.0.parent()
         {

@@ -5,6 +5,7 @@
     reason = "in a program, `pub` says what a module offers to the others"
 )]
 
+mod abandoned;
 mod arguments;
 mod client;
 mod clock;

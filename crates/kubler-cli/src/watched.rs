@@ -25,6 +25,7 @@ pub struct Process {
 
 /// What the kernel says of a process.
 struct Facts {
+    is_dead: bool,
     parent: i32,
     began: u64,
 }
@@ -32,11 +33,26 @@ struct Facts {
 impl Process {
     /// This process.
     pub fn this() -> io::Result<Self> {
-        let id = rustix::process::getpid().as_raw_nonzero().get();
+        Self::of(rustix::process::getpid().as_raw_nonzero().get())
+    }
+
+    /// The process that has the id now.
+    pub fn of(id: i32) -> io::Result<Self> {
         Ok(Self {
             id,
             began: facts(id)?.began,
         })
+    }
+
+    /// Whether it is certain that it ended. What cannot be read may live.
+    pub fn is_gone(self) -> bool {
+        match facts(self.id) {
+            Ok(facts) => facts.is_dead || facts.began != self.began,
+            Err(error) => {
+                error.kind() == io::ErrorKind::NotFound
+                    || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+            }
+        }
     }
 
     /// A descriptor of it, if it is still that process.
@@ -82,6 +98,7 @@ fn facts(id: i32) -> io::Result<Facts> {
     };
     let unreadable = || io::Error::from(io::ErrorKind::InvalidData);
     Ok(Facts {
+        is_dead: matches!(fields.first(), Some(&("Z" | "X"))),
         parent: field(1)
             .and_then(|parent| i32::try_from(parent).ok())
             .ok_or_else(unreadable)?,

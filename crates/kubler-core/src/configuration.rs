@@ -1,19 +1,34 @@
 //! The configuration file, as types. Reading files and the environment is the server's; checking is here,
 //! so that `kubler policy` sees exactly what the server sees.
 
+mod faults;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::profile::{DEADLINE_SECONDS_MAX, LEASE_SECONDS_MAX, Profile, SESSION_SECONDS_MAX};
+pub use self::faults::ConfigurationFault;
+use crate::profile::Profile;
 
+/// Shortest bound on the life of an identity token, in seconds.
+pub const TOKEN_LIFE_SECONDS_MIN: u64 = 60;
 /// Longest accepted life of an identity token (`exp - iat`), in seconds.
 pub const TOKEN_LIFE_SECONDS_MAX: u64 = 600;
 /// Longest accepted difference between two clocks, in seconds.
 pub const CLOCK_SKEW_SECONDS_MAX: u64 = 60;
 /// Shortest lease, in seconds: below it a renewal has no time to be tried twice.
 pub const LEASE_SECONDS_MIN: u64 = 5;
+/// Most environments that any limit may allow: what one machine could ever hold, with room.
+pub const ENVIRONMENTS_MAX: u32 = 10_000;
+/// Most connections that the limit may allow.
+pub const CONNECTIONS_MAX: u32 = 1_000_000;
+/// Longest time between two checkpoints, in seconds: an hour.
+pub const CHECKPOINT_SECONDS_MAX: u64 = 3600;
+/// Fewest bytes per hour for refusals: below it an hour's first refusals would not fit.
+pub const REFUSAL_BYTES_PER_HOUR_MIN: u64 = 64 * 1024;
+/// Most bytes per hour for refusals.
+pub const REFUSAL_BYTES_PER_HOUR_MAX: u64 = 1024 * 1024 * 1024;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -106,9 +121,11 @@ pub struct Issuer {
     pub allow_private_addresses: bool,
     /// Longest accepted `exp - iat`, in seconds.
     #[serde(default = "Issuer::default_token_seconds_max")]
+    #[schemars(range(min = TOKEN_LIFE_SECONDS_MIN, max = TOKEN_LIFE_SECONDS_MAX))]
     pub token_seconds_max: u64,
     /// Accepted difference between the issuer's clock and ours, in seconds.
     #[serde(default = "Issuer::default_clock_skew_seconds")]
+    #[schemars(range(min = 0, max = CLOCK_SKEW_SECONDS_MAX))]
     pub clock_skew_seconds: u64,
 }
 
@@ -116,7 +133,8 @@ pub struct Issuer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Organization {
-    /// The immutable UUID.
+    /// The immutable UUID; in whatever case it is written, it is kept in lower case with hyphens.
+    #[serde(deserialize_with = "canonical_id")]
     pub id: String,
     /// The slug, for hints and links.
     pub slug: String,
@@ -142,14 +160,19 @@ pub struct KubernetesVersion {
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Environments alive at once.
+    #[schemars(range(min = 1, max = ENVIRONMENTS_MAX))]
     pub environments_max: u32,
     /// Environments that may wait to be made; a request past that is refused.
+    #[schemars(range(min = 1, max = ENVIRONMENTS_MAX))]
     pub queue_max: u32,
     /// Environments made at once. Making one takes a core for about a second.
+    #[schemars(range(min = 1, max = ENVIRONMENTS_MAX))]
     pub provisioning_max: u32,
     /// Environments of one job.
+    #[schemars(range(min = 1, max = ENVIRONMENTS_MAX))]
     pub environments_per_job_max: u32,
     /// Connections at once.
+    #[schemars(range(min = 1, max = CONNECTIONS_MAX))]
     pub connections_max: u32,
 }
 
@@ -172,8 +195,10 @@ pub struct Ledger {
     /// The name in checkpoints: one ledger, one name, for ever. Absent: made of `url`.
     pub origin: Option<String>,
     /// A checkpoint is signed at least this often, in seconds, when there is something new.
+    #[schemars(range(min = 1, max = CHECKPOINT_SECONDS_MAX))]
     pub checkpoint_seconds: u64,
     /// Bytes per hour for refusals that happen before a caller is known.
+    #[schemars(range(min = REFUSAL_BYTES_PER_HOUR_MIN, max = REFUSAL_BYTES_PER_HOUR_MAX))]
     pub refusal_bytes_per_hour_max: u64,
 }
 
@@ -207,167 +232,6 @@ impl Configuration {
     pub fn issuer(&self, url: &str) -> Option<&Issuer> {
         self.issuers.iter().find(|issuer| issuer.url == url)
     }
-
-    /// Every fault that types cannot hold, in the order of the file; empty when there is none.
-    pub fn faults(&self) -> Vec<ConfigurationFault> {
-        let mut faults = Vec::new();
-        self.url_faults(&mut faults);
-        self.issuer_faults(&mut faults);
-        self.profile_faults(&mut faults);
-        faults
-    }
-
-    fn url_faults(&self, faults: &mut Vec<ConfigurationFault>) {
-        let authority = self.url.strip_prefix("https://");
-        if authority.is_none_or(|rest| rest.is_empty() || rest.contains(['/', '?', '#', '@', ' ']))
-        {
-            faults.push(fault(
-                "url",
-                format!("`{}` is not `https://name:port`", self.url),
-                "kubectl sends no credentials over plain http, and paths are the server's own",
-            ));
-        }
-    }
-
-    fn issuer_faults(&self, faults: &mut Vec<ConfigurationFault>) {
-        if self.issuers.is_empty() {
-            faults.push(fault(
-                "issuers",
-                "no issuer is listed".into(),
-                "without one nobody can prove who they are",
-            ));
-        }
-        for (index, issuer) in self.issuers.iter().enumerate() {
-            let at = |key: &str| format!("issuers[{index}].{key}");
-            if !issuer.url.starts_with("https://") {
-                faults.push(fault(
-                    at("url"),
-                    format!("`{}` is not https", issuer.url),
-                    "keys fetched over plain http could be anybody's",
-                ));
-            }
-            if self
-                .issuers
-                .iter()
-                .filter(|other| other.url == issuer.url)
-                .count()
-                > 1
-            {
-                faults.push(fault(
-                    at("url"),
-                    format!("`{}` is listed twice", issuer.url),
-                    "list its organizations under one entry",
-                ));
-            }
-            if issuer.audience.trim().is_empty()
-                || issuer.audience.starts_with("https://buildkite.com/")
-            {
-                faults.push(fault(
-                    at("audience"),
-                    format!("`{}` cannot be the audience", issuer.audience),
-                    "choose one that names this server, such as its url; the issuer's default audience is everybody's",
-                ));
-            }
-            if issuer.organizations.is_empty() {
-                faults.push(fault(
-                    at("organizations"),
-                    "no organization is listed".into(),
-                    "the issuer signs for all of its customers: list the ids of yours",
-                ));
-            }
-            for (nth, organization) in issuer.organizations.iter().enumerate() {
-                if uuid::Uuid::try_parse(&organization.id).is_err() {
-                    faults.push(fault(
-                        at(&format!("organizations[{nth}].id")),
-                        format!("`{}` is not a UUID", organization.id),
-                        "Buildkite shows it under Organization Settings, and in a token made with `--claim organization_id`",
-                    ));
-                }
-            }
-            bound(
-                faults,
-                at("token_seconds_max"),
-                issuer.token_seconds_max,
-                60,
-                TOKEN_LIFE_SECONDS_MAX,
-            );
-            bound(
-                faults,
-                at("clock_skew_seconds"),
-                issuer.clock_skew_seconds,
-                0,
-                CLOCK_SKEW_SECONDS_MAX,
-            );
-        }
-    }
-
-    fn profile_faults(&self, faults: &mut Vec<ConfigurationFault>) {
-        if self.profiles.is_empty() {
-            faults.push(fault(
-                "profiles",
-                "no profile is listed".into(),
-                "without one there is nothing to ask for",
-            ));
-        }
-        for (index, profile) in self.profiles.iter().enumerate() {
-            let at = |key: &str| format!("profiles[{index}].{key}");
-            let named_well = !profile.name.is_empty()
-                && profile.name.len() <= 63
-                && profile
-                    .name
-                    .bytes()
-                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-            if !named_well {
-                faults.push(fault(
-                    at("name"),
-                    format!("`{}` is not a profile's name", profile.name),
-                    "use lower-case letters, digits and `-`, at most 63",
-                ));
-            }
-            if self
-                .profiles
-                .iter()
-                .filter(|other| other.name == profile.name)
-                .count()
-                > 1
-            {
-                faults.push(fault(
-                    at("name"),
-                    format!("`{}` is listed twice", profile.name),
-                    "give each profile a name of its own",
-                ));
-            }
-            if !self.kubernetes.contains_key(&profile.kubernetes) {
-                let known: Vec<_> = self.kubernetes.keys().map(String::as_str).collect();
-                faults.push(fault(
-                    at("kubernetes"),
-                    format!("`{}` is not a key of `kubernetes`", profile.kubernetes),
-                    format!("listed there: {}", known.join(", ")),
-                ));
-            }
-            bound(
-                faults,
-                at("lease_seconds"),
-                profile.lease_seconds,
-                LEASE_SECONDS_MIN,
-                LEASE_SECONDS_MAX,
-            );
-            bound(
-                faults,
-                at("deadline_seconds"),
-                profile.deadline_seconds,
-                profile.lease_seconds,
-                DEADLINE_SECONDS_MAX,
-            );
-            bound(
-                faults,
-                at("session_seconds"),
-                profile.session_seconds,
-                5,
-                SESSION_SECONDS_MAX,
-            );
-        }
-    }
 }
 
 impl Issuer {
@@ -392,32 +256,17 @@ impl Issuer {
     }
 }
 
-/// Something in the configuration that cannot be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{key}`: {message}")]
-pub struct ConfigurationFault {
-    /// Where, as `profiles[0].name`.
-    pub key: String,
-    /// What is wrong.
-    pub message: String,
-    /// What to do.
-    pub hint: String,
+/// A UUID in the one form in which claims are compared with it; anything else stays as it is, to be a fault.
+fn canonical_id<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Ok(canonical_organization_id(&text).unwrap_or(text))
 }
 
-fn fault(key: impl Into<String>, message: String, hint: impl Into<String>) -> ConfigurationFault {
-    ConfigurationFault {
-        key: key.into(),
-        message,
-        hint: hint.into(),
-    }
+/// The canonical form of an organization's UUID: lower case, with hyphens. `None` when it is no UUID.
+pub fn canonical_organization_id(text: &str) -> Option<String> {
+    let id = uuid::Uuid::try_parse(text.trim()).ok()?;
+    Some(id.hyphenated().to_string())
 }
 
-fn bound(faults: &mut Vec<ConfigurationFault>, key: String, value: u64, min: u64, max: u64) {
-    if !(min..=max).contains(&value) {
-        faults.push(fault(
-            key,
-            format!("{value} is out of bounds"),
-            format!("give a number from {min} to {max}"),
-        ));
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -61,6 +61,50 @@ pub fn check_session(environment: &Environment, session_end: Timestamp) -> Resul
     Ok(())
 }
 
+#[cfg(test)]
+mod tests {
+    use super::fixtures::{environment, timestamp};
+    use super::*;
+    use crate::environment::{EndReason, Event};
+
+    #[test]
+    fn a_record_that_breaks_a_promise_is_found() {
+        assert_eq!(check_environment(&environment()), Ok(()));
+        let released = environment()
+            .transition(Event::ReleaseRequested(EndReason::Released), timestamp(9))
+            .unwrap()
+            .unwrap();
+        assert_eq!(check_environment(&released), Ok(()));
+        type Change = fn(&mut Environment);
+        let cases: [(&str, Change); 7] = [
+            ("lease", |it| it.lease_end = timestamp(7201)),
+            ("digest", |it| {
+                it.resolved.kubernetes_version = "v1.34.5".into()
+            }),
+            ("an end", |it| it.dead_at = Some(timestamp(9))),
+            ("an end", |it| it.reason = Some(EndReason::Released)),
+            ("an end", |it| it.phase = Phase::Failed),
+            ("looking", |it| it.gone_at = Some(timestamp(9))),
+            ("ready", |it| it.phase = Phase::Ready),
+        ];
+        for (words, change) in cases {
+            let mut broken = environment();
+            change(&mut broken);
+            let violation = check_environment(&broken).unwrap_err();
+            assert!(violation.broken.contains(words), "{words}: {violation}");
+        }
+    }
+
+    #[test]
+    fn a_session_may_last_as_long_as_lease_and_deadline_and_no_longer() {
+        let mut environment = environment();
+        assert_eq!(check_session(&environment, timestamp(300)), Ok(()));
+        assert!(check_session(&environment, timestamp(301)).is_err());
+        environment.deadline = timestamp(200);
+        assert!(check_session(&environment, timestamp(201)).is_err());
+    }
+}
+
 /// Values for tests of this crate.
 #[cfg(test)]
 pub(crate) mod fixtures {

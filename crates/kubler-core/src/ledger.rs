@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod layout;
 pub mod merkle;
+pub mod notes;
 pub mod record;
 pub mod redact;
 pub mod refusals;

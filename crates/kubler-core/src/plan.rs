@@ -54,8 +54,8 @@ pub struct Situation<'a> {
     pub observed: Option<&'a [Observed]>,
     /// Environments that somebody is working on right now.
     pub busy: &'a BTreeSet<EnvironmentId>,
-    /// How many may be made at once.
-    pub provisioning_max: usize,
+    /// How many more may be made now, besides those that are being made.
+    pub places: usize,
     /// Since when jobs could renew.
     pub serving_since: ServingSince,
     /// Now.
@@ -70,13 +70,7 @@ pub fn plan(situation: &Situation<'_>) -> Vec<Step> {
         .iter()
         .map(|found| (found.id, &found.condition))
         .collect();
-    let being_made = |environment: &&Environment| {
-        environment.phase == Phase::Provisioning && situation.busy.contains(&environment.id)
-    };
-    let mut free = situation
-        .provisioning_max
-        .saturating_sub(situation.stored.iter().filter(being_made).count());
-
+    let mut free = situation.places;
     let mut oldest_first: Vec<_> = situation.stored.iter().collect();
     oldest_first.sort_by_key(|environment| (environment.created_at, environment.id));
 

@@ -24,7 +24,7 @@ mod scope;
 mod starter;
 mod statements;
 
-pub use decide::{Denial, NearMiss, Permit};
+pub use decide::{Denial, NearMiss, Permit, WrongPermit};
 pub use example::ExampleEnvironment;
 pub use explain::{ExplainFault, Explanation, Question, Subject, explain};
 pub use golden::{CASES_MAX, CaseOutcome, TestFault, TestReport, test};

@@ -16,10 +16,17 @@ pub const LEASE_SECONDS_DEFAULT: u64 = 300;
 pub const DEADLINE_SECONDS_MAX: u64 = 86_400;
 /// Deadline when a profile does not say, in seconds.
 pub const DEADLINE_SECONDS_DEFAULT: u64 = 7200;
+/// Shortest session, in seconds.
+pub const SESSION_SECONDS_MIN: u64 = 5;
 /// Longest session, in seconds.
 pub const SESSION_SECONDS_MAX: u64 = 600;
 /// Session when a profile does not say, in seconds.
 pub const SESSION_SECONDS_DEFAULT: u64 = 600;
+
+/// Smallest bound on one request's body, in bytes: below it hardly a manifest fits.
+pub const REQUEST_BYTES_MIN: u64 = 1024;
+/// Largest bound on one request's body, in bytes.
+pub const REQUEST_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// What makes and destroys an environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -68,28 +75,33 @@ pub struct Profile {
     pub restricted: bool,
     /// How long an environment lives after its job last proved to be alive, in seconds.
     #[serde(default = "Profile::default_lease_seconds")]
+    #[schemars(range(min = crate::configuration::LEASE_SECONDS_MIN, max = LEASE_SECONDS_MAX))]
     pub lease_seconds: u64,
     /// How long it lives at most, in seconds. Nothing extends it.
     #[serde(default = "Profile::default_deadline_seconds")]
+    #[schemars(range(min = crate::configuration::LEASE_SECONDS_MIN, max = DEADLINE_SECONDS_MAX))]
     pub deadline_seconds: u64,
     /// How long one session lives at most, in seconds.
     #[serde(default = "Profile::default_session_seconds")]
+    #[schemars(range(min = SESSION_SECONDS_MIN, max = SESSION_SECONDS_MAX))]
     pub session_seconds: u64,
     /// When open streams end.
     #[serde(default)]
     pub streams_end_with: StreamEnd,
     /// How many environments of this profile may live at once; absent: only the server's limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = crate::configuration::ENVIRONMENTS_MAX))]
     pub environments_max: Option<u32>,
     /// Bound on the bytes of one request body sent through the gateway.
     #[serde(default = "Profile::default_request_bytes_max")]
+    #[schemars(range(min = REQUEST_BYTES_MIN, max = REQUEST_BYTES_MAX))]
     pub request_bytes_max: u64,
     /// Manifest files (YAML, one or more documents each) applied before the environment is Ready,
     /// relative to the configuration's folder.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub manifests: Vec<String>,
     /// Hosts (`name:port`) that the environment's API server may reach, for webhooks and aggregated APIs.
-    /// Loopback, link-local and the server's own addresses are never reachable.
+    /// Loopback, link-local and metadata addresses are faults here; the server's own are refused when they are dialled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub egress: Vec<String>,
 }
@@ -143,5 +155,38 @@ impl ResolvedProfile {
     pub fn digest(&self) -> String {
         let canonical = serde_json::to_vec(self).unwrap_or_default();
         hex::encode(Sha256::digest(canonical))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::invariants::fixtures::environment;
+
+    #[test]
+    fn the_digest_changes_with_profile_version_and_manifests_and_with_nothing_else() {
+        let resolved = environment().resolved;
+        let changes: [fn(&mut ResolvedProfile); 6] = [
+            |_| {},
+            |it| it.profile.lease_seconds += 1,
+            |it| it.profile.egress.push("hooks.example:443".into()),
+            |it| it.kubernetes_version = "v1.34.5".into(),
+            |it| drop(it.manifests.insert("a.yaml".into(), "kind: A".into())),
+            |it| drop(it.manifests.insert("a.yaml".into(), "kind: B".into())),
+        ];
+        let digests: BTreeSet<_> = changes
+            .iter()
+            .map(|change| {
+                let mut changed = resolved.clone();
+                change(&mut changed);
+                changed.digest()
+            })
+            .collect();
+        assert_eq!(digests.len(), changes.len());
+        let read_back: ResolvedProfile =
+            serde_json::from_str(&serde_json::to_string(&resolved).unwrap()).unwrap();
+        assert_eq!(read_back.digest(), resolved.digest());
     }
 }

@@ -21,17 +21,22 @@ use crate::engine::local::{LocalEngine, LocalSettings, StopMode};
 use crate::engine::{Engine, EngineError};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::http::listen::{self, CertificateError, Certificates};
-use crate::http::{Api, listen::serve};
+use crate::http::{Api, Told, listen::serve};
 use crate::identity::{IdentityError, Verifier};
 use crate::ledger::{Durability, Ledger, LedgerError};
+use crate::metrics::Gauges;
 use crate::policy::{Policies, PolicyLoadError};
 use crate::session::{SessionError, Sessions};
 use crate::store::{Store, StoreError};
-use crate::tasks::reconcile::{Gauges, Reconciler};
+use crate::tasks::downtime::Downtime;
+use crate::tasks::reconcile::Reconciler;
 use crate::tasks::{Wake, upkeep};
 
 /// How long environments may take to end when the server ends them all.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The store's file in the data folder.
+pub const STORE_FILE: &str = "store.sqlite";
 
 /// A server that is ready to serve.
 pub struct App {
@@ -150,7 +155,7 @@ impl App {
         let directory = Arc::new(Directory::new(clock.now()));
         let store = Arc::new(
             Store::open(
-                &data.join("store.sqlite"),
+                &data.join(STORE_FILE),
                 Arc::clone(&directory),
                 configuration.limits.clone(),
             )
@@ -190,6 +195,7 @@ impl App {
             clock: Arc::clone(&clock),
             wake: wake.clone(),
             provisioning_max: configuration.limits.provisioning_max as usize,
+            downtime: Arc::new(Downtime::new(clock.now())),
             gauges: Arc::clone(&gauges),
         });
         let checkpoint_every = Duration::from_secs(configuration.ledger.checkpoint_seconds.max(1));
@@ -203,20 +209,15 @@ impl App {
             wake,
             clock: Arc::clone(&clock),
         };
-        let ca = configuration
-            .tls
-            .ca
-            .as_ref()
-            .map(|ca| crate::config::read(&loaded.path(ca)))
-            .transpose()?;
         let api = Arc::new(Api {
             broker,
             verifier,
             gateway,
-            ca: ca.map(|pem| String::from_utf8_lossy(&pem).into_owned()),
+            ca: read_ca(loaded)?,
             webhook_secrets: webhook_secrets(loaded)?,
             configuration,
             gauges,
+            told: Told::default(),
             clock,
         });
         Ok(Self {
@@ -263,6 +264,11 @@ impl App {
         // What works in the background goes on while the doors close, so that what was asked for is still done.
         let work_over = CancellationToken::new();
         let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&reconciler.downtime).keep_ticking(
+            Arc::clone(&reconciler.directory),
+            Arc::clone(&reconciler.clock),
+            work_over.clone(),
+        ));
         tasks.spawn(reconciler.run(work_over.clone()));
         tasks.spawn(upkeep::forget(
             Arc::clone(&api.broker.store),
@@ -296,6 +302,35 @@ impl App {
             tracing::error!(%error, "the end could not be recorded");
         }
     }
+}
+
+/// What a configuration comes to.
+pub struct Checked {
+    /// Profiles with everything that their names stand for.
+    pub profiles: BTreeMap<String, ResolvedProfile>,
+    /// The policies that would be in force.
+    pub policies: Policies,
+}
+
+/// Reads everything that a start reads, and changes nothing.
+///
+/// # Errors
+/// The first thing that a start would stop at.
+pub fn check(
+    loaded: &Loaded,
+    surroundings: &Surroundings,
+    clock: Arc<dyn Clock>,
+) -> Result<Checked, StartError> {
+    let configuration = Arc::new(loaded.configuration.clone());
+    let binaries = find_binaries(loaded, surroundings)?;
+    let profiles = resolve_profiles(loaded, &binaries)?;
+    read_tls(loaded)?;
+    read_ca(loaded)?;
+    let folder = loaded.path(&configuration.policies);
+    let policies = Policies::load(&folder, Arc::clone(&configuration))?;
+    Verifier::new(&configuration, &loaded.folder, clock)?;
+    webhook_secrets(loaded)?;
+    Ok(Checked { profiles, policies })
 }
 
 /// The programs that the configuration needs.
@@ -347,7 +382,20 @@ fn read_tls(loaded: &Loaded) -> Result<Arc<rustls::ServerConfig>, StartError> {
     })?)
 }
 
-fn make_data_folder(loaded: &Loaded) -> Result<PathBuf, StartError> {
+/// The CA that callers should trust.
+fn read_ca(loaded: &Loaded) -> Result<Option<String>, ConfigError> {
+    let ca = loaded.configuration.tls.ca.as_ref();
+    let pem = ca
+        .map(|ca| crate::config::read(&loaded.path(ca)))
+        .transpose()?;
+    Ok(pem.map(|pem| String::from_utf8_lossy(&pem).into_owned()))
+}
+
+/// The folder for everything the server keeps, made when it is not there.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn make_data_folder(loaded: &Loaded) -> Result<PathBuf, StartError> {
     use std::os::unix::fs::DirBuilderExt as _;
     let path = loaded.path(&loaded.configuration.data);
     std::fs::DirBuilder::new()

@@ -3,6 +3,7 @@
 
 mod call;
 mod error;
+mod trace;
 pub mod webhook;
 
 use std::collections::BTreeMap;
@@ -11,22 +12,24 @@ use std::time::Duration;
 
 use kubler_api::{CreateEnvironment, WAIT_SECONDS_MAX};
 use kubler_core::environment::{self, EndReason, Environment, Event, Phase, Scope};
-use kubler_core::ids::EnvironmentId;
-use kubler_core::ledger::record::{Body, Decision, Kind, LedgerAction, PhaseChange};
+use kubler_core::identity::Owner;
+use kubler_core::ids::{EnvironmentId, RequestId};
+use kubler_core::lease;
+use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use kubler_core::policy::{Action, Permit, Target};
 use kubler_core::profile::ResolvedProfile;
-use kubler_core::{invariants, lease, session};
 use secrecy::SecretString;
 
-pub use self::call::{Call, Who};
+pub use self::call::{CLOCK_SKEW_SECONDS, Call, Who};
 pub use self::error::BrokerError;
+pub use self::trace::Found;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::entropy;
-use crate::ledger::{Durability, Entry, Ledger};
+use crate::ledger::{Durability, Ledger};
 use crate::policy::Policies;
 use crate::session::{NewSession, Sessions};
-use crate::store::{Created, EXCHANGE_REPEAT_SECONDS, Exchange, Search, Store, StoreError};
+use crate::store::{Created, EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged, Store};
 use crate::tasks::Wake;
 
 /// Everything an operation needs.
@@ -92,19 +95,15 @@ impl Broker {
             body.environment_id = Some(wanted.id);
             match self.store.create_environment(permit, wanted).await? {
                 Created::New(environment) => {
-                    self.phase_changed(Some(call), None, &environment).await;
+                    self.phase_changed(Some(call.request_id), None, &environment)
+                        .await;
                     self.wake.wake();
                     Ok(environment)
                 }
                 Created::Existing(environment) => {
                     body.environment_id = Some(environment.id);
-                    let same = environment.resolved.profile.name == request.profile
-                        && environment.is_open_to(&token.identity.owner());
-                    if same {
-                        Ok(environment)
-                    } else {
-                        Err(BrokerError::other_profile(&environment, &request.profile))
-                    }
+                    attachable(&environment, &token.identity.owner(), resolved)?;
+                    Ok(environment)
                 }
             }
         })
@@ -172,30 +171,6 @@ impl Broker {
         .await
     }
 
-    /// The environments that match, newest first, without those the caller may not see.
-    ///
-    /// # Errors
-    /// `Unavailable` when the store cannot be read.
-    pub async fn search(&self, call: &Call, search: &Search) -> Result<Vec<Environment>> {
-        self.recorded(call, LedgerAction::TraceRead, None, async |body| {
-            self.decide(call, body, Action::ReadTrace, Target::Server)?;
-            let found = self.store.search(search).await?;
-            let policies = self.policies.current();
-            let caller = call.caller();
-            let visible = |environment: &Environment| {
-                policies
-                    .decide(
-                        &caller,
-                        Action::ReadEnvironment,
-                        Target::Environment(Box::new(environment.clone())),
-                    )
-                    .is_ok()
-            };
-            Ok(found.into_iter().filter(visible).collect())
-        })
-        .await
-    }
-
     /// Proof of life: the lease of the caller's environment runs from when its token was minted.
     ///
     /// # Errors
@@ -218,7 +193,7 @@ impl Broker {
                 )?;
                 let renewed = self
                     .store
-                    .renew_environment(permit, id, token.issued_at, call.now)
+                    .renew_environment(permit, token.issued_at, call.now)
                     .await?;
                 body.details
                     .insert("lease_end".into(), renewed.lease_end.to_string().into());
@@ -261,12 +236,12 @@ impl Broker {
                 };
                 let changed = self
                     .store
-                    .release_environment(permit, id, Event::ReleaseRequested(reason), call.now)
+                    .release_environment(permit, reason, call.now)
                     .await?;
                 let Some((before, released)) = changed else {
                     return Ok(self.store.get(id).await?.unwrap_or(environment));
                 };
-                self.phase_changed(Some(call), Some(before), &released)
+                self.phase_changed(Some(call.request_id), Some(before), &released)
                     .await;
                 self.wake.wake();
                 Ok(released)
@@ -295,25 +270,15 @@ impl Broker {
                 Target::Environment(Box::new(environment.clone())),
             )?;
 
-            // A token that was good for this is proof of life as well.
-            let lease_end = lease::renewed(&environment, token.issued_at, call.now);
-            let environment = Environment {
-                lease_end,
-                ..environment
-            };
-            let session_end = session::end(&environment, token, call.now)
-                .ok_or_else(BrokerError::token_too_old)?;
-            invariants::check_session(&environment, session_end).map_err(StoreError::from)?;
-            let new = Exchange {
-                environment_id: id,
-                session_id: entropy::session_id()?,
-                exchanged_at: call.now,
-                session_end,
-            };
-            let exchange = self
+            let exchanged = self
                 .store
-                .exchange(permit, token.digest, token.expires_at, new)
+                .exchange(permit, token, entropy::session_id()?, call.now)
                 .await?;
+            let exchange = match exchanged {
+                Exchanged::Session(exchange) => exchange,
+                Exchanged::TokenTooOld => return Err(BrokerError::token_too_old()),
+                Exchanged::Ended(environment) => return Err(BrokerError::Ended(environment)),
+            };
             body.session_id = Some(exchange.session_id);
             let repeat =
                 call.now.as_second() - exchange.exchanged_at.as_second() <= EXCHANGE_REPEAT_SECONDS;
@@ -453,23 +418,30 @@ impl Broker {
             .decide(&call.caller(), action, target)
         {
             Ok(permit) => {
-                body.decision = Some(Decision::Allow {
-                    grounds: permit.grounds().clone(),
-                });
+                body.decision = Some(permit.decision());
                 Ok(permit)
             }
             Err(denial) => {
-                let closest = denial.closest.iter().map(ToString::to_string).collect();
-                body.decision = Some(Decision::Deny {
-                    grounds: denial.grounds.clone(),
-                    closest,
-                });
+                body.decision = Some(denial.decision());
                 Err(BrokerError::Denied(denial))
             }
         }
     }
 
-    /// Runs an operation between its two ledger records. Changing ones are on disk before they begin.
+    async fn phase_changed(
+        &self,
+        request_id: Option<RequestId>,
+        from: Option<Phase>,
+        environment: &Environment,
+    ) {
+        let details = serde_json::Map::new();
+        self.ledger
+            .phase_changed(request_id, from, environment, details)
+            .await;
+    }
+
+    /// Runs an operation between its two ledger records. Changing ones are on disk before they begin, but an end
+    /// always wins: with a ledger that takes nothing more, it goes on without its records.
     async fn recorded<T>(
         &self,
         call: &Call,
@@ -479,75 +451,28 @@ impl Broker {
     ) -> Result<T> {
         let mut body = call.body(Kind::Start, action);
         body.environment_id = id;
-        let entry: Entry = self.ledger.start(body.clone(), durability(action)).await?;
+        let entry = match self.ledger.start(body.clone(), durability(action)).await {
+            Ok(entry) => Some(entry),
+            Err(error) if action == LedgerAction::EnvironmentRelease => {
+                tracing::error!(%error, request_id = %call.request_id, "a release could not be recorded; it goes on all the same");
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
         let outcome = operation(&mut body).await;
         let told = BrokerError::outcome(outcome.as_ref().err(), call.now, self.clock.now());
         // What happened is already durable or refused: a ledger that fails now must not turn it into an error.
-        entry
-            .end_with(told, |end| {
-                end.environment_id = body.environment_id;
-                end.session_id = body.session_id;
-                end.decision = body.decision;
-                end.details = body.details;
-            })
-            .await;
+        if let Some(entry) = entry {
+            entry
+                .end_with(told, |end| {
+                    end.environment_id = body.environment_id;
+                    end.session_id = body.session_id;
+                    end.decision = body.decision;
+                    end.details = body.details;
+                })
+                .await;
+        }
         outcome
-    }
-
-    /// Writes down a change of phase.
-    pub async fn phase_changed(
-        &self,
-        call: Option<&Call>,
-        from: Option<Phase>,
-        environment: &Environment,
-    ) {
-        record_phase(
-            &self.ledger,
-            call,
-            from,
-            environment,
-            serde_json::Map::new(),
-        )
-        .await;
-    }
-}
-
-/// Writes down a change of phase, with evidence where there is some.
-pub async fn record_phase(
-    ledger: &Ledger,
-    call: Option<&Call>,
-    from: Option<Phase>,
-    environment: &Environment,
-    details: serde_json::Map<String, serde_json::Value>,
-) {
-    let mut body = Body::new(Kind::Event, LedgerAction::EnvironmentPhase);
-    body.request_id = call.map(|call| call.request_id);
-    body.environment_id = Some(environment.id);
-    body.identity = Some(Box::new(environment.identity.clone()));
-    body.phase = Some(PhaseChange {
-        from,
-        to: environment.phase,
-        reason: environment
-            .reason
-            .as_ref()
-            .map(|reason| reason.code().to_owned()),
-        message: environment.reason.as_ref().map(EndReason::sentence),
-    });
-    body.details = details;
-    if environment.phase == Phase::Requested {
-        body.details
-            .insert("digest".into(), environment.digest.clone().into());
-        body.details.insert(
-            "profile".into(),
-            environment.resolved.profile.name.clone().into(),
-        );
-        body.details.insert(
-            "kubernetes_version".into(),
-            environment.resolved.kubernetes_version.clone().into(),
-        );
-    }
-    if let Err(error) = ledger.event(body, Durability::Process).await {
-        tracing::error!(%error, environment = %environment.id, "a change of phase could not be recorded");
     }
 }
 
@@ -559,6 +484,20 @@ const fn durability(action: LedgerAction) -> Durability {
         | LedgerAction::MetricsRead => Durability::Process,
         _ => Durability::Disk,
     }
+}
+
+/// Whether a request by `owner` for `resolved` may be answered with an environment that exists already. The job that
+/// made it gets it back whatever became of the profile since; another job gets only what it asked for.
+fn attachable(existing: &Environment, owner: &Owner, resolved: &ResolvedProfile) -> Result<()> {
+    let wanted = &resolved.profile.name;
+    if existing.resolved.profile.name != *wanted || !existing.is_open_to(owner) {
+        return Err(BrokerError::other_profile(existing, wanted));
+    }
+    let digest = resolved.digest();
+    if existing.owner() != *owner && existing.digest != digest {
+        return Err(BrokerError::other_digest(existing, &digest));
+    }
+    Ok(())
 }
 
 const fn scope_of(scope: kubler_api::Scope) -> Scope {

@@ -46,7 +46,7 @@ pub enum ConfigError {
         message: String,
     },
     /// Well-formed, but it cannot be.
-    #[error("`{path}` has {} faults:\n{}", .faults.len(), listed(.faults))]
+    #[error("`{path}` has {}:\n{}", counted(.faults.len()), listed(.faults))]
     Faulty {
         /// Which.
         path: PathBuf,
@@ -65,6 +65,11 @@ impl ConfigError {
             Self::Faulty { .. } => "`kubler-server check` reads the configuration without starting".into(),
         }
     }
+}
+
+fn counted(faults: usize) -> String {
+    let s = if faults == 1 { "" } else { "s" };
+    format!("{faults} fault{s}")
 }
 
 fn listed(faults: &[ConfigurationFault]) -> String {
@@ -86,8 +91,8 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
         message,
     };
     let text = std::str::from_utf8(&text).map_err(|_| malformed("it is not UTF-8 text".into()))?;
-    let configuration: Configuration =
-        serde_saphyr::from_str(text).map_err(|error| malformed(error.to_string()))?;
+    let configuration: Configuration = serde_saphyr::from_str(text)
+        .map_err(|error| malformed(without_prefix(&error.to_string())))?;
     let faults = configuration.faults();
     if !faults.is_empty() {
         return Err(ConfigError::Faulty {
@@ -109,6 +114,11 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
         configuration,
         folder,
     })
+}
+
+/// The reader's message, with its own word for an error taken off: ours stands before it already.
+fn without_prefix(message: &str) -> String {
+    message.trim_start_matches("error: ").trim_end().to_owned()
 }
 
 /// Reads a bounded file.
@@ -172,18 +182,17 @@ impl Loaded {
     }
 }
 
-/// The known key that somebody meant, from serde's "unknown field `x`, expected one of `y`, `z`".
+/// The known word that somebody meant, from "unknown field `x`, expected one of y, z" on one line.
 fn suggestion(message: &str) -> Option<String> {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    if !message.contains("unknown field") {
-        return None;
-    }
-    let wrong = quoted.next()?;
-    let known: Vec<_> = quoted
-        .take_while(|word| {
-            word.bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
-        })
+    let start = ["unknown field `", "unknown variant `"]
+        .iter()
+        .find_map(|start| Some(message.find(start)? + start.len()))?;
+    let (wrong, rest) = message.get(start..)?.lines().next()?.split_once('`')?;
+    let (_, known) = rest.split_once("expected ")?;
+    let known: Vec<_> = known
+        .trim_start_matches("one of ")
+        .split(", ")
+        .map(|word| word.trim_matches('`'))
         .collect();
     let nearest = known
         .iter()
@@ -192,6 +201,32 @@ fn suggestion(message: &str) -> Option<String> {
         return Some(format!("did you mean `{nearest}`?"));
     }
     Some(format!("known here: {}", known.join(", ")))
+}
+
+macro_rules! variables {
+    ($(#[doc = $doc:literal] $name:ident;)+) => {
+        $(#[doc = $doc] pub const $name: &str = stringify!($name);)+
+
+        /// Every environment variable that `kubler-server` reads, with its meaning.
+        pub const VARIABLES: &[(&str, &str)] = &[$(($name, $doc),)+];
+    };
+}
+
+variables! {
+    /// The configuration file, when `--config` is not given.
+    KUBLER_CONFIG;
+    /// What is logged, such as `info,kubler_server=debug`; `info` when absent.
+    KUBLER_LOG;
+    /// Folder of the cache that `kube/build` fills; `kubler` in `XDG_CACHE_HOME` when absent.
+    KUBLER_CACHE;
+    /// Folder of caches; `.cache` in `HOME` when absent.
+    XDG_CACHE_HOME;
+    /// The user's home.
+    HOME;
+    /// Folder of envtest's programs: looked at for etcd only.
+    KUBEBUILDER_ASSETS;
+    /// Folders of programs: looked at for etcd only, last of all.
+    PATH;
 }
 
 /// Where programs may be, from the environment, read once.
@@ -214,16 +249,152 @@ impl Surroundings {
                 .filter(|value| !value.is_empty())
                 .map(PathBuf::from)
         };
-        let cache = folder("KUBLER_CACHE").or_else(|| {
+        let cache = folder(KUBLER_CACHE).or_else(|| {
             let home =
-                folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
+                folder(XDG_CACHE_HOME).or_else(|| folder(HOME).map(|home| home.join(".cache")));
             home.map(|home| home.join("kubler"))
         });
-        let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect());
+        let path = std::env::var_os(PATH).map(|path| std::env::split_paths(&path).collect());
         Self {
             cache,
-            kubebuilder_assets: folder("KUBEBUILDER_ASSETS"),
+            kubebuilder_assets: folder(KUBEBUILDER_ASSETS),
             path: path.unwrap_or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"url: https://kubler.test:8443
+issuers:
+  - kind: buildkite
+    audience: kubler
+    organizations:
+      - id: "01945ecf-0000-4000-8000-00000000000A"
+        slug: acme
+kubernetes:
+  "1.34": {}
+profiles:
+  - name: ci-small
+    kubernetes: "1.34"
+    egress: []
+tls: {}
+limits: {}
+ledger: {}
+"#;
+
+    fn load_text(text: &str) -> Result<Loaded, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kubler.yaml");
+        std::fs::write(&path, text).unwrap();
+        load(&path)
+    }
+
+    #[test]
+    fn a_good_file_is_read_and_ids_are_canonical() {
+        let loaded = load_text(GOOD).unwrap();
+        let issuer = &loaded.configuration.issuers[0];
+        assert_eq!(
+            issuer.organizations[0].id,
+            "01945ecf-0000-4000-8000-00000000000a"
+        );
+    }
+
+    #[test]
+    fn t9_an_unknown_key_is_an_error_with_its_line_and_a_suggestion_on_every_level() {
+        let cases = [
+            ("url: https", "lissen: x\nurl: https", 1, "listen"),
+            (
+                "    audience:",
+                "    audiance: kubler\n    audience:",
+                4,
+                "audience",
+            ),
+            (
+                "        slug:",
+                "        webhook_secrets: x\n        slug:",
+                7,
+                "webhook_secret",
+            ),
+            ("\"1.34\": {}", "\"1.34\": {foldr: x}", 9, "folder"),
+            (
+                "    egress:",
+                "    lease_second: 5\n    egress:",
+                13,
+                "lease_seconds",
+            ),
+            ("tls: {}", "tls: {certificat: x}", 14, "certificate"),
+            ("limits: {}", "limits: {queue: 1}", 15, "queue_max"),
+            ("ledger: {}", "ledger: {orign: x}", 16, "origin"),
+        ];
+        for (from, to, line, meant) in cases {
+            let error = load_text(&GOOD.replacen(from, to, 1)).unwrap_err();
+            let said = error.to_string();
+            assert!(said.contains(&format!("line {line}")), "{to}: {said}");
+            assert!(
+                error.hint().contains(&format!("`{meant}`")) || meant == "queue_max",
+                "{to}: {}",
+                error.hint()
+            );
+        }
+        let error = load_text(&GOOD.replacen("tls:", "nothing_like_it: 1\ntls:", 1)).unwrap_err();
+        assert!(
+            error.hint().starts_with("known here: listen, url"),
+            "{}",
+            error.hint()
+        );
+    }
+
+    #[test]
+    fn a_misspelt_value_is_an_error_with_a_suggestion() {
+        let engine = GOOD.replacen("    egress:", "    engine: locla\n    egress:", 1);
+        assert_eq!(
+            load_text(&engine).unwrap_err().hint(),
+            "did you mean `local`?"
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_configuration_says_where() {
+        for (text, says) in [
+            (GOOD.replacen("https", "[https", 1), "line"),
+            (format!("{GOOD}url: https://other.test\n"), "url"),
+            (
+                GOOD.replacen("    kubernetes: \"1.34\"\n", "", 1),
+                "kubernetes",
+            ),
+            (
+                GOOD.replacen("limits: {}", "limits: {queue_max: many}", 1),
+                "line 15",
+            ),
+            (
+                GOOD.replacen("limits: {}", "limits: {queue_max: -1}", 1),
+                "line 15",
+            ),
+            (String::new(), "line 1"),
+        ] {
+            let error = load_text(&text).unwrap_err();
+            assert!(error.to_string().contains(says), "{says}: {error}");
+            assert!(!error.hint().is_empty());
+        }
+        let long = format!("{GOOD}#{}", "x".repeat(4 * 1024 * 1024));
+        assert!(matches!(load_text(&long), Err(ConfigError::TooLong { .. })));
+    }
+
+    #[test]
+    fn t9_faults_are_listed_with_key_and_hint() {
+        let text = GOOD.replacen("egress: []", "egress: [\"localhost:1\", \"no port\"]", 1);
+        let error = load_text(&text).unwrap_err();
+        let said = error.to_string();
+        for part in [
+            "has 2 faults",
+            "`profiles[0].egress[0]`: `localhost:1` can never be reached",
+            "`profiles[0].egress[1]`: `no port` is not `name:port`",
+            "hint: ",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What the gateway needs to know of every environment, in memory: written by the store after each durable
 //! change, read on every request, watched by every open stream.
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use jiff::Timestamp;
 use kubler_core::environment::{EndReason, Environment, Phase};
 use kubler_core::ids::EnvironmentId;
+use kubler_core::invariants::check_environment;
 use kubler_core::lease::{self, ServingSince};
 use tokio::sync::watch;
 
@@ -16,83 +17,104 @@ pub type Watched = watch::Receiver<Arc<Environment>>;
 /// All environments that are not forgotten, and since when the server has been serving.
 #[derive(Debug)]
 pub struct Directory {
-    environments: RwLock<HashMap<EnvironmentId, watch::Sender<Arc<Environment>>>>,
+    known: RwLock<Known>,
     serving_since: watch::Sender<ServingSince>,
+}
+
+/// Every environment by its id, and those that are looked at often.
+#[derive(Debug, Default)]
+struct Known {
+    all: HashMap<EnvironmentId, watch::Sender<Arc<Environment>>>,
+    /// Those that are not gone: a week's tombstones are never walked through.
+    remaining: HashSet<EnvironmentId>,
+    /// Those whose record breaks an invariant, and which; normally none. Found out once, when the record comes in.
+    broken: HashMap<EnvironmentId, &'static str>,
+}
+
+impl Known {
+    fn current(&self, id: EnvironmentId) -> Option<Arc<Environment>> {
+        self.all.get(&id).map(|sender| Arc::clone(&sender.borrow()))
+    }
+
+    /// Sorts a record that came in to where its state belongs.
+    fn sort(&mut self, environment: &Environment) {
+        let id = environment.id;
+        if environment.phase == Phase::Gone {
+            self.remaining.remove(&id);
+        } else {
+            self.remaining.insert(id);
+        }
+        match check_environment(environment) {
+            Ok(()) => self.broken.remove(&id),
+            Err(violation) => {
+                tracing::error!(environment = %id, broken = violation.broken, "a record breaks an invariant: it is not served");
+                self.broken.insert(id, violation.broken)
+            }
+        };
+    }
 }
 
 impl Directory {
     /// An empty directory of a server that serves since `now`.
     pub fn new(now: Timestamp) -> Self {
         Self {
-            environments: RwLock::default(),
+            known: RwLock::default(),
             serving_since: watch::Sender::new(ServingSince(now)),
         }
     }
 
+    fn read(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The environment as it is now.
     pub fn get(&self, id: EnvironmentId) -> Option<Arc<Environment>> {
-        let environments = self
-            .environments
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        environments
-            .get(&id)
-            .map(|sender| Arc::clone(&sender.borrow()))
+        self.read().current(id)
     }
 
     /// The environment as it is now and will be.
     pub fn watch(&self, id: EnvironmentId) -> Option<Watched> {
-        let environments = self
-            .environments
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        environments.get(&id).map(watch::Sender::subscribe)
+        self.read().all.get(&id).map(watch::Sender::subscribe)
     }
 
     /// Makes a durable change known. An older version than the known one is ignored.
     pub fn put(&self, environment: Environment) {
         let environment = Arc::new(environment);
-        let mut environments = self
-            .environments
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        match environments.get(&environment.id) {
-            Some(sender) => {
-                sender.send_if_modified(|known| {
-                    let newer = environment.version > known.version;
-                    if newer {
-                        *known = Arc::clone(&environment);
-                    }
-                    newer
-                });
-            }
+        let mut known = self.write();
+        let is_older = |current: Arc<Environment>| current.version >= environment.version;
+        if known.current(environment.id).is_some_and(is_older) {
+            return;
+        }
+        // Sorted before anybody is told: whoever wakes finds it where it belongs.
+        known.sort(&environment);
+        match known.all.get(&environment.id) {
+            Some(sender) => drop(sender.send_replace(environment)),
             None => {
-                environments.insert(environment.id, watch::Sender::new(environment));
+                let id = environment.id;
+                known.all.insert(id, watch::Sender::new(environment));
             }
         }
     }
 
     /// Every environment that is not gone, as it is now.
     pub fn remaining(&self) -> Vec<Environment> {
-        let environments = self
-            .environments
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        let current = environments
-            .values()
-            .map(|sender| Arc::clone(&sender.borrow()));
+        let known = self.read();
+        let current = known.remaining.iter().filter_map(|id| known.current(*id));
         current
-            .filter(|environment| environment.phase != Phase::Gone)
             .map(|environment| environment.as_ref().clone())
             .collect()
     }
 
     /// Forgets a tombstone.
     pub fn remove(&self, id: EnvironmentId) {
-        self.environments
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&id);
+        let mut known = self.write();
+        known.all.remove(&id);
+        known.remaining.remove(&id);
+        known.broken.remove(&id);
     }
 
     /// Since when jobs could renew.
@@ -116,11 +138,70 @@ impl Directory {
         if !environment.phase.is_live() {
             return Some(environment.reason.clone().unwrap_or(EndReason::Revoked));
         }
-        if let Err(violation) = kubler_core::invariants::check_environment(environment) {
+        if let Some(broken) = self.read().broken.get(&environment.id) {
             return Some(EndReason::Failed {
-                message: violation.broken.into(),
+                message: (*broken).into(),
             });
         }
         lease::ended(environment, self.serving_since(), now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kubler_core::environment::Event;
+
+    use super::*;
+    use crate::store::tests::{at, environment, job};
+
+    fn released(environment: &Environment) -> Environment {
+        environment
+            .transition(Event::ReleaseRequested(EndReason::Released), at(5))
+            .unwrap()
+            .unwrap()
+    }
+
+    #[test]
+    fn what_is_gone_remains_known_and_is_not_among_the_remaining() {
+        let directory = Directory::new(at(0));
+        let lives = environment(1, &job(1), "main");
+        directory.put(lives.clone());
+        let dying = environment(2, &job(2), "main");
+        let gone = released(&dying)
+            .transition(Event::FoundGone, at(6))
+            .unwrap()
+            .unwrap();
+        for state in [dying.clone(), released(&dying), gone.clone()] {
+            directory.put(state);
+        }
+        assert_eq!(directory.remaining(), std::slice::from_ref(&lives));
+        assert_eq!(directory.get(gone.id).as_deref(), Some(&gone));
+        // A late, older version does not raise the dead.
+        directory.put(dying);
+        assert_eq!(directory.remaining(), [lives]);
+        directory.remove(gone.id);
+        assert_eq!(directory.get(gone.id), None);
+    }
+
+    #[test]
+    fn a_record_that_breaks_an_invariant_is_never_usable_and_a_sound_one_after_it_is() {
+        let directory = Directory::new(at(0));
+        let sound = environment(1, &job(1), "main");
+        directory.put(sound.clone());
+        assert_eq!(directory.ended(&sound, at(1)), None);
+        let tampered = Environment {
+            digest: "0".repeat(64),
+            version: 1,
+            ..sound.clone()
+        };
+        directory.put(tampered.clone());
+        let ended = directory.ended(&tampered, at(1)).unwrap();
+        assert!(ended.sentence().contains("digest"), "{ended:?}");
+        let mended = Environment {
+            version: 2,
+            ..sound
+        };
+        directory.put(mended.clone());
+        assert_eq!(directory.ended(&mended, at(1)), None);
     }
 }

@@ -77,6 +77,16 @@ pub struct EngineError {
     pub class: ErrorClass,
 }
 
+impl EngineError {
+    /// Something that may be better in a moment.
+    pub fn transient(error: impl std::fmt::Display) -> Self {
+        Self {
+            message: error.to_string(),
+            class: ErrorClass::Transient,
+        }
+    }
+}
+
 /// Whether trying again can help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorClass {

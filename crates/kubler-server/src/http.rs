@@ -1,33 +1,41 @@
 //! The HTTP API: reads a request, finds out who calls, asks the broker, writes the answer. Decides nothing.
 
+mod environments;
 pub mod error;
+mod health;
 pub mod listen;
+mod reading;
+mod records;
 mod routes;
+mod sessions;
 mod view;
+mod webhooks;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
+use kubler_api::error::ErrorCode;
 use kubler_core::configuration::Configuration;
-use kubler_core::identity::Identity;
-use kubler_core::ids::RequestId;
+use kubler_core::ids::{RequestId, TokenDigest};
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use kubler_core::policy::Operator;
-use secrecy::SecretString;
+use kubler_core::text::UntrustedText;
+use secrecy::{ExposeSecret as _, SecretString};
 
 pub use self::routes::{ACCESS, Access, RouteAccess, openapi, router};
 use crate::broker::webhook::WebhookSecret;
-use crate::broker::{Broker, Call, Who};
+use crate::broker::{Broker, CLOCK_SKEW_SECONDS, Call, Who};
 use crate::clock::Clock;
 use crate::entropy;
 use crate::gateway::Gateway;
 use crate::http::error::ApiError;
-use crate::identity::Verifier;
+use crate::identity::{Refusal, Verifier};
 use crate::ledger::{Durability, RefusalBeforeVerification};
-use crate::tasks::reconcile::Gauges;
+use crate::metrics::Gauges;
 
 /// What the routes share.
 pub struct Api {
@@ -45,8 +53,34 @@ pub struct Api {
     pub webhook_secrets: Vec<WebhookSecret>,
     /// Numbers.
     pub gauges: Arc<Gauges>,
+    /// Refused tokens that have their record.
+    pub told: Told,
     /// Time.
     pub clock: Arc<dyn Clock>,
+}
+
+/// Refusals that were recorded a short while ago, bounded in number.
+#[derive(Debug)]
+pub struct Told(moka::sync::Cache<(&'static str, TokenDigest), ()>);
+
+impl Told {
+    /// How long a refusal that was recorded is only counted.
+    const FOR: Duration = Duration::from_secs(60);
+    /// How many are remembered.
+    const MAX: u64 = 4096;
+
+    fn is_news(&self, refusal: (&'static str, TokenDigest)) -> bool {
+        self.0.entry(refusal).or_insert(()).is_fresh()
+    }
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        let cache = moka::sync::Cache::builder()
+            .max_capacity(Self::MAX)
+            .time_to_live(Self::FOR);
+        Self(cache.build())
+    }
 }
 
 /// What the connection says of the other side: put there by [`listen`] only.
@@ -107,30 +141,48 @@ impl Api {
     /// Verifies an identity token. All failures look alike from outside, unless the token was validly signed for us.
     ///
     /// # Errors
-    /// One uniform 401 (rule T10).
+    /// One uniform 401 (rule T10); 503 when the issuer's keys cannot be had, so that the caller tries again.
     pub async fn job(&self, arrival: &Arrival, token: &SecretString) -> Result<Who, ApiError> {
         match self.verifier.verify(token).await {
             Ok(verified) => Ok(Who::Job(Box::new(verified))),
             Err(refusal) => {
-                match refusal.identity {
-                    // Somebody we know: worth a record of its own.
-                    Some(identity) => {
-                        self.refuse_known(arrival, refusal.reason.as_str(), identity)
-                            .await
-                    }
-                    None => self.refuse(arrival, refusal.reason.as_str()),
-                }
-                Err(ApiError::unauthenticated(refusal.disclosed).of(arrival))
+                let answer = if refusal.reason.is_temporary() {
+                    ApiError::new(
+                        ErrorCode::Unavailable,
+                        "the caller cannot be verified at this moment",
+                    )
+                } else {
+                    ApiError::unauthenticated(refusal.disclosed.clone())
+                };
+                self.refuse_token(arrival, TokenDigest::of(token.expose_secret()), refusal)
+                    .await;
+                Err(answer.of(arrival))
             }
         }
     }
 
-    async fn refuse_known(&self, arrival: &Arrival, reason: &'static str, identity: Box<Identity>) {
+    /// Records why a token was refused. A validly signed one gets a record of its own, once in a while: the same
+    /// refusal again is counted, so that nobody fills the ledger with a dead token.
+    async fn refuse_token(&self, arrival: &Arrival, digest: TokenDigest, refusal: Refusal) {
+        let reason = refusal.reason.as_str();
+        let is_signed = refusal.identity.is_some() || refusal.detail.is_some();
+        if !is_signed || !self.told.is_news((reason, digest)) {
+            return self.refuse(arrival, reason);
+        }
         let mut body = Body::new(Kind::Event, LedgerAction::CallerRefuse);
         body.request_id = Some(arrival.request_id);
         body.peer = Some(arrival.peer.address.to_string());
-        body.identity = Some(identity);
+        body.token_sha256 = Some(digest.to_string());
+        body.identity = refusal.identity;
         body.details.insert("reason".into(), reason.into());
+        if let Some(detail) = refusal.detail {
+            let detail = UntrustedText::new(&detail);
+            body.details.insert("detail".into(), detail.as_str().into());
+        }
+        if refusal.clock_skew_seconds != 0 {
+            let skew = refusal.clock_skew_seconds;
+            body.details.insert(CLOCK_SKEW_SECONDS.into(), skew.into());
+        }
         if let Err(error) = self.broker.ledger.event(body, Durability::Process).await {
             tracing::error!(%error, "a refusal could not be recorded");
         }

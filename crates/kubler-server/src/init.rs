@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
-use kubler_core::configuration::Issuer;
+use kubler_core::configuration::{Issuer, canonical_organization_id};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, SanType,
@@ -90,9 +90,12 @@ impl InitError {
 /// # Errors
 /// When it exists already, or something cannot be written; a folder that was begun is left for a look.
 pub fn init(init: &Init, now: Timestamp) -> Result<(), InitError> {
-    if uuid::Uuid::try_parse(&init.organization_id).is_err() {
-        return Err(InitError::NotAnOrganization(init.organization_id.clone()));
-    }
+    let organization_id = canonical_organization_id(&init.organization_id)
+        .ok_or_else(|| InitError::NotAnOrganization(init.organization_id.clone()))?;
+    let init = &Init {
+        organization_id,
+        ..init.clone()
+    };
     let host = host(&init.url).ok_or_else(|| InitError::NotAUrl(init.url.clone()))?;
     if init.folder.join(CONFIGURATION_FILE).exists() {
         return Err(InitError::Exists(init.folder.join(CONFIGURATION_FILE)));

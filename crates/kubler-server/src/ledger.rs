@@ -5,18 +5,21 @@
 //! records of ends is kept back, so that a full disk refuses new work while credentials still die.
 
 mod entry;
+mod extent;
 mod open;
+mod phase;
 mod read;
+mod replay;
 mod signing;
+mod sync;
 mod writer;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kubler_core::configuration::Ledger as LedgerSettings;
 use kubler_core::ledger::checkpoint::PublicKey;
-use kubler_core::ledger::record::{Body, TooLong};
+use kubler_core::ledger::record::{Body, Outcome, TooLong};
 use kubler_core::ledger::refusals::Refusals;
 
 pub use kubler_core::ledger::refusals::RefusalBeforeVerification;
@@ -24,7 +27,8 @@ pub use kubler_core::ledger::refusals::RefusalBeforeVerification;
 pub use self::entry::Entry;
 pub use self::read::Query;
 use self::signing::Signer;
-use self::writer::{Syncer, Writer};
+use self::sync::Syncer;
+use self::writer::{Bounds, Purpose, Writer};
 use crate::clock::Clock;
 
 /// How far a record must have got before it is acknowledged.
@@ -66,6 +70,34 @@ pub enum LedgerError {
     TooLong(#[from] TooLong),
 }
 
+impl LedgerError {
+    fn unusable(folder: &Path, message: &dyn std::fmt::Display) -> Self {
+        Self::Unusable {
+            folder: folder.to_owned(),
+            message: message.to_string(),
+        }
+    }
+
+    /// What to do next.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::InUse(folder) => format!(
+                "stop the other server, or give this one another data folder; `fuser {}` finds who holds it",
+                folder.join(kubler_core::ledger::layout::LOCK).display()
+            ),
+            Self::Unusable { .. } => {
+                "check the owner, the free space and the disk of the data folder; its file system must know `fallocate`, as ext4, XFS, Btrfs and tmpfs do".into()
+            }
+            Self::Damaged { folder, .. } => format!(
+                "nothing was changed; `kubler ledger verify {0}` names what differs; put a backup back, or move `{0}` away to begin another ledger",
+                folder.display()
+            ),
+            Self::Full => "make room on the disk of the data folder: ends are still recorded, and new work is taken as soon as there is room".into(),
+            Self::TooLong(_) => "shorten what the caller wrote: names, selectors and paths go into the record".into(),
+        }
+    }
+}
+
 /// One ledger in one folder. Cheap to clone.
 #[derive(Clone)]
 pub struct Ledger(Arc<Inner>);
@@ -78,8 +110,7 @@ struct Inner {
     signer: Mutex<Signer>,
     public: PublicKey,
     refusals: Mutex<Refusals>,
-    /// Held as long as the ledger: two writers would break the tree.
-    _lock: File,
+    _lock: open::Lock,
 }
 
 impl Ledger {
@@ -94,17 +125,34 @@ impl Ledger {
         settings: &LedgerSettings,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, LedgerError> {
-        open::open(folder, origin, settings, clock)
+        open::open(folder, origin, settings, Bounds::ORDINARY, clock)
     }
 
-    /// Writes down that something begins. Nothing may be done before this returns.
+    /// Writes down that something begins. Nothing may be done before this returns. What was begun gets its end also
+    /// when the caller goes before that.
     ///
     /// # Errors
     /// When it could not be recorded.
     pub async fn start(&self, body: Body, durability: Durability) -> Result<Entry, LedgerError> {
+        let ending = body.is_ending();
         let entry = Entry::prepare(self.clone(), &body);
-        let sequence = self.append(body, durability).await?;
-        Ok(entry.begun(sequence))
+        let sequence = self.append_now(body)?;
+        // From here on it is in the file: dropped at the await below, the entry closes itself.
+        let entry = entry.begun(sequence);
+        match self.made(durability).await {
+            Ok(()) => Ok(entry),
+            Err(error) if ending => {
+                tracing::error!(%error, sequence, "something ends although its start may be lost with the power");
+                Ok(entry)
+            }
+            Err(error) => {
+                entry.end_now(Outcome {
+                    close_reason: Some("not_durable".into()),
+                    ..Outcome::default()
+                });
+                Err(error)
+            }
+        }
     }
 
     /// Writes down something that happened; gives its sequence.
@@ -112,33 +160,29 @@ impl Ledger {
     /// # Errors
     /// When it could not be recorded.
     pub async fn event(&self, body: Body, durability: Durability) -> Result<u64, LedgerError> {
-        self.append(body, durability).await
+        let sequence = self.append_now(body)?;
+        self.made(durability).await?;
+        Ok(sequence)
     }
 
-    async fn append(&self, body: Body, durability: Durability) -> Result<u64, LedgerError> {
-        let sequence = self.append_now(body)?;
-        if durability == Durability::Disk {
-            self.0
-                .syncer
-                .synced()
-                .await
-                .map_err(|message| self.unusable(&message))?;
+    /// Waits until what was written is as durable as it must be.
+    async fn made(&self, durability: Durability) -> Result<(), LedgerError> {
+        match durability {
+            Durability::Process => Ok(()),
+            Durability::Disk => {
+                let synced = self.0.syncer.synced().await;
+                synced.map_err(|message| LedgerError::unusable(&self.0.folder, &message))
+            }
         }
-        Ok(sequence)
     }
 
     /// Written to the operating system when this returns.
     fn append_now(&self, body: Body) -> Result<u64, LedgerError> {
-        let room = if body.is_ending() {
-            writer::Room::KeptBack
-        } else {
-            writer::Room::Ordinary
-        };
-        let mark = read::Mark::of(&body);
+        let (purpose, mark) = (Purpose::of(&body), read::Mark::of(&body));
         // Serialised outside of the lock: only the sequence, the hash and the write are in it.
         let sealed = body.seal()?;
         self.writer()
-            .append(&sealed, room, mark, self.0.clock.now(), &self.0.syncer)
+            .append(&sealed, purpose, mark, self.0.clock.now(), &self.0.syncer)
     }
 
     /// Counts somebody who was refused before they could be told apart. Never blocks on the disk and never fails.
@@ -155,13 +199,17 @@ impl Ledger {
     }
 
     fn write_refusals(&self) {
+        // Counted on until there is room again.
+        if !self.is_writable() {
+            return;
+        }
         let now = self.0.clock.now();
         for sealed in self.refusals().drain(now) {
             let mark = read::Mark::default();
-            if let Err(error) =
+            let written =
                 self.writer()
-                    .append(&sealed, writer::Room::Ordinary, mark, now, &self.0.syncer)
-            {
+                    .append(&sealed, Purpose::ORDINARY, mark, now, &self.0.syncer);
+            if let Err(error) = written {
                 tracing::error!(%error, "refusals could not be recorded");
             }
         }
@@ -177,7 +225,9 @@ impl Ledger {
         }
         let mut signer = self.0.signer.lock().unwrap_or_else(PoisonError::into_inner);
         let unsigned = self.writer().take_unsigned();
-        signer.sign(&self.0.folder, unsigned)
+        signer
+            .sign(unsigned, &self.0.syncer)
+            .map_err(|error| LedgerError::unusable(&self.0.folder, &error))
     }
 
     /// Records that match, oldest first.
@@ -186,7 +236,8 @@ impl Ledger {
     /// When files cannot be read.
     pub fn read(&self, query: &Query) -> Result<kubler_api::ledger::Records, LedgerError> {
         let plan = self.writer().plan(query);
-        read::read(&self.0.folder, query, &plan).map_err(|error| self.unusable(&error))
+        read::read(&self.0.folder, query, &plan)
+            .map_err(|error| LedgerError::unusable(&self.0.folder, &error))
     }
 
     /// The key that checkpoints are signed with, for those who verify.
@@ -196,7 +247,7 @@ impl Ledger {
 
     /// Whether new work can be recorded.
     pub fn is_writable(&self) -> bool {
-        self.writer().has_room() && !self.0.syncer.has_failed()
+        !self.0.syncer.has_failed() && self.writer().has_room(&self.0.syncer)
     }
 
     /// As if the disk were full.
@@ -214,13 +265,6 @@ impl Ledger {
             .refusals
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn unusable(&self, message: &dyn std::fmt::Display) -> LedgerError {
-        LedgerError::Unusable {
-            folder: self.0.folder.clone(),
-            message: message.to_string(),
-        }
     }
 }
 

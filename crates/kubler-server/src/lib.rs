@@ -16,6 +16,7 @@ pub mod init;
 pub mod ledger;
 pub mod metrics;
 pub mod policy;
+pub mod reference;
 pub mod session;
 pub mod store;
 pub mod tasks;

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kubler_core::configuration::Configuration;
-use kubler_server::app::{App, StartError, find_binaries, resolve_profiles};
+use kubler_server::app::{self, App, Checked, StartError};
 use kubler_server::clock::{Clock as _, SystemClock};
 use kubler_server::config::{self, Surroundings};
 use kubler_server::engine::local::StopMode;
 use kubler_server::init::{Init, InitError, TrialIssuer, init, next_steps};
-use kubler_server::policy::Policies;
+use kubler_server::reference::Page;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A broker between CI jobs and Kubernetes.
@@ -37,12 +37,18 @@ enum Command {
     Schema,
     /// Print the OpenAPI document.
     Openapi,
+    /// Print a reference page.
+    #[command(hide = true)]
+    Reference {
+        /// Which.
+        page: Page,
+    },
 }
 
 #[derive(clap::Args)]
 struct ConfigArgument {
     /// The configuration file.
-    #[arg(long, env = "KUBLER_CONFIG", default_value = "kubler.yaml")]
+    #[arg(long, env = config::KUBLER_CONFIG, default_value = "kubler.yaml")]
     config: PathBuf,
 }
 
@@ -142,6 +148,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             );
             Ok(())
         }
+        Command::Reference { page } => {
+            print!("{}", page.text());
+            Ok(())
+        }
         Command::Openapi => {
             println!(
                 "{}",
@@ -175,8 +185,8 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_env("KUBLER_LOG").unwrap_or_else(|_| "info".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_env(config::KUBLER_LOG)
+        .unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
         .json()
         .with_env_filter(filter)
@@ -213,11 +223,8 @@ fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
 #[allow(clippy::print_stdout)]
 fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
     let loaded = config::load(&argument.config)?;
-    let binaries = find_binaries(&loaded, &Surroundings::read()).map_err(StartError::from)?;
-    let profiles = resolve_profiles(&loaded, &binaries)?;
-    let configuration = Arc::new(loaded.configuration.clone());
-    let policies = Policies::load(&loaded.path(&configuration.policies), configuration)
-        .map_err(StartError::from)?;
+    let Checked { profiles, policies } =
+        app::check(&loaded, &Surroundings::read(), Arc::new(SystemClock))?;
     for (name, resolved) in &profiles {
         println!(
             "profile {name}: Kubernetes {}, digest {}",
@@ -234,11 +241,14 @@ fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
     Ok(())
 }
 
+#[allow(clippy::print_stdout)]
 async fn migrate(argument: &ConfigArgument) -> anyhow::Result<()> {
     let loaded = config::load(&argument.config)?;
     let directory = Arc::new(kubler_server::directory::Directory::new(SystemClock.now()));
-    let file = loaded.path(&loaded.configuration.data).join("store.sqlite");
+    let file = app::make_data_folder(&loaded)?.join(app::STORE_FILE);
     kubler_server::store::Store::open(&file, directory, loaded.configuration.limits.clone())
-        .await?;
+        .await
+        .map_err(StartError::from)?;
+    println!("{} is up to date", file.display());
     Ok(())
 }

@@ -2,32 +2,38 @@
 //!
 //! Every change is made known to the [`Directory`] after it is durable and before anybody else can make the next.
 
+mod environments;
+mod exchanges;
+mod rows;
+mod search;
+
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use kubler_core::configuration::Limits;
-use kubler_core::environment::{Environment, Event, Phase, TransitionError};
-use kubler_core::ids::{EnvironmentId, SessionId, TokenDigest};
+use kubler_core::environment::TransitionError;
+use kubler_core::ids::EnvironmentId;
 use kubler_core::invariants;
-use kubler_core::lease;
-use kubler_core::policy::Permit;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Row as _, SqlSafeStr as _, Sqlite, Transaction};
+use sqlx::{Row as _, SqlSafeStr as _};
 use tokio::sync::Mutex;
 
+pub use self::environments::Created;
+pub use self::exchanges::{EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged};
+pub use self::search::{Place, SEARCH_MAX, SEARCH_PAGE, Search};
 use crate::directory::Directory;
 
 /// How long a tombstone is kept, in hours: a week.
 pub const TOMBSTONE_HOURS: i64 = 168;
-/// Most environments one search returns.
-pub const SEARCH_MAX: usize = 200;
-/// How long the same job may repeat an exchange and get the same session, in seconds.
-pub const EXCHANGE_REPEAT_SECONDS: i64 = 10;
+/// How often the file is really written to find out whether it can be, in microseconds; in between the last answer
+/// holds, so that nobody makes the server write by asking.
+const CHECK_EVERY_MICROSECONDS: i64 = 1_000_000;
 /// How long to wait for another process's lock on the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -39,6 +45,8 @@ pub struct Store {
     writer: Mutex<()>,
     directory: Arc<Directory>,
     limits: Limits,
+    /// When the file was last found writable.
+    written_at: AtomicI64,
 }
 
 /// Why the store did not do what it was asked.
@@ -67,6 +75,9 @@ pub enum StoreError {
     /// A promise would be broken.
     #[error(transparent)]
     Violation(#[from] invariants::Violation),
+    /// It is not what was permitted.
+    #[error(transparent)]
+    Permit(#[from] kubler_core::policy::WrongPermit),
     /// A limit is reached.
     #[error("{message}")]
     Full {
@@ -84,47 +95,6 @@ pub enum Own {
     Caller,
     /// The server's.
     Server,
-}
-
-/// Result of a creation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Created {
-    /// It was new.
-    New(Environment),
-    /// The same job (or build) had asked for this name before.
-    Existing(Environment),
-}
-
-/// What to search for. All given parts must hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Search {
-    /// Organization id.
-    pub organization_id: Option<String>,
-    /// Pipeline id or slug.
-    pub pipeline: Option<String>,
-    /// Build number.
-    pub build_number: Option<u64>,
-    /// Build id.
-    pub build_id: Option<String>,
-    /// Job id.
-    pub job_id: Option<String>,
-    /// Commit, or its beginning (at least 7 digits).
-    pub commit: Option<String>,
-    /// Phase.
-    pub phase: Option<Phase>,
-}
-
-/// An exchange that took place.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exchange {
-    /// For which environment.
-    pub environment_id: EnvironmentId,
-    /// The session it bought.
-    pub session_id: SessionId,
-    /// When.
-    pub exchanged_at: Timestamp,
-    /// When the session ends.
-    pub session_end: Timestamp,
 }
 
 impl Store {
@@ -155,6 +125,7 @@ impl Store {
             writer: Mutex::new(()),
             directory,
             limits,
+            written_at: AtomicI64::new(i64::MIN),
         };
         for environment in store
             .select("SELECT document FROM environments", &[])
@@ -165,323 +136,23 @@ impl Store {
         Ok(store)
     }
 
-    /// Whether the file can be written.
+    /// Whether the file can be written, found out by writing to it; at most once a second.
     ///
     /// # Errors
-    /// When it cannot.
-    pub async fn check(&self) -> Result<(), StoreError> {
-        sqlx::query("SELECT 1").execute(&self.pool).await?;
+    /// When it cannot: the disk is full, the file is read-only, or somebody else holds its lock.
+    pub async fn check(&self, now: Timestamp) -> Result<(), StoreError> {
+        let now = now.as_microsecond();
+        let _writer = self.writer.lock().await;
+        let since = now.saturating_sub(self.written_at.load(Ordering::Relaxed));
+        if (0..CHECK_EVERY_MICROSECONDS).contains(&since) {
+            return Ok(());
+        }
+        sqlx::query("INSERT INTO written (id, at) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET at = excluded.at")
+            .bind(now)
+            .execute(&self.pool)
+            .await?;
+        self.written_at.store(now, Ordering::Relaxed);
         Ok(())
-    }
-
-    /// Writes down an environment that policy permitted; from here on it will be made, or ended. Repeats by the same
-    /// job (or build, by scope) and name return the first.
-    ///
-    /// # Errors
-    /// `Full` when a limit is reached: nothing is written then.
-    pub async fn create_environment(
-        &self,
-        permit: Permit,
-        environment: Environment,
-    ) -> Result<Created, StoreError> {
-        // The permit is spent: what it allowed is about to be durable.
-        drop(permit);
-        invariants::check_environment(&environment)?;
-        let _writer = self.writer.lock().await;
-        let mut transaction = self.pool.begin().await?;
-        let key =
-            Environment::unique_key(&environment.owner(), environment.scope, &environment.name);
-        if let Some(existing) = select_one(
-            &mut transaction,
-            "SELECT document FROM environments WHERE unique_key = ?",
-            &key,
-        )
-        .await?
-        {
-            return Ok(Created::Existing(existing));
-        }
-        self.check_limits(&mut transaction, &environment).await?;
-        let owner = environment.owner();
-        sqlx::query(
-            "INSERT INTO environments (id, unique_key, phase, organization_id, project_id, project_slug, run_id, run_number, \
-             job_id, source_commit, profile, created_at, gone_at, version, document) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,NULL,?,?)",
-        )
-        .bind(environment.id.to_string())
-        .bind(&key)
-        .bind(environment.phase.as_str())
-        .bind(&owner.organization_id)
-        .bind(&owner.project_id)
-        .bind(&environment.identity.project.slug)
-        .bind(&owner.run_id)
-        .bind(i64::try_from(environment.identity.run.number).unwrap_or(i64::MAX))
-        .bind(&owner.job_id)
-        .bind(environment.identity.source.commit.as_str())
-        .bind(&environment.resolved.profile.name)
-        .bind(environment.created_at.as_microsecond())
-        .bind(i64::try_from(environment.version).unwrap_or(i64::MAX))
-        .bind(document(&environment)?)
-        .execute(&mut *transaction)
-        .await?;
-        transaction.commit().await?;
-        self.directory.put(environment.clone());
-        Ok(Created::New(environment))
-    }
-
-    async fn check_limits(
-        &self,
-        transaction: &mut Transaction<'_, Sqlite>,
-        new: &Environment,
-    ) -> Result<(), StoreError> {
-        let live = "phase NOT IN ('gone')";
-        let all = count(
-            transaction,
-            &format!("SELECT count(*) FROM environments WHERE {live}"),
-            &[],
-        )
-        .await?;
-        let waiting = count(
-            transaction,
-            "SELECT count(*) FROM environments WHERE phase = 'requested'",
-            &[],
-        )
-        .await?;
-        let of_job = count(
-            transaction,
-            &format!("SELECT count(*) FROM environments WHERE {live} AND job_id = ?"),
-            &[&new.identity.job.id],
-        )
-        .await?;
-        let profile = &new.resolved.profile;
-        let of_profile = count(
-            transaction,
-            &format!("SELECT count(*) FROM environments WHERE {live} AND profile = ?"),
-            &[&profile.name],
-        )
-        .await?;
-        let full = |message: String, own| Err(StoreError::Full { message, own });
-        if of_job >= self.limits.environments_per_job_max {
-            return full(
-                format!("this job already has {of_job} environments, its limit"),
-                Own::Caller,
-            );
-        }
-        if all >= self.limits.environments_max {
-            return full(
-                format!("{all} environments exist, the server's limit"),
-                Own::Server,
-            );
-        }
-        if waiting >= self.limits.queue_max {
-            return full(
-                format!("{waiting} environments wait to be made, the queue's limit"),
-                Own::Server,
-            );
-        }
-        match profile.environments_max {
-            Some(most) if of_profile >= most => full(
-                format!(
-                    "{of_profile} environments of profile `{}` exist, its limit",
-                    profile.name
-                ),
-                Own::Server,
-            ),
-            _ => Ok(()),
-        }
-    }
-
-    /// Takes an event to an environment's life. `None` when it had been taken before.
-    ///
-    /// # Errors
-    /// When the phase does not allow it.
-    pub async fn apply(
-        &self,
-        id: EnvironmentId,
-        event: Event,
-        now: Timestamp,
-    ) -> Result<Option<(Phase, Environment)>, StoreError> {
-        self.change(id, |before| {
-            Ok(before
-                .transition(event.clone(), now)?
-                .map(|after| (before.phase, after)))
-        })
-        .await
-    }
-
-    /// Ends an environment that policy permitted to end.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub async fn release_environment(
-        &self,
-        permit: Permit,
-        id: EnvironmentId,
-        event: Event,
-        now: Timestamp,
-    ) -> Result<Option<(Phase, Environment)>, StoreError> {
-        drop(permit);
-        self.apply(id, event, now).await
-    }
-
-    /// Renews a lease by a token minted at `issued_at`. Gives the environment as it is afterwards, changed or not.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub async fn renew_environment(
-        &self,
-        permit: Permit,
-        id: EnvironmentId,
-        issued_at: Timestamp,
-        now: Timestamp,
-    ) -> Result<Environment, StoreError> {
-        drop(permit);
-        let changed = self
-            .change(id, |before| {
-                let lease_end = lease::renewed(before, issued_at, now);
-                let is_new = before.phase.is_live() && lease_end > before.lease_end;
-                Ok(is_new.then(|| {
-                    (
-                        before.phase,
-                        Environment {
-                            lease_end,
-                            version: before.version + 1,
-                            ..before.clone()
-                        },
-                    )
-                }))
-            })
-            .await?;
-        match changed {
-            Some((_, environment)) => Ok(environment),
-            None => self.get(id).await?.ok_or(StoreError::NotFound(id)),
-        }
-    }
-
-    /// Reads, changes and writes one environment in one transaction, then makes it known.
-    async fn change(
-        &self,
-        id: EnvironmentId,
-        change: impl Fn(&Environment) -> Result<Option<(Phase, Environment)>, StoreError>,
-    ) -> Result<Option<(Phase, Environment)>, StoreError> {
-        let _writer = self.writer.lock().await;
-        let mut transaction = self.pool.begin().await?;
-        let before = select_one(
-            &mut transaction,
-            "SELECT document FROM environments WHERE id = ?",
-            &id.to_string(),
-        )
-        .await?
-        .ok_or(StoreError::NotFound(id))?;
-        let Some((phase, after)) = change(&before)? else {
-            return Ok(None);
-        };
-        invariants::check_environment(&after)?;
-        let written = sqlx::query("UPDATE environments SET phase = ?, gone_at = ?, version = ?, document = ? WHERE id = ? AND version = ?")
-            .bind(after.phase.as_str())
-            .bind(after.gone_at.map(Timestamp::as_microsecond))
-            .bind(i64::try_from(after.version).unwrap_or(i64::MAX))
-            .bind(document(&after)?)
-            .bind(id.to_string())
-            .bind(i64::try_from(before.version).unwrap_or(i64::MAX))
-            .execute(&mut *transaction)
-            .await?;
-        if written.rows_affected() != 1 {
-            return Err(StoreError::Unreadable {
-                id: id.to_string(),
-                message: "its version is not what its record says".into(),
-            });
-        }
-        transaction.commit().await?;
-        self.directory.put(after.clone());
-        Ok(Some((phase, after)))
-    }
-
-    /// One environment, dead ones included until they are forgotten.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub async fn get(&self, id: EnvironmentId) -> Result<Option<Environment>, StoreError> {
-        Ok(self
-            .select(
-                "SELECT document FROM environments WHERE id = ?",
-                &[&id.to_string()],
-            )
-            .await?
-            .pop())
-    }
-
-    /// Newest first, at most [`SEARCH_MAX`] + 1, so that the caller can tell whether there are more.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub async fn search(&self, search: &Search) -> Result<Vec<Environment>, StoreError> {
-        let mut conditions = vec!["1=1".to_owned()];
-        let mut values: Vec<String> = Vec::new();
-        let mut add = |condition: &str, value: Option<String>| {
-            if let Some(value) = value {
-                values.extend(std::iter::repeat_n(value, condition.matches('?').count()));
-                conditions.push(condition.to_owned());
-            }
-        };
-        add("organization_id = ?", search.organization_id.clone());
-        add(
-            "(project_slug = ? OR project_id = ?)",
-            search.pipeline.clone(),
-        );
-        add(
-            "run_number = CAST(? AS INTEGER)",
-            search.build_number.map(|number| number.to_string()),
-        );
-        add("run_id = ?", search.build_id.clone());
-        add("job_id = ?", search.job_id.clone());
-        add(
-            "substr(source_commit, 1, length(?)) = ?",
-            search.commit.clone(),
-        );
-        add(
-            "phase = ?",
-            search.phase.map(|phase| phase.as_str().to_owned()),
-        );
-        let sql = format!(
-            "SELECT document FROM environments WHERE {} ORDER BY created_at DESC, id LIMIT {}",
-            conditions.join(" AND "),
-            SEARCH_MAX + 1
-        );
-        let values: Vec<&str> = values.iter().map(String::as_str).collect();
-        self.select(&sql, &values).await
-    }
-
-    /// Notes the one exchange of a token, or gives the earlier one.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub async fn exchange(
-        &self,
-        permit: Permit,
-        token: TokenDigest,
-        token_expires_at: Timestamp,
-        new: Exchange,
-    ) -> Result<Exchange, StoreError> {
-        drop(permit);
-        let _writer = self.writer.lock().await;
-        let mut transaction = self.pool.begin().await?;
-        let known = sqlx::query("SELECT environment_id, session_id, exchanged_at, session_end FROM exchanges WHERE token_sha256 = ?")
-            .bind(token.to_string())
-            .fetch_optional(&mut *transaction)
-            .await?;
-        if let Some(row) = known {
-            return read_exchange(&row);
-        }
-        sqlx::query("INSERT INTO exchanges (token_sha256, environment_id, session_id, exchanged_at, session_end, token_expires_at) VALUES (?,?,?,?,?,?)")
-            .bind(token.to_string())
-            .bind(new.environment_id.to_string())
-            .bind(new.session_id.to_string())
-            .bind(new.exchanged_at.as_microsecond())
-            .bind(new.session_end.as_microsecond())
-            .bind(token_expires_at.as_microsecond())
-            .execute(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
-        Ok(new)
     }
 
     /// Forgets what is of no use any more: tombstones past their week, exchanges of tokens that expired an hour ago.
@@ -511,20 +182,6 @@ impl Store {
             .await?;
         Ok(())
     }
-
-    async fn select(&self, sql: &str, values: &[&str]) -> Result<Vec<Environment>, StoreError> {
-        // The text is ours in every call; what callers bring is bound.
-        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
-        for value in values {
-            query = query.bind(*value);
-        }
-        query
-            .fetch_all(&self.pool)
-            .await?
-            .iter()
-            .map(read_environment)
-            .collect()
-    }
 }
 
 /// Plain SQL files, applied in order, once each.
@@ -538,74 +195,16 @@ fn migrations() -> Migrator {
             false,
         )
     };
-    Migrator::with_migrations(vec![file(
-        1,
-        "environments",
-        include_str!("../migrations/0001_environments.sql"),
-    )])
+    Migrator::with_migrations(vec![
+        file(
+            1,
+            "environments",
+            include_str!("../migrations/0001_environments.sql"),
+        ),
+        file(2, "search", include_str!("../migrations/0002_search.sql")),
+        file(3, "written", include_str!("../migrations/0003_written.sql")),
+    ])
 }
 
-async fn select_one(
-    transaction: &mut Transaction<'_, Sqlite>,
-    sql: &'static str,
-    value: &str,
-) -> Result<Option<Environment>, StoreError> {
-    sqlx::query(sql)
-        .bind(value)
-        .fetch_optional(&mut **transaction)
-        .await?
-        .as_ref()
-        .map(read_environment)
-        .transpose()
-}
-
-async fn count(
-    transaction: &mut Transaction<'_, Sqlite>,
-    sql: &str,
-    values: &[&str],
-) -> Result<u32, StoreError> {
-    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
-    for value in values {
-        query = query.bind(*value);
-    }
-    let counted: i64 = query.fetch_one(&mut **transaction).await?.try_get(0)?;
-    Ok(u32::try_from(counted).unwrap_or(u32::MAX))
-}
-
-fn read_environment(row: &sqlx::sqlite::SqliteRow) -> Result<Environment, StoreError> {
-    let text: String = row.try_get("document")?;
-    serde_json::from_str(&text).map_err(|error| StoreError::Unreadable {
-        id: text.chars().take(60).collect(),
-        message: error.to_string(),
-    })
-}
-
-fn document(environment: &Environment) -> Result<String, StoreError> {
-    serde_json::to_string(environment).map_err(|error| StoreError::Unreadable {
-        id: environment.id.to_string(),
-        message: error.to_string(),
-    })
-}
-
-fn read_exchange(row: &sqlx::sqlite::SqliteRow) -> Result<Exchange, StoreError> {
-    let unreadable = |message: String| StoreError::Unreadable {
-        id: "exchange".into(),
-        message,
-    };
-    let moment = |column: &str| -> Result<Timestamp, StoreError> {
-        Timestamp::from_microsecond(row.try_get(column)?)
-            .map_err(|error| unreadable(error.to_string()))
-    };
-    Ok(Exchange {
-        environment_id: row
-            .try_get::<String, _>("environment_id")?
-            .parse()
-            .map_err(|_| unreadable("environment id".into()))?,
-        session_id: row
-            .try_get::<String, _>("session_id")?
-            .parse()
-            .map_err(|_| unreadable("session id".into()))?,
-        exchanged_at: moment("exchanged_at")?,
-        session_end: moment("session_end")?,
-    })
-}
+#[cfg(test)]
+pub(crate) mod tests;

@@ -97,8 +97,12 @@ impl AgentDraft {
         }
         let home = draft.make_folder("home");
         let temporary = draft.make_folder("t");
+        let jobs = draft.make_folder("j");
         draft.variables.insert("HOME".into(), home.into());
         draft.variables.insert("TMPDIR".into(), temporary.into());
+        draft
+            .variables
+            .insert("KUBLER_JOBS_FOLDER".into(), jobs.into());
         draft
             .argument("--no-color")
             .argument("--no-ssh-keyscan")
@@ -245,7 +249,8 @@ impl RealAgent {
         AgentDraft::new(buildkite)
     }
 
-    /// Its private folder: `b` builds, `h` hooks, `p` plugins, `s` sockets, `t` temporary files, `home`.
+    /// Its private folder: `b` builds, `h` hooks, `j` what `kubler` keeps for jobs, `p` plugins, `s` sockets,
+    /// `t` temporary files, `home`.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }

@@ -141,6 +141,11 @@ impl ServerDraft {
         }
     }
 
+    /// The folder of everything that it and its processes write.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Changes a text of the configuration that `init` wrote.
     pub fn edit(mut self, from: &str, to: &str) -> Self {
         self.edits.push((from.to_owned(), to.to_owned()));

@@ -16,3 +16,4 @@ pub mod agent;
 pub mod buildkite;
 pub mod kubler;
 pub mod leaks;
+pub mod tls;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use kubler_core::ledger::checkpoint::{PublicKey, split_notes};
+use kubler_core::ledger::checkpoint::PublicKey;
 use kubler_core::ledger::layout;
 use kubler_core::ledger::verify::{self, Kept, Report};
 
@@ -68,19 +68,20 @@ fn verify(arguments: &Verify, format: Format) -> Outcome<Exit> {
         .map(|path| kept(path))
         .collect::<Outcome<Vec<_>>>()?;
     // Checkpoints first: a server that is writing adds records before it signs them.
-    let notes = match text(&arguments.folder.join(layout::CHECKPOINTS)) {
-        Err(failure) if arguments.folder.join(layout::CHECKPOINTS).exists() => return Err(failure),
-        notes => notes.unwrap_or_default(),
-    };
-    let (notes, _unfinished) = split_notes(&notes);
+    let notes = notes(&arguments.folder)?;
     let report = verify::verify(
         lines(&arguments.folder)?,
         leaves(&arguments.folder)?,
-        notes,
+        &notes,
         &key,
         &kept,
     );
     print(&report, format)?;
+    if let Some(fault) = report.faults.first()
+        && format == Format::Text
+    {
+        output::remark(&format!("hint: {}", fault.hint()));
+    }
     if arguments.public_key.is_none() && format == Format::Text {
         output::remark(
             "the key was taken from the folder itself: compare it with one that was kept elsewhere (`--public-key`)",
@@ -131,6 +132,16 @@ fn kept(path: &Path) -> Outcome<Kept> {
         name: path.display().to_string(),
         note: text(path)?,
     })
+}
+
+/// The file of checkpoints; nothing when there is none.
+fn notes(folder: &Path) -> Outcome<Vec<u8>> {
+    let path = folder.join(layout::CHECKPOINTS);
+    match std::fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        read => read
+            .map_err(|error| Failure::usage(format!("cannot read `{}`: {error}", path.display()))),
+    }
 }
 
 fn text(path: &Path) -> Outcome<String> {

@@ -15,6 +15,7 @@ use secrecy::SecretString;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
+use crate::abandoned;
 use crate::arguments::{Connection, Wanted};
 use crate::client::{CALL_SECONDS_MAX, Caller};
 use crate::clock::Deadline;
@@ -68,8 +69,11 @@ struct Begun {
 
 impl Begun {
     fn new(connected: &Arc<Connected>, wanted: &Wanted) -> Outcome<Self> {
-        let job = format!("run-{}", std::process::id());
+        let id = rustix::process::getpid().as_raw_nonzero().get();
+        let job = format!("run-{id}");
         let folder = PrivateFolder::of_job(&job)?;
+        abandoned::belongs_to(&folder, id)?;
+        abandoned::clear_beside(&folder);
         let created = match creation::create(connected, wanted) {
             Ok(created) => created,
             Err(failure) => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kubler_api::Environment;
 
+use crate::abandoned;
 use crate::clock::{self, Deadline};
 use crate::commands::kubeconfig;
 use crate::connected::{Connected, Proof};
@@ -34,6 +35,8 @@ pub fn run(phase: Phase, bootstrap: i32) -> Outcome<()> {
     }
     let connection = configuration.connection()?;
     let folder = PrivateFolder::of_buildkite_job()?;
+    abandoned::belongs_to(&folder, bootstrap)?;
+    abandoned::clear_beside(&folder);
     let connected = Arc::new(Connected::new(&connection, None, None)?);
     let mut making = Making {
         configuration: &configuration,

@@ -199,6 +199,40 @@ async fn a_killed_bootstrap_ends_it() {
 }
 
 #[tokio::test]
+async fn what_a_job_killed_with_everything_left_goes_when_another_begins_and_the_living_keep_theirs()
+ {
+    let scene = Scene::new();
+    let kubeconfig = |job: &Job| {
+        let files = files_in(scene.jobs.path()).into_iter();
+        let mut own = files.filter(|path| path.to_string_lossy().contains(&job.id().to_string()));
+        own.find(|path| path.extension().is_some_and(|end| end == "kubeconfig"))
+    };
+    let (killed, living) = (
+        scene.draft("echo wait''ing; sleep 100").create(),
+        scene.draft("echo wait''ing; sleep 100").create(),
+    );
+    let mut killed_agent = scene.agent(&killed).start();
+    let mut living_agent = scene.agent(&living).start();
+    for job in [&killed, &living] {
+        job.wait_for_log("waiting", BOUND).await.unwrap();
+    }
+    killed_agent.kill_with_children();
+    assert!(
+        kubeconfig(&killed).is_some(),
+        "nobody was left to remove it"
+    );
+
+    let next = scene.draft("true").create();
+    let mut agent = scene.agent(&next).start();
+    assert!(agent.wait(BOUND).await.unwrap().success(), "{}", next.log());
+    assert_eq!(kubeconfig(&killed), None);
+    assert!(kubeconfig(&living).is_some(), "its job still runs");
+    living.cancel();
+    living.wait_until_over(BOUND).await.unwrap();
+    scene.is_over(&living, &mut living_agent).await;
+}
+
+#[tokio::test]
 async fn a_killed_agent_ends_it() {
     for with_terminal in [true, false] {
         let scene = Scene::new();

@@ -24,12 +24,21 @@ fn text(output: &Output) -> String {
 
 /// A ledger of ten records, eight of them signed. Returns a checkpoint over six.
 fn ledger(folder: &Path) -> String {
+    ledger_of(folder, LedgerAction::ServerStart)
+}
+
+/// Another history under the same key.
+fn resign(folder: &Path) {
+    ledger_of(folder, LedgerAction::ServerStop);
+}
+
+fn ledger_of(folder: &Path, action: LedgerAction) -> String {
     let key = PrivateKey::from_random("kubler.example", &Zeroizing::new([7; 32])).unwrap();
     let mut records = Vec::new();
     let mut leaves = Vec::new();
     for sequence in 0..10 {
         let mut line = Vec::new();
-        let body = Body::new(Kind::Event, LedgerAction::ServerStart);
+        let body = Body::new(Kind::Event, action);
         body.seal().unwrap().write_line(
             sequence,
             Timestamp::from_second(1_700_000_000).unwrap(),
@@ -93,6 +102,92 @@ fn l5_a_changed_record_is_named_and_the_code_says_so() {
         "{}",
         text(&output)
     );
+}
+
+/// What a ledger's folder can be turned into, and what must be said of it first.
+#[test]
+fn l5_what_was_done_to_a_ledger_is_named_with_a_next_step() {
+    let path = |folder: &Path, first| folder.join(layout::segment_name(first));
+    let edit = |path: &Path, change: &dyn Fn(Vec<&str>) -> Vec<String>| {
+        let text = std::fs::read_to_string(path).unwrap();
+        std::fs::write(path, change(text.split_inclusive('\n').collect()).concat()).unwrap();
+    };
+    let owned = |lines: Vec<&str>| lines.into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let cases: [(&str, &dyn Fn(&Path)); 5] = [
+        ("record 5 was removed", &|folder| {
+            edit(&path(folder, 4), &|mut lines| {
+                lines.remove(1);
+                owned(lines)
+            });
+        }),
+        (
+            "records were reordered: record 6 stands where record 5 should be",
+            &|folder| {
+                edit(&path(folder, 4), &|mut lines| {
+                    lines.swap(1, 2);
+                    owned(lines)
+                });
+            },
+        ),
+        (
+            "the end was cut off: 6 records are there, and the last checkpoint vouches for 8",
+            &|folder| {
+                edit(&path(folder, 4), &|lines| owned(lines[..2].to_vec()));
+            },
+        ),
+        ("checkpoint 1 of the ledger was changed", &|folder| {
+            edit(&folder.join(layout::CHECKPOINTS), &|mut lines| {
+                lines[1] = "7\n";
+                owned(lines)
+            });
+        }),
+        ("no checkpoint vouches for these records", &|folder| {
+            std::fs::remove_file(folder.join(layout::CHECKPOINTS)).unwrap();
+        }),
+    ];
+    for (said, done) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        ledger(folder.path());
+        done(folder.path());
+        let output = verify(folder.path(), &[]);
+        assert_eq!(output.status.code(), Some(7), "{said}: {}", text(&output));
+        let printed = String::from_utf8_lossy(&output.stdout);
+        let first = printed.lines().nth(1).unwrap();
+        assert!(first.starts_with(said), "{said}: {printed}");
+        assert!(text(&output).contains("\nhint: "), "{}", text(&output));
+        assert!(printed.contains("cannot be excluded"), "{printed}");
+    }
+}
+
+#[test]
+fn l5_a_torn_checkpoint_is_said_and_is_no_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    ledger(folder.path());
+    let notes = folder.path().join(layout::CHECKPOINTS);
+    let mut bytes = std::fs::read(&notes).unwrap();
+    // Torn in the middle of the dash before the signature.
+    let again = bytes.iter().position(|byte| *byte == 0xe2).unwrap() + 1;
+    bytes.extend_from_within(..again);
+    std::fs::write(&notes, bytes).unwrap();
+    let output = verify(folder.path(), &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let said = "the last checkpoint is incomplete";
+    assert!(text(&output).contains(said), "{}", text(&output));
+}
+
+#[test]
+fn l5_a_kept_checkpoint_names_re_signing() {
+    let folder = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let kept = elsewhere.path().join("build-7");
+    std::fs::write(&kept, ledger(folder.path())).unwrap();
+    // The same key over another history: what has the key can do that, and by itself it looks well.
+    resign(folder.path());
+    assert_eq!(verify(folder.path(), &[]).status.code(), Some(0));
+    let output = verify(folder.path(), &["--checkpoint", kept.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(7));
+    let said = "the history was rewritten and signed again: the first 6 records";
+    assert!(text(&output).contains(said), "{}", text(&output));
 }
 
 #[test]

@@ -23,66 +23,70 @@ pub enum Kind {
     Event,
 }
 
-/// Every action the ledger knows. The reference page is generated from this list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum LedgerAction {
-    /// The server started or stopped serving.
-    #[serde(rename = "server.start")]
-    ServerStart,
+macro_rules! actions {
+    ($(#[doc = $doc:literal] $name:ident = $word:literal;)+) => {
+        /// Every action the ledger knows. The reference page is generated from this list.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum LedgerAction {
+            $(#[doc = $doc] #[serde(rename = $word)] $name,)+
+        }
+
+        impl LedgerAction {
+            /// Every action.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The word in records.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $word,)+ }
+            }
+
+            /// What it says, in one sentence.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$name => $doc,)+ }
+            }
+        }
+    };
+}
+
+actions! {
+    /// The server started.
+    ServerStart = "server.start";
     /// The server stopped on purpose.
-    #[serde(rename = "server.stop")]
-    ServerStop,
+    ServerStop = "server.stop";
     /// An incomplete end of the ledger was cut off after a crash.
-    #[serde(rename = "ledger.recover")]
-    LedgerRecover,
+    LedgerRecover = "ledger.recover";
     /// Policies were loaded, or a bad change was kept out.
-    #[serde(rename = "policy.load")]
-    PolicyLoad,
+    PolicyLoad = "policy.load";
     /// A token or certificate was refused.
-    #[serde(rename = "caller.refuse")]
-    CallerRefuse,
+    CallerRefuse = "caller.refuse";
     /// Several refusals of one source and reason, counted.
-    #[serde(rename = "caller.refuse_many")]
-    CallerRefuseMany,
+    CallerRefuseMany = "caller.refuse_many";
     /// An environment was asked for.
-    #[serde(rename = "environment.create")]
-    EnvironmentCreate,
+    EnvironmentCreate = "environment.create";
     /// An environment was looked at.
-    #[serde(rename = "environment.read")]
-    EnvironmentRead,
+    EnvironmentRead = "environment.read";
     /// A lease was renewed.
-    #[serde(rename = "environment.renew")]
-    EnvironmentRenew,
+    EnvironmentRenew = "environment.renew";
     /// An end was asked for.
-    #[serde(rename = "environment.release")]
-    EnvironmentRelease,
+    EnvironmentRelease = "environment.release";
     /// A phase changed.
-    #[serde(rename = "environment.phase")]
-    EnvironmentPhase,
+    EnvironmentPhase = "environment.phase";
     /// Something that belonged to nothing was taken away.
-    #[serde(rename = "environment.orphan")]
-    EnvironmentOrphan,
+    EnvironmentOrphan = "environment.orphan";
     /// A credential was issued.
-    #[serde(rename = "session.issue")]
-    SessionIssue,
+    SessionIssue = "session.issue";
     /// A request to an environment's Kubernetes API.
-    #[serde(rename = "kubernetes.request")]
-    KubernetesRequest,
+    KubernetesRequest = "kubernetes.request";
     /// A connection out of an environment was refused or allowed.
-    #[serde(rename = "environment.egress")]
-    EnvironmentEgress,
+    EnvironmentEgress = "environment.egress";
     /// A webhook came in.
-    #[serde(rename = "webhook.receive")]
-    WebhookReceive,
+    WebhookReceive = "webhook.receive";
     /// Environments were searched.
-    #[serde(rename = "trace.read")]
-    TraceRead,
+    TraceRead = "trace.read";
     /// The ledger was read.
-    #[serde(rename = "ledger.read")]
-    LedgerRead,
+    LedgerRead = "ledger.read";
     /// Metrics were read.
-    #[serde(rename = "metrics.read")]
-    MetricsRead,
+    MetricsRead = "metrics.read";
 }
 
 /// One record: one line of canonical JSON, one leaf of the tree. Absent fields do not apply.
@@ -122,6 +126,10 @@ pub struct Body {
     /// The token's `jti`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_id: Option<String>,
+    /// By how many seconds the issuer's clock and ours were seen to differ (rule T6): positive when the token came
+    /// from our future, negative when it was over already. Absent when both can be right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew_seconds: Option<i64>,
     /// The job, when the caller is one or the environment belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Box<Identity>>,
@@ -195,12 +203,12 @@ pub struct KubernetesRequest {
     /// Name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Field selector, bounded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub field_selector: Option<String>,
-    /// Label selector, bounded.
+    /// Which objects of a list or watch, by their labels; bounded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label_selector: Option<String>,
+    /// Likewise, by their fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field_selector: Option<String>,
     /// Whether nothing is to be kept.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
@@ -245,7 +253,8 @@ pub struct Outcome {
     /// From start to end, in microseconds.
     #[serde(default)]
     pub duration_us: u64,
-    /// Why a stream ended: `client`, `upstream`, `lease_end`, `deadline`, `released`, `session_expired`, `policy`, `shutdown`.
+    /// Why a stream ended: `client`, `upstream`, `lease_end`, `deadline`, `released`, `session_expired`, `policy`, `shutdown`;
+    /// or why something else has no other end: `client` (the caller was gone), `crash`, `not_durable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_reason: Option<String>,
 }
@@ -373,8 +382,8 @@ impl Body {
                     &mut r.user_agent,
                     &mut r.name,
                     &mut r.namespace,
-                    &mut r.field_selector,
                     &mut r.label_selector,
+                    &mut r.field_selector,
                 ]
             })
             .into_iter()
@@ -394,6 +403,11 @@ impl Body {
         }
     }
 
+    /// Notes by how much the clocks were seen to differ; 0 says nothing.
+    pub fn note_clock_skew(&mut self, seconds: i64) {
+        self.clock_skew_seconds = (seconds != 0).then_some(seconds);
+    }
+
     /// A record with nothing but its kind and action.
     pub fn new(kind: Kind, action: LedgerAction) -> Self {
         Self {
@@ -405,6 +419,7 @@ impl Body {
             session_id: None,
             token_sha256: None,
             token_id: None,
+            clock_skew_seconds: None,
             identity: None,
             operator: None,
             peer: None,

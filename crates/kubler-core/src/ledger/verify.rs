@@ -11,6 +11,7 @@ use std::fmt::Display;
 
 use super::checkpoint::PublicKey;
 use super::merkle::Hash;
+use super::notes::Notes;
 use fold::Fold;
 pub use report::{Fault, Report};
 
@@ -31,18 +32,19 @@ pub struct Kept {
 /// - `lines`: every line of the records, in order, with its line feed. A last line without one counts as torn.
 /// - `leaves`: the leaf hashes from the file of that name. They are not trusted; where a signed root vouches for them
 ///   they tell exactly which record was changed. May be empty.
-/// - `checkpoints`: the notes of the ledger's own file, in order. Read them before the records if a server is writing.
+/// - `checkpoints`: the ledger's own file of them. Read it before the records if a server is writing.
 /// - `kept`: checkpoints from elsewhere.
 ///
 /// Memory does not grow with the ledger. Reading stops at the first line that cannot be read.
 pub fn verify<'a, E: Display>(
     lines: impl IntoIterator<Item = Result<Vec<u8>, E>>,
     leaves: impl IntoIterator<Item = Result<Hash, E>>,
-    checkpoints: impl IntoIterator<Item = &'a str>,
+    checkpoints: &'a [u8],
     key: &'a PublicKey,
     kept: &'a [Kept],
 ) -> Report {
-    let mut fold = Fold::new(key, kept, leaves.into_iter(), checkpoints.into_iter());
+    let notes = Notes::read(checkpoints);
+    let mut fold = Fold::new(key, kept, leaves.into_iter(), notes);
     for line in lines {
         match line {
             Ok(line) => fold.line(&line),

@@ -24,12 +24,22 @@ fn planned(
     busy: &[u8],
     now: i64,
 ) -> Vec<Step> {
+    planned_in(2, stored, observed, busy, now)
+}
+
+fn planned_in(
+    places: usize,
+    stored: &[Environment],
+    observed: Option<&[Observed]>,
+    busy: &[u8],
+    now: i64,
+) -> Vec<Step> {
     let busy = busy.iter().map(|nth| environment_id(*nth)).collect();
     plan(&Situation {
         stored,
         observed,
         busy: &busy,
-        provisioning_max: 2,
+        places,
         serving_since: LONG_AGO,
         now: timestamp(now),
     })
@@ -52,13 +62,15 @@ fn what_was_requested_is_made_oldest_first_and_no_more_than_fit() {
 }
 
 #[test]
-fn what_is_under_way_takes_a_place() {
+fn one_that_is_being_made_leaves_the_other_places_free() {
     let stored = [
         in_phase(1, Phase::Provisioning),
-        in_phase(2, Phase::Provisioning),
+        in_phase(2, Phase::Requested),
         in_phase(3, Phase::Requested),
     ];
-    assert_eq!(planned(&stored, Some(&[]), &[1, 2], 10), []);
+    let second = [Step::Provision(environment_id(2))];
+    assert_eq!(planned_in(1, &stored, Some(&[]), &[1], 10), second);
+    assert_eq!(planned_in(0, &stored, Some(&[]), &[1], 10), []);
 }
 
 #[test]

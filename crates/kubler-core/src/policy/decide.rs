@@ -8,12 +8,14 @@ use super::attributes::{self, Described, ForkBranches};
 use super::nearest;
 use super::parse::PolicySet;
 use super::{Action, Caller, Grounds, Target};
+use crate::ids::EnvironmentId;
 use crate::ledger::record::Decision;
+use crate::profile::ResolvedProfile;
 
-/// A positive decision. What changes the world takes one by value.
+/// A positive decision: one action, on one target. What changes the world takes one by value, and learns from it alone
+/// what it may change.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Permit {
-    caller: Caller,
     action: Action,
     target: Target,
     grounds: Grounds,
@@ -25,29 +27,33 @@ impl Permit {
         &self.grounds
     }
 
-    /// To whom it was given.
-    pub const fn caller(&self) -> &Caller {
-        &self.caller
+    /// Spends it on the environment that it was given for.
+    ///
+    /// # Errors
+    /// When it was given for another action.
+    pub fn spend_on_environment(self, action: Action) -> Result<EnvironmentId, WrongPermit> {
+        match self.target {
+            Target::Environment(environment) if self.action == action => Ok(environment.id),
+            _ => Err(WrongPermit {
+                given: self.action,
+                needed: action,
+            }),
+        }
     }
 
-    /// For what.
-    pub const fn action(&self) -> Action {
-        self.action
-    }
-
-    /// For which target.
-    pub const fn target(&self) -> &Target {
-        &self.target
-    }
-
-    /// Uses it up.
-    pub fn into_target(self) -> Target {
-        self.target
-    }
-
-    /// Uses it up, and gives everything back.
-    pub fn into_parts(self) -> (Caller, Target, Grounds) {
-        (self.caller, self.target, self.grounds)
+    /// Spends it on a new environment of the profile that it was given for.
+    ///
+    /// # Errors
+    /// When it was given for another action, or for another profile than `resolved`.
+    pub fn spend_on_profile(self, resolved: &ResolvedProfile) -> Result<(), WrongPermit> {
+        let needed = Action::CreateEnvironment;
+        match self.target {
+            Target::Profile(profile) if self.action == needed && *profile == *resolved => Ok(()),
+            _ => Err(WrongPermit {
+                given: self.action,
+                needed,
+            }),
+        }
     }
 
     /// As the ledger writes it.
@@ -56,6 +62,14 @@ impl Permit {
             grounds: self.grounds.clone(),
         }
     }
+}
+
+/// A permit was spent on something that it was not given for. A fault of ours, and nothing is done then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a permit for `{}` was spent on `{}`", .given.as_str(), .needed.as_str())]
+pub struct WrongPermit {
+    given: Action,
+    needed: Action,
 }
 
 /// A negative decision and what would change it.
@@ -157,7 +171,6 @@ impl PolicySet {
             Ok(policies) => {
                 let grounds = self.grounds(policies);
                 Ok(Permit {
-                    caller: caller.clone(),
                     action,
                     target,
                     grounds,

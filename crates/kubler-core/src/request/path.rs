@@ -171,8 +171,8 @@ pub(super) fn understand(path: &str) -> (KubernetesRequest, Option<&'static str>
         subresource: None,
         namespace: None,
         name: None,
-        field_selector: None,
         label_selector: None,
+        field_selector: None,
         dry_run: false,
         user_agent: None,
     };

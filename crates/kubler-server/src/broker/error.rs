@@ -108,6 +108,16 @@ impl BrokerError {
         }
     }
 
+    pub(super) fn other_digest(existing: &Environment, wanted: &str) -> Self {
+        Self::Conflict {
+            detail: format!(
+                "{} was made of profile `{}` with digest `{}`, and what the profile says now has digest `{wanted}`",
+                existing.id, existing.resolved.profile.name, existing.digest
+            ),
+            hint: "the profile, its Kubernetes version or its manifests have changed since: retry the whole build, or choose another name".into(),
+        }
+    }
+
     pub(super) fn token_too_old() -> Self {
         Self::Invalid {
             detail: "the token was minted longer ago than one lease or session lasts".into(),

@@ -5,14 +5,13 @@ use std::net::IpAddr;
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use jiff::Timestamp;
-use kubler_core::environment::{EndReason, Environment, Event};
+use kubler_core::environment::{EndReason, Environment, Event, Scope};
 use kubler_core::ids::RequestId;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction, Outcome};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use super::{Broker, BrokerError, Durability};
-use crate::store::Search;
 
 /// How old a signed webhook may be, in seconds.
 pub const WEBHOOK_SECONDS_MAX: i64 = 300;
@@ -125,60 +124,77 @@ impl Broker {
             .insert("event".into(), text(&webhook.payload.event));
         body.details
             .insert("organization_id".into(), webhook.organization_id.into());
-        let entry = self.ledger.start(body, Durability::Disk).await?;
+        // Ending always wins: also with a ledger that takes nothing more, what the CI says is over ends.
+        let entry = match self.ledger.start(body, Durability::Disk).await {
+            Ok(entry) => Some(entry),
+            Err(error) => {
+                tracing::error!(%error, "a webhook could not be recorded; what it ends is ended all the same");
+                None
+            }
+        };
+        let outcome = self.end_all(&webhook, now).await;
+        self.wake.wake();
+        if let Some(entry) = entry {
+            let told = match &outcome {
+                Ok(ended) => Outcome {
+                    status: 200,
+                    message: Some(format!("{ended} environments end")),
+                    ..Outcome::default()
+                },
+                Err(error) => BrokerError::outcome(Some(error), now, self.clock.now()),
+            };
+            entry.end(told).await;
+        }
+        outcome
+    }
 
-        let mut ended = 0;
-        for (environment, reason) in self.meant_by(&webhook).await? {
-            let event = Event::ReleaseRequested(reason);
-            if let Some((before, released)) = self.store.apply(environment.id, event, now).await? {
-                self.phase_changed(None, Some(before), &released).await;
-                ended += 1;
+    /// Ends what a webhook is about, all of it that can be ended; answers how many.
+    async fn end_all(
+        &self,
+        webhook: &VerifiedWebhook<'_>,
+        now: Timestamp,
+    ) -> Result<usize, BrokerError> {
+        let (mut ended, mut failure) = (0, None);
+        for (environment, reason) in self.meant_by(webhook) {
+            match self
+                .store
+                .apply(environment.id, Event::ReleaseRequested(reason), now)
+                .await
+            {
+                Ok(Some((before, released))) => {
+                    self.phase_changed(None, Some(before), &released).await;
+                    ended += 1;
+                }
+                Ok(None) => {}
+                Err(error) => failure = Some(error),
             }
         }
-        self.wake.wake();
-        entry
-            .end(Outcome {
-                status: 200,
-                message: Some(format!("{ended} environments end")),
-                ..Outcome::default()
-            })
-            .await;
-        Ok(ended)
+        failure.map_or(Ok(ended), |error| Err(error.into()))
     }
 
     /// Living environments of the signer's organization that the webhook is about. An environment of the whole build
     /// does not end with one of its jobs.
-    async fn meant_by(
-        &self,
-        webhook: &VerifiedWebhook<'_>,
-    ) -> Result<Vec<(Environment, EndReason)>, BrokerError> {
-        let mut search = Search {
-            organization_id: Some(webhook.organization_id.to_owned()),
-            ..Search::default()
-        };
-        let (agent_id, reason) = match (
-            webhook.payload.event.as_str(),
-            &webhook.payload.job,
-            &webhook.payload.agent,
-        ) {
-            ("job.finished", Some(job), _) => {
-                search.job_id = Some(job.id.clone());
-                (None, EndReason::JobFinished)
-            }
-            ("agent.lost", _, Some(agent)) => (Some(agent.id.as_str()), EndReason::AgentLost),
-            _ => return Ok(Vec::new()),
+    fn meant_by(&self, webhook: &VerifiedWebhook<'_>) -> Vec<(Environment, EndReason)> {
+        let payload = &webhook.payload;
+        let (job, agent, reason) = match (payload.event.as_str(), &payload.job, &payload.agent) {
+            ("job.finished", Some(job), _) => (Some(&job.id), None, EndReason::JobFinished),
+            ("agent.lost", _, Some(agent)) => (None, Some(&agent.id), EndReason::AgentLost),
+            _ => return Vec::new(),
         };
         let is_meant = |environment: &Environment| {
+            let identity = &environment.identity;
             environment.phase.is_live()
-                && environment.scope == kubler_core::environment::Scope::Job
-                && environment.identity.issuer == webhook.issuer
-                && agent_id.is_none_or(|agent_id| environment.identity.runner.agent_id == agent_id)
+                && environment.scope == Scope::Job
+                && identity.issuer == webhook.issuer
+                && identity.organization.id == webhook.organization_id
+                && job.is_none_or(|id| identity.job.id == *id)
+                && agent.is_none_or(|id| identity.runner.agent_id == *id)
         };
-        let found = self.store.search(&search).await?;
-        Ok(found
+        let living = self.directory.remaining();
+        living
             .into_iter()
             .filter(is_meant)
             .map(|environment| (environment, reason.clone()))
-            .collect())
+            .collect()
     }
 }

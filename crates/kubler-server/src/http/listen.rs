@@ -12,7 +12,7 @@ use axum::response::IntoResponse as _;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use kubler_api::paths;
 use kubler_core::policy::Operator;
 use rustls::RootCertStore;
@@ -20,7 +20,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
@@ -30,7 +30,7 @@ use super::{Api, Peer};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a request's headers may take.
+/// How long a connection may take to its first request, and a request's headers may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long open requests may go on after the order to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -122,7 +122,7 @@ pub async fn serve(
     let places = Arc::new(Semaphore::new(
         door.api.configuration.limits.connections_max as usize,
     ));
-    let graceful = Arc::new(GracefulShutdown::new());
+    let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -137,15 +137,14 @@ pub async fn serve(
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             continue;
         };
-        let (door, graceful) = (Arc::clone(&door), Arc::clone(&graceful));
+        let (door, watcher) = (Arc::clone(&door), graceful.watcher());
         tokio::spawn(async move {
-            door.connection(stream, peer, &graceful).await;
+            door.connection(stream, peer, watcher).await;
             drop(place);
         });
     }
-    if let Ok(graceful) = Arc::try_unwrap(graceful) {
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await;
-    }
+    drop(listener);
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await;
 }
 
 struct Door {
@@ -155,12 +154,7 @@ struct Door {
 }
 
 impl Door {
-    async fn connection(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        graceful: &GracefulShutdown,
-    ) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, watcher: Watcher) {
         let _ = stream.set_nodelay(true);
         let Ok(Ok(stream)) =
             tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream)).await
@@ -184,12 +178,22 @@ impl Door {
             .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY);
+        let asked = Arc::new(Notify::new());
+        let first = Arc::clone(&asked);
         let service = hyper::service::service_fn(move |request| {
+            asked.notify_one();
             Arc::clone(&self).answer(request, peer.clone())
         });
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         // How a connection ends is the caller's business; what was asked on it is in the ledger.
-        let _ = graceful.watch(connection.into_owned()).await;
+        let mut connection = std::pin::pin!(watcher.watch(connection.into_owned()));
+        tokio::select! {
+            _ = &mut connection => return,
+            () = first.notified() => {}
+            // Whoever asks nothing keeps no place.
+            () = tokio::time::sleep(HEADER_TIMEOUT) => return,
+        }
+        let _ = connection.await;
     }
 
     async fn answer(
@@ -205,9 +209,16 @@ impl Door {
         };
         let request_id = arrival.request_id.to_string();
         request.extensions_mut().insert(arrival);
-        let mut response = match self.router.clone().oneshot(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
+        // A task of its own: what has begun goes to its end, also when its caller has gone. A commit that is
+        // cut off in the middle is durable, and nobody would know.
+        let answered = tokio::spawn(self.router.clone().oneshot(request)).await;
+        let mut response = match answered {
+            Ok(Ok(response)) => response,
+            Ok(Err(never)) => match never {},
+            Err(panicked) => {
+                tracing::error!(%panicked, request_id, "an operation broke down");
+                ApiError::internal().into_response()
+            }
         };
         if let Ok(value) = HeaderValue::from_str(&request_id) {
             response.headers_mut().insert(REQUEST_ID, value);

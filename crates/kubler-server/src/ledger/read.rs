@@ -41,6 +41,10 @@ pub(super) struct Mark {
 }
 
 impl Mark {
+    pub(super) const fn new(environment: Option<EnvironmentId>, job: Option<String>) -> Self {
+        Self { environment, job }
+    }
+
     pub(super) fn of(body: &Body) -> Self {
         Self {
             environment: body.environment_id,
@@ -88,12 +92,13 @@ impl Index {
         self.segments.push(first);
     }
 
-    pub(super) fn last_segment(&self) -> Option<u64> {
-        self.segments.last().copied()
+    /// The segment that is written; the first one begins at 0.
+    pub(super) fn last_segment(&self) -> u64 {
+        self.segments.last().copied().unwrap_or(0)
     }
 
     pub(super) fn note(&mut self, sequence: u64, offset: u64, mark: Mark) {
-        let segment = self.last_segment().unwrap_or(0);
+        let segment = self.last_segment();
         if sequence.is_multiple_of(PLACE_EVERY) || sequence == segment {
             self.places.push(Place {
                 sequence,

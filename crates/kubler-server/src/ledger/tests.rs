@@ -1,8 +1,16 @@
+mod crash;
+mod ends;
+mod full_disk;
+mod kill;
+mod scale;
+
+use std::convert::Infallible;
 use std::time::Duration;
 
 use kubler_core::identity::{Identity, Job, Named, Run, Runner, Source};
 use kubler_core::ledger::layout;
 use kubler_core::ledger::record::{Kind, LedgerAction, Outcome};
+use kubler_core::ledger::verify::{Report, verify};
 use kubler_core::text::UntrustedText;
 
 use super::*;
@@ -16,20 +24,75 @@ impl World {
     }
 
     fn open(&self) -> Result<Ledger, LedgerError> {
+        Self::open_in(&self.folder())
+    }
+
+    fn open_in(folder: &Path) -> Result<Ledger, LedgerError> {
         Ledger::open(
-            &self.0.path().join("ledger"),
+            folder,
             "kubler.test/ledger",
             &LedgerSettings::default(),
             Arc::new(SystemClock),
         )
     }
 
+    fn open_within(&self, bounds: Bounds) -> Result<Ledger, LedgerError> {
+        super::open::open(
+            &self.folder(),
+            "kubler.test/ledger",
+            &LedgerSettings::default(),
+            bounds,
+            Arc::new(SystemClock),
+        )
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.0.path().join("ledger")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder().join(name)
+    }
+
     fn records(&self) -> PathBuf {
-        self.0.path().join("ledger").join(layout::segment_name(0))
+        self.file(&layout::segment_name(0))
     }
 
     fn text(&self) -> String {
         std::fs::read_to_string(self.records()).unwrap()
+    }
+
+    /// Every line of every segment, without its line feed.
+    fn lines(&self) -> Vec<String> {
+        let mut segments: Vec<_> = std::fs::read_dir(self.folder())
+            .unwrap()
+            .filter_map(|entry| layout::segment_first(entry.unwrap().file_name().to_str()?))
+            .collect();
+        segments.sort_unstable();
+        segments
+            .into_iter()
+            .flat_map(|first| {
+                let path = self.file(&layout::segment_name(first));
+                let text = std::fs::read_to_string(path).unwrap();
+                text.lines().map(str::to_owned).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// As `kubler ledger verify` does, from the files alone.
+    fn verify(&self) -> Report {
+        let key = std::fs::read_to_string(self.file(layout::PUBLIC_KEY)).unwrap();
+        let lines = self
+            .lines()
+            .into_iter()
+            .map(|line| Ok::<_, Infallible>(format!("{line}\n").into_bytes()));
+        let leaves = std::fs::read(self.file(layout::LEAVES)).unwrap_or_default();
+        let leaves: Vec<_> = leaves
+            .chunks(32)
+            .map(|leaf| Ok::<_, Infallible>(leaf.try_into().unwrap()))
+            .collect();
+        let notes = std::fs::read(self.file(layout::CHECKPOINTS)).unwrap_or_default();
+        verify(lines, leaves, &notes, &PublicKey::parse(&key).unwrap(), &[])
     }
 }
 
@@ -280,4 +343,83 @@ async fn refusals_of_unknown_callers_are_counted_not_listed() {
     let text = world.text();
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(text.contains("1000"), "{text}");
+}
+
+#[tokio::test]
+async fn l4_refusals_before_verification_stay_within_their_bytes_per_hour() {
+    const BYTES: u64 = 32 * 1024;
+    let world = World::new();
+    let clock = Arc::new(crate::clock::ManualClock::new(
+        jiff::Timestamp::from_second(1_800_000_000).unwrap(),
+    ));
+    let settings = LedgerSettings {
+        refusal_bytes_per_hour_max: BYTES,
+        ..LedgerSettings::default()
+    };
+    let ledger = Ledger::open(
+        &world.folder(),
+        "kubler.test/ledger",
+        &settings,
+        Arc::<crate::clock::ManualClock>::clone(&clock),
+    )
+    .unwrap();
+    let refuse = |source: u32, reason| {
+        ledger.refuse(RefusalBeforeVerification {
+            peer: std::net::Ipv4Addr::from(source).into(),
+            reason,
+        });
+    };
+    let (mut source, mut noted) = (0, 0);
+    for _ in 0..720 {
+        for _ in 0..20 {
+            source += 1;
+            noted += 2;
+            refuse(source, "signature");
+            refuse(1, "expired");
+        }
+        clock.advance(Duration::from_secs(5));
+    }
+    let bytes = std::fs::metadata(world.records()).unwrap().len();
+    assert!(bytes <= BYTES, "{bytes}");
+    // Nothing is forgotten: what found no room is counted together, and written when there is some.
+    clock.advance(Duration::from_secs(3600));
+    refuse(1, "expired");
+    clock.advance(Duration::from_secs(11));
+    ledger.checkpoint().unwrap();
+    let count = |line: &String| {
+        let record: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(record["action"], "caller.refuse_many");
+        record["details"]["count"].as_u64().unwrap()
+    };
+    assert_eq!(world.lines().iter().map(count).sum::<u64>(), noted + 1);
+}
+
+#[tokio::test]
+async fn refusals_that_find_no_room_are_counted_on() {
+    let world = World::new();
+    let clock = Arc::new(crate::clock::ManualClock::new(
+        jiff::Timestamp::from_second(1_800_000_000).unwrap(),
+    ));
+    let ledger = Ledger::open(
+        &world.folder(),
+        "kubler.test/ledger",
+        &LedgerSettings::default(),
+        Arc::<crate::clock::ManualClock>::clone(&clock),
+    )
+    .unwrap();
+    let refuse = || {
+        ledger.refuse(RefusalBeforeVerification {
+            peer: [127, 0, 0, 1].into(),
+            reason: "signature",
+        });
+        clock.advance(Duration::from_secs(11));
+    };
+    ledger.fill();
+    refuse();
+    refuse();
+    assert_eq!(world.text(), "");
+    ledger.writer().empty();
+    refuse();
+    ledger.checkpoint().unwrap();
+    assert!(world.text().contains("\"count\":3"), "{}", world.text());
 }

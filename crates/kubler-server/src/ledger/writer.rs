@@ -1,47 +1,87 @@
-//! Appends lines, one after the other, and makes many of them durable at once.
+//! Appends lines, one after the other, and keeps room behind them for the records of ends.
+//!
+//! Nothing is written into blocks that are not the file's own already, so a disk that fills up is noticed before a
+//! record is begun. The room for ends lies in the file that is written, and moves to the next one before that is used.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use kubler_core::ledger::layout;
 use kubler_core::ledger::merkle::{Frontier, Hash, leaf_hash};
-use kubler_core::ledger::record::Sealed;
-use tokio::sync::oneshot;
+use kubler_core::ledger::record::{Body, Kind, Sealed};
 
 use super::LedgerError;
+use super::extent::{Extent, sync_folder};
 use super::read::{Index, Mark, Plan, Query};
+use super::sync::{NOT_DURABLE, Syncer};
 
-/// A file of records is closed when it is this long, in bytes.
-const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// Room that is kept back for the records of ends, in bytes: some ten thousand of them.
-pub(super) const RESERVE_BYTES: u64 = 8 * 1024 * 1024;
-/// The file that keeps it.
-const RESERVE: &str = "reserve";
+/// Room that is kept for the end of everything that has begun, in bytes. The end of a request needs some 420.
+pub(super) const END_BYTES: u64 = 1024;
+/// Besides, room for this many records of `END_BYTES` that help something to end without a start of their own:
+/// enough for a thousand environments that are released and gone, each with its identity and what was looked for.
+pub(super) const ENDS_KEPT: u64 = 8 * 1024;
 
-/// Which room a record may use.
+/// How large things may be. Smaller in tests.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// A file of records is closed when it is this long, in bytes.
+    pub(super) segment_bytes_max: u64,
+    /// Records of `END_BYTES` for which room is kept besides the ends of what is open.
+    pub(super) ends_kept: u64,
+    /// Blocks are taken from the disk so many bytes at a time.
+    pub(super) step_bytes: u64,
+    /// Room for the leaves of what is signed while the disk is full, in bytes.
+    pub(super) leaf_bytes_kept: u64,
+    /// Room for the notes of that, in bytes: at the shortest pace of 10 s, for some 50 minutes.
+    pub(super) note_bytes_kept: u64,
+}
+
+impl Bounds {
+    pub(super) const ORDINARY: Self = Self {
+        segment_bytes_max: 64 * 1024 * 1024,
+        ends_kept: ENDS_KEPT,
+        step_bytes: 1024 * 1024,
+        leaf_bytes_kept: 1024 * 1024,
+        note_bytes_kept: 64 * 1024,
+    };
+}
+
+/// What a record is for, and so which room it may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Room {
-    Ordinary,
-    /// Also what is kept back for ends.
-    KeptBack,
+pub(super) struct Purpose {
+    kind: Kind,
+    ending: bool,
+}
+
+impl Purpose {
+    /// A record that only says something.
+    pub(super) const ORDINARY: Self = Self {
+        kind: Kind::Event,
+        ending: false,
+    };
+
+    pub(super) const fn of(body: &Body) -> Self {
+        Self {
+            kind: body.kind,
+            ending: body.is_ending(),
+        }
+    }
 }
 
 /// The one place where records are written.
 pub(super) struct Writer {
     folder: PathBuf,
-    file: Arc<File>,
-    bytes: u64,
+    bounds: Bounds,
+    records: Extent,
     frontier: Frontier,
     /// Leaves that no checkpoint covers yet.
     unsigned: Vec<Hash>,
     index: Index,
-    /// The room that is kept back is there.
-    reserve: bool,
+    /// Starts whose end was not written yet.
+    open: u64,
     /// No room can be had: for tests.
     filled: bool,
     line: Vec<u8>,
@@ -56,30 +96,31 @@ pub(super) struct Unsigned {
 }
 
 impl Writer {
+    /// Goes on behind what was found. `index` has at least one segment.
     pub(super) fn new(
         folder: &Path,
+        bounds: Bounds,
         frontier: Frontier,
         unsigned: Vec<Hash>,
         index: Index,
-    ) -> std::io::Result<Self> {
-        let first = index.last_segment().unwrap_or(0);
-        let file = open_segment(folder, first)?;
-        let bytes = file.metadata()?.len();
+        open: u64,
+    ) -> io::Result<Self> {
+        let path = folder.join(layout::segment_name(index.last_segment()));
+        let records = Extent::open(&path, bounds.step_bytes)?;
         let mut writer = Self {
             folder: folder.to_owned(),
-            file: Arc::new(file),
-            bytes,
+            bounds,
+            records,
             frontier,
             unsigned,
             index,
-            reserve: false,
+            open,
             filled: false,
             line: Vec::new(),
         };
-        if writer.index.last_segment().is_none() {
-            writer.index.segment(0);
-        }
-        writer.keep_room();
+        let kept = writer.kept();
+        writer.records.keep_what_is_there(kept)?;
+        sync_folder(folder)?;
         Ok(writer)
     }
 
@@ -87,103 +128,111 @@ impl Writer {
     pub(super) fn append(
         &mut self,
         sealed: &Sealed,
-        room: Room,
+        purpose: Purpose,
         mark: Mark,
         now: Timestamp,
         syncer: &Syncer,
     ) -> Result<u64, LedgerError> {
-        if syncer.has_failed() || (!self.reserve && room == Room::Ordinary && !self.keep_room()) {
+        if purpose.kind == Kind::End {
+            self.open = self.open.saturating_sub(1);
+        }
+        // Ends go on: what they say is true, and the next start sees what the disk has of it.
+        if syncer.has_failed() && !purpose.ending {
+            return Err(self.unusable(&NOT_DURABLE));
+        }
+        if !self.make_room(sealed.line_bytes_max(), purpose, syncer) {
             return Err(LedgerError::Full);
         }
         let sequence = self.frontier.size();
-        if self.bytes >= SEGMENT_BYTES_MAX {
-            self.next_segment(sequence, syncer)?;
-        }
         let mut line = std::mem::take(&mut self.line);
         line.clear();
         sealed.write_line(sequence, now, &mut line);
         let leaf = leaf_hash(&line);
         line.push(b'\n');
-        let written = self.write(&line, room);
+        let offset = self.records.bytes();
+        let written = self.records.write(&line);
         self.line = line;
-        let length = written?;
-        self.index.note(sequence, self.bytes, mark);
-        self.bytes += length;
+        written.map_err(|error| self.unusable(&error))?;
+        self.index.note(sequence, offset, mark);
         self.frontier.push(leaf);
         self.unsigned.push(leaf);
+        if purpose.kind == Kind::Start {
+            self.open += 1;
+        }
         Ok(sequence)
     }
 
-    fn write(&mut self, line: &[u8], room: Room) -> Result<u64, LedgerError> {
-        if (&*self.file).write_all(line).is_ok() {
-            return Ok(line.len() as u64);
-        }
-        // Half a line must not stay: the next one would be glued to it.
-        let _ = self.file.set_len(self.bytes);
-        self.release_room();
-        if room == Room::KeptBack && (&*self.file).write_all(line).is_ok() {
-            return Ok(line.len() as u64);
-        }
-        let _ = self.file.set_len(self.bytes);
-        Err(LedgerError::Full)
+    /// Room that only ends may use.
+    const fn kept(&self) -> u64 {
+        self.bounds
+            .ends_kept
+            .saturating_add(self.open)
+            .saturating_mul(END_BYTES)
     }
 
-    fn next_segment(&mut self, first: u64, syncer: &Syncer) -> Result<(), LedgerError> {
-        let unusable = |error: std::io::Error| LedgerError::Unusable {
-            folder: self.folder.clone(),
-            message: error.to_string(),
+    /// Makes sure that a line finds room, and everything that must not be without room after it.
+    fn make_room(&mut self, line_bytes: u64, purpose: Purpose, syncer: &Syncer) -> bool {
+        let own_end = if purpose.kind == Kind::Start {
+            END_BYTES
+        } else {
+            0
         };
+        let needed = if purpose.ending {
+            line_bytes
+        } else {
+            line_bytes + own_end + self.kept()
+        };
+        if self.filled && !purpose.ending {
+            return false;
+        }
+        if self.records.room() >= needed {
+            return true;
+        }
+        // Where no next file can be had the present one goes on: it has the room for ends, the next would not.
+        let full_length = self.records.bytes() >= self.bounds.segment_bytes_max;
+        (full_length && self.next_segment(needed, syncer).is_ok())
+            || self.records.keep(needed).is_ok()
+    }
+
+    /// Goes on in a new file that has `room` and the room for ends; changes nothing when that cannot be had.
+    fn next_segment(&mut self, room: u64, syncer: &Syncer) -> io::Result<()> {
+        let first = self.frontier.size();
+        let path = self.folder.join(layout::segment_name(first));
+        let mut next = Extent::open(&path, self.bounds.step_bytes)?;
+        let ready = next
+            .keep(room.max(self.kept()))
+            .and_then(|()| sync_folder(&self.folder));
+        if ready.is_err() {
+            // Left behind by a crash, it is taken away by the next start.
+            let _ = std::fs::remove_file(path);
+            return ready;
+        }
         // Whoever waits for records of the old file must not be told by a sync of the new one.
-        self.file.sync_data().map_err(unusable)?;
-        let file = Arc::new(open_segment(&self.folder, first).map_err(unusable)?);
-        syncer.switch(&file);
-        self.file = file;
-        self.bytes = 0;
+        if let Err(error) = self.records.file().sync_data() {
+            syncer.fail();
+            let _ = std::fs::remove_file(path);
+            return Err(error);
+        }
+        syncer.switch(next.file());
+        std::mem::replace(&mut self.records, next).give_back();
         self.index.segment(first);
         Ok(())
     }
 
-    /// Makes sure that the room for ends is there.
-    fn keep_room(&mut self) -> bool {
-        if self.filled {
-            return false;
-        }
-        let path = self.folder.join(RESERVE);
-        let kept = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .and_then(|file| {
-                rustix::fs::fallocate(
-                    &file,
-                    rustix::fs::FallocateFlags::empty(),
-                    0,
-                    RESERVE_BYTES,
-                )?;
-                Ok(())
-            });
-        self.reserve = kept.is_ok();
-        if !self.reserve {
-            let _ = std::fs::remove_file(path);
-        }
-        self.reserve
-    }
-
+    /// As if the disk were full.
     #[cfg(test)]
     pub(super) fn fill(&mut self) {
         self.filled = true;
-        self.release_room();
     }
 
-    fn release_room(&mut self) {
-        let _ = std::fs::remove_file(self.folder.join(RESERVE));
-        self.reserve = false;
+    /// As if the disk were not full any more.
+    #[cfg(test)]
+    pub(super) fn empty(&mut self) {
+        self.filled = false;
     }
 
-    pub(super) const fn has_room(&self) -> bool {
-        self.reserve
+    pub(super) fn has_room(&mut self, syncer: &Syncer) -> bool {
+        self.make_room(END_BYTES, Purpose::ORDINARY, syncer)
     }
 
     pub(super) fn take_unsigned(&mut self) -> Unsigned {
@@ -191,89 +240,19 @@ impl Writer {
             size: self.frontier.size(),
             root: self.frontier.root(),
             leaves: std::mem::take(&mut self.unsigned),
-            file: Arc::clone(&self.file),
+            file: Arc::clone(self.records.file()),
         }
     }
 
     pub(super) fn file(&self) -> Arc<File> {
-        Arc::clone(&self.file)
+        Arc::clone(self.records.file())
     }
 
     pub(super) fn plan(&self, query: &Query) -> Plan {
         self.index.plan(query, self.frontier.size())
     }
-}
 
-fn open_segment(folder: &Path, first: u64) -> std::io::Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(folder.join(layout::segment_name(first)))
-}
-
-type Waiter = oneshot::Sender<Result<(), &'static str>>;
-
-/// Group commit: one thread syncs the file for everybody who waits.
-pub(super) struct Syncer {
-    waiters: mpsc::Sender<Waiter>,
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    file: Mutex<Arc<File>>,
-    /// After a failed sync nobody knows what is on the disk: nothing is acknowledged until a restart has looked.
-    failed: AtomicBool,
-}
-
-impl Syncer {
-    pub(super) fn start(file: Arc<File>) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            file: Mutex::new(file),
-            failed: AtomicBool::new(false),
-        });
-        let (waiters, waiting) = mpsc::channel::<Waiter>();
-        let of_thread = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("ledger-sync".into())
-            .spawn(move || sync_for_ever(&waiting, &of_thread))?;
-        Ok(Self { waiters, shared })
-    }
-
-    fn switch(&self, file: &Arc<File>) {
-        *self
-            .shared
-            .file
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::clone(file);
-    }
-
-    pub(super) fn has_failed(&self) -> bool {
-        self.shared.failed.load(Ordering::Acquire)
-    }
-
-    /// Waits until everything that was written before this call is on the disk.
-    pub(super) async fn synced(&self) -> Result<(), &'static str> {
-        const GONE: &str = "the thread that writes to the disk is gone";
-        let (done, wait) = oneshot::channel();
-        self.waiters.send(done).map_err(|_| GONE)?;
-        wait.await.unwrap_or(Err(GONE))
-    }
-}
-
-fn sync_for_ever(waiting: &mpsc::Receiver<Waiter>, shared: &Shared) {
-    while let Ok(first) = waiting.recv() {
-        let waiters: Vec<_> = std::iter::once(first).chain(waiting.try_iter()).collect();
-        let file = Arc::clone(&shared.file.lock().unwrap_or_else(PoisonError::into_inner));
-        let result = if shared.failed.load(Ordering::Acquire) || file.sync_data().is_err() {
-            shared.failed.store(true, Ordering::Release);
-            Err("a record could not be brought to the disk")
-        } else {
-            Ok(())
-        };
-        for waiter in waiters {
-            // Whoever does not wait any more has been refused already.
-            let _ = waiter.send(result);
-        }
+    fn unusable(&self, message: &dyn std::fmt::Display) -> LedgerError {
+        LedgerError::unusable(&self.folder, message)
     }
 }

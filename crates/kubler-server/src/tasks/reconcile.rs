@@ -3,37 +3,32 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use kubler_core::environment::{EndReason, Environment, Event, Phase};
+use kubler_core::environment::{EndReason, Event, Phase};
 use kubler_core::ids::EnvironmentId;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use kubler_core::plan::{Observed, Situation, Step, plan};
-use tokio::task::{AbortHandle, JoinSet};
+use serde_json::Map;
+use tokio::task::{self, AbortHandle, JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::Wake;
-use crate::broker::record_phase;
+use super::downtime::Downtime;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::engine::{Engine, EngineError, ErrorClass};
 use crate::ledger::{Durability, Ledger};
+use crate::metrics::Gauges;
 use crate::store::Store;
 
 /// Longest time between two looks at leases and deadlines.
 const TICK_MAX: Duration = Duration::from_millis(500);
 /// Time between two looks at the world when nothing asks for one.
-const OBSERVE_EVERY: Duration = Duration::from_secs(5);
-/// A gap between two ticks that is longer than this was downtime: a suspended machine, a stopped process.
-const GAP: SignedDuration = SignedDuration::from_secs(5);
+const LOOK_EVERY: SignedDuration = SignedDuration::from_secs(5);
 /// How often making an environment is tried before it has failed.
 const PROVISION_TRIES_MAX: u32 = 3;
-/// Wait before the first repeat; doubles each time.
-const BACKOFF_FIRST: Duration = Duration::from_millis(200);
-/// Longest wait between two tries.
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// What could not be ended after this many tries is an alarm.
 const ALARM_TRIES: u32 = 5;
 
@@ -53,29 +48,16 @@ pub struct Reconciler {
     pub wake: Wake,
     /// How many environments may be made at once.
     pub provisioning_max: usize,
+    /// Since when nobody ticked.
+    pub downtime: Arc<Downtime>,
     /// Numbers for the metrics page.
     pub gauges: Arc<Gauges>,
 }
 
-/// What the reconciler knows that nobody else does.
-#[derive(Debug, Default)]
-pub struct Gauges {
-    /// Environments that resist their end.
-    pub stuck: AtomicU64,
-    /// The last look at the world worked.
-    engine_works: AtomicBool,
-}
-
-impl Gauges {
-    /// Whether the last look at the world worked.
-    pub fn engine_works(&self) -> bool {
-        self.engine_works.load(Ordering::Relaxed)
-    }
-}
-
-/// One environment's work under way.
+/// One environment's work under way. It stays known until its task was joined: nobody begins a second one before.
 struct Work {
     step: Step,
+    task: task::Id,
     abort: AbortHandle,
 }
 
@@ -86,9 +68,17 @@ struct Failures {
     not_before: Timestamp,
 }
 
-struct Done {
-    id: EnvironmentId,
-    result: Result<(), EngineError>,
+/// A look at the world under way. It may take long, and nothing waits for it.
+struct Look {
+    /// What was stored, and in which version, when the look began.
+    known: BTreeMap<EnvironmentId, u64>,
+    found: JoinHandle<Result<Vec<Observed>, EngineError>>,
+}
+
+/// What a look saw.
+struct Seen {
+    known: BTreeMap<EnvironmentId, u64>,
+    found: Vec<Observed>,
 }
 
 /// State between two rounds. All of it may be lost at any moment: it is rebuilt from store and world.
@@ -96,69 +86,69 @@ struct Done {
 struct Rounds {
     busy: BTreeMap<EnvironmentId, Work>,
     failures: BTreeMap<EnvironmentId, Failures>,
-    tasks: JoinSet<Done>,
-    observed_at: Option<Timestamp>,
-    ticked_at: Option<Timestamp>,
+    tasks: JoinSet<Result<(), EngineError>>,
+    look: Option<Look>,
+    /// When the last look began; `None` when one is wanted now.
+    looked_at: Option<Timestamp>,
 }
 
 impl Reconciler {
     /// Runs until `shutdown`. What is under way then is finished or found again at the next start.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let mut rounds = Rounds::default();
-        let mut look = true;
+        let mut seen = None;
         loop {
-            self.round(&mut rounds, look).await;
-            look = tokio::select! {
+            self.round(&mut rounds, seen.take()).await;
+            tokio::select! {
                 () = shutdown.cancelled() => break,
-                () = self.wake.woken() => false,
-                () = self.engine.changed() => true,
-                Some(done) = rounds.tasks.join_next() => {
-                    if let Ok(done) = done {
-                        self.finished(&mut rounds, done).await;
-                    }
-                    false
-                }
-                () = tokio::time::sleep(TICK_MAX) => false,
-            };
+                () = self.wake.woken() => {}
+                () = self.engine.changed() => rounds.looked_at = None,
+                Some(done) = rounds.tasks.join_next_with_id() => self.joined(&mut rounds, done).await,
+                found = looked(&mut rounds.look) => seen = self.saw(found),
+                () = tokio::time::sleep(TICK_MAX) => {}
+            }
         }
         rounds.tasks.shutdown().await;
     }
 
-    async fn round(&self, rounds: &mut Rounds, look: bool) {
+    async fn round(&self, rounds: &mut Rounds, seen: Option<Seen>) {
         let now = self.clock.now();
-        self.notice_gap(rounds, now);
-        rounds.busy.retain(|_, work| !work.abort.is_finished());
-
-        // What was Ready before looking must be found; what is stored after looking is no orphan.
-        let before: BTreeMap<_, _> = self
-            .directory
-            .remaining()
-            .into_iter()
-            .map(|environment| (environment.id, environment.version))
-            .collect();
-        let observed = self.observe(rounds, look, now).await;
+        // Before anything is concluded from the time: a suspended machine must not end what could not renew.
+        self.downtime.tick(&self.directory, now);
         let stored = self.directory.remaining();
-        let waiting = |id: EnvironmentId| {
-            rounds
-                .failures
-                .get(&id)
-                .is_some_and(|failures| failures.not_before > now)
-        };
-        let changed_meanwhile = stored.iter().filter(|environment| {
-            observed.is_some() && before.get(&environment.id) != Some(&environment.version)
+        if rounds.look.is_none() && rounds.looks_due(now) {
+            let known = stored
+                .iter()
+                .map(|environment| (environment.id, environment.version));
+            let engine = Arc::clone(&self.engine);
+            rounds.look = Some(Look {
+                known: known.collect(),
+                found: tokio::spawn(async move { engine.observe().await }),
+            });
+            rounds.looked_at = Some(now);
+        }
+
+        // What changed since the look began is not what the look saw.
+        let changed = stored.iter().filter(|environment| {
+            seen.as_ref()
+                .is_some_and(|seen| seen.known.get(&environment.id) != Some(&environment.version))
         });
+        let waiting = rounds
+            .failures
+            .iter()
+            .filter(|(_, failures)| failures.not_before > now);
         let busy: BTreeSet<_> = rounds
             .busy
             .keys()
             .copied()
-            .chain(changed_meanwhile.map(|environment| environment.id))
-            .chain(rounds.failures.keys().copied().filter(|id| waiting(*id)))
+            .chain(changed.map(|environment| environment.id))
+            .chain(waiting.map(|(id, _)| *id))
             .collect();
         let steps = plan(&Situation {
             stored: &stored,
-            observed: observed.as_deref(),
+            observed: seen.as_ref().map(|seen| seen.found.as_slice()),
             busy: &busy,
-            provisioning_max: self.provisioning_max.saturating_sub(rounds.provisioning()),
+            places: self.provisioning_max.saturating_sub(rounds.provisioning()),
             serving_since: self.directory.serving_since(),
             now,
         });
@@ -167,38 +157,16 @@ impl Reconciler {
         }
     }
 
-    /// Time that passed without us was downtime: nobody could renew then.
-    fn notice_gap(&self, rounds: &mut Rounds, now: Timestamp) {
-        if let Some(last) = rounds.ticked_at.replace(now)
-            && now.duration_since(last) > GAP
-        {
-            tracing::warn!(
-                seconds = now.duration_since(last).as_secs(),
-                "time passed without a tick: leases are given one more term"
-            );
-            self.directory.resumed(now);
-        }
-    }
-
-    async fn observe(
+    fn saw(
         &self,
-        rounds: &mut Rounds,
-        look: bool,
-        now: Timestamp,
-    ) -> Option<Vec<Observed>> {
-        let due = rounds.observed_at.is_none_or(|last| {
-            now.duration_since(last) >= SignedDuration::try_from(OBSERVE_EVERY).unwrap_or_default()
-        });
-        if !look && !due {
-            return None;
-        }
-        rounds.observed_at = Some(now);
-        let observed = self.engine.observe().await;
-        self.gauges
-            .engine_works
-            .store(observed.is_ok(), Ordering::Relaxed);
-        match observed {
-            Ok(observed) => Some(observed),
+        (known, found): (
+            BTreeMap<EnvironmentId, u64>,
+            Result<Vec<Observed>, EngineError>,
+        ),
+    ) -> Option<Seen> {
+        self.gauges.engine_worked(found.is_ok());
+        match found {
+            Ok(found) => Some(Seen { known, found }),
             Err(error) => {
                 tracing::warn!(%error, "the world could not be looked at; nothing is concluded from that");
                 None
@@ -212,15 +180,13 @@ impl Reconciler {
             Step::Break(id, reason) => self.change(id, Event::Broke(reason), now).await,
             Step::End(id, reason) => {
                 // Whoever is still making it must stop before it is taken away.
-                if let Some(work) = rounds.busy.remove(&id) {
+                if let Some(work) = rounds.busy.get(&id) {
                     work.abort.abort();
                 }
                 rounds.failures.remove(&id);
                 self.change(id, Event::ReleaseRequested(reason), now).await;
-                self.wake.wake();
             }
-            Step::Remove(id) => self.remove(rounds, id, Step::Remove(id)),
-            Step::RemoveOrphan(id) => self.remove(rounds, id, Step::RemoveOrphan(id)),
+            Step::Remove(id) | Step::RemoveOrphan(id) => self.remove(rounds, id, step),
         }
     }
 
@@ -234,64 +200,101 @@ impl Reconciler {
             return;
         };
         let engine = Arc::clone(&self.engine);
-        let abort = rounds.tasks.spawn(async move {
-            Done {
-                id,
-                result: engine.provision(&environment).await,
-            }
+        rounds.begin(id, Step::Provision(id), async move {
+            engine.provision(&environment).await
         });
-        rounds.busy.insert(
-            id,
-            Work {
-                step: Step::Provision(id),
-                abort,
-            },
-        );
     }
 
+    /// Takes away, looks, and only then says so.
     fn remove(&self, rounds: &mut Rounds, id: EnvironmentId, step: Step) {
-        if rounds.busy.contains_key(&id) {
-            return;
-        }
-        let engine = Arc::clone(&self.engine);
-        let store = Arc::clone(&self.store);
-        let ledger = self.ledger.clone();
-        let clock = Arc::clone(&self.clock);
-        let orphan = matches!(step, Step::RemoveOrphan(_));
-        let abort = rounds.tasks.spawn(async move {
-            let result = remove(engine.as_ref(), &store, &ledger, clock.as_ref(), id, orphan).await;
-            Done { id, result }
+        let (engine, store, ledger, clock) = (
+            Arc::clone(&self.engine),
+            Arc::clone(&self.store),
+            self.ledger.clone(),
+            Arc::clone(&self.clock),
+        );
+        let is_orphan = matches!(step, Step::RemoveOrphan(_));
+        rounds.begin(id, step, async move {
+            let evidence = match serde_json::to_value(engine.remove(id).await?) {
+                Ok(serde_json::Value::Object(evidence)) => evidence,
+                _ => Map::new(),
+            };
+            if is_orphan {
+                let mut body = Body::new(Kind::Event, LedgerAction::EnvironmentOrphan);
+                body.environment_id = Some(id);
+                body.details = evidence;
+                ledger
+                    .event(body, Durability::Process)
+                    .await
+                    .map_err(EngineError::transient)?;
+            } else if let Some((before, environment)) = store
+                .apply(id, Event::FoundGone, clock.now())
+                .await
+                .map_err(EngineError::transient)?
+            {
+                ledger
+                    .phase_changed(None, Some(before), &environment, evidence)
+                    .await;
+            }
+            Ok(())
         });
-        rounds.busy.insert(id, Work { step, abort });
     }
 
-    async fn finished(&self, rounds: &mut Rounds, done: Done) {
-        let id = done.id;
+    /// Some work is over, one way or the other.
+    async fn joined(
+        &self,
+        rounds: &mut Rounds,
+        done: Result<(task::Id, Result<(), EngineError>), JoinError>,
+    ) {
+        let (task, result) = match done {
+            Ok(done) => done,
+            // Stopped by us: what it was about has ended meanwhile.
+            Err(stopped) if stopped.is_cancelled() => {
+                rounds.busy.retain(|_, work| work.task != stopped.id());
+                return;
+            }
+            Err(panicked) => (panicked.id(), Err(EngineError::transient(&panicked))),
+        };
+        let Some(id) = rounds
+            .busy
+            .iter()
+            .find(|(_, work)| work.task == task)
+            .map(|(id, _)| *id)
+        else {
+            return;
+        };
         let Some(work) = rounds.busy.remove(&id) else {
             return;
         };
         let now = self.clock.now();
-        let Err(error) = done.result else {
-            rounds.failures.remove(&id);
-            if matches!(work.step, Step::Provision(_)) {
-                self.change(id, Event::BecameReady, now).await;
+        match result {
+            Ok(()) => {
+                rounds.failures.remove(&id);
+                if matches!(work.step, Step::Provision(_)) {
+                    self.change(id, Event::BecameReady, now).await;
+                }
             }
-            self.count_stuck(rounds);
-            return;
-        };
-        let count = rounds
-            .failures
-            .get(&id)
-            .map_or(0, |failures| failures.count)
-            + 1;
-        rounds.failures.insert(
-            id,
-            Failures {
-                count,
-                not_before: kubler_core::lease::after(now, backoff(count)),
-            },
-        );
-        match work.step {
+            Err(error) => self.failed(rounds, id, &work.step, error, now).await,
+        }
+        self.gauges.set_stuck(rounds.stuck());
+    }
+
+    async fn failed(
+        &self,
+        rounds: &mut Rounds,
+        id: EnvironmentId,
+        step: &Step,
+        error: EngineError,
+        now: Timestamp,
+    ) {
+        let failures = rounds.failures.entry(id).or_insert(Failures {
+            count: 0,
+            not_before: now,
+        });
+        failures.count += 1;
+        let count = failures.count;
+        failures.not_before = kubler_core::lease::after(now, backoff(error.class, count));
+        match step {
             Step::Provision(_)
                 if error.class == ErrorClass::Permanent || count >= PROVISION_TRIES_MAX =>
             {
@@ -304,99 +307,102 @@ impl Reconciler {
                     now,
                 )
                 .await;
-                self.wake.wake();
             }
             Step::Provision(_) => {
-                tracing::warn!(environment = %id, %error, count, "an environment could not be made; trying again")
+                tracing::warn!(environment = %id, %error, count, "an environment could not be made; trying again");
             }
             _ if count >= ALARM_TRIES => {
-                tracing::error!(environment = %id, %error, count, "an environment resists its end; trying on")
+                tracing::error!(environment = %id, %error, count, "an environment resists its end; trying on");
             }
             _ => {
                 tracing::warn!(environment = %id, %error, count, "an environment could not be ended; trying again")
             }
         }
-        self.count_stuck(rounds);
-    }
-
-    fn count_stuck(&self, rounds: &Rounds) {
-        let stuck = rounds
-            .failures
-            .values()
-            .filter(|failures| failures.count >= ALARM_TRIES)
-            .count();
-        self.gauges.stuck.store(stuck as u64, Ordering::Relaxed);
     }
 
     async fn change(&self, id: EnvironmentId, event: Event, now: Timestamp) {
         match self.store.apply(id, event, now).await {
             Ok(Some((before, environment))) => {
-                record_phase(
-                    &self.ledger,
-                    None,
-                    Some(before),
-                    &environment,
-                    serde_json::Map::new(),
-                )
-                .await
+                self.ledger
+                    .phase_changed(None, Some(before), &environment, Map::new())
+                    .await;
+                // The next step depends on it.
+                self.wake.wake();
             }
             Ok(None) => {}
             Err(error) => {
-                tracing::error!(environment = %id, %error, "a change could not be written; trying again")
+                tracing::error!(environment = %id, %error, "a change could not be written; trying again");
             }
         }
     }
 }
 
 impl Rounds {
+    fn begin(
+        &mut self,
+        id: EnvironmentId,
+        step: Step,
+        work: impl Future<Output = Result<(), EngineError>> + Send + 'static,
+    ) {
+        let abort = self.tasks.spawn(work);
+        self.busy.insert(
+            id,
+            Work {
+                step,
+                task: abort.id(),
+                abort,
+            },
+        );
+    }
+
+    fn looks_due(&self, now: Timestamp) -> bool {
+        self.looked_at
+            .is_none_or(|last| now.duration_since(last) >= LOOK_EVERY)
+    }
+
     fn provisioning(&self) -> usize {
         self.busy
             .values()
             .filter(|work| matches!(work.step, Step::Provision(_)))
             .count()
     }
+
+    fn stuck(&self) -> u64 {
+        self.failures
+            .values()
+            .filter(|failures| failures.count >= ALARM_TRIES)
+            .count() as u64
+    }
 }
 
-/// Takes away, looks, and only then says so.
-async fn remove(
-    engine: &dyn Engine,
-    store: &Store,
-    ledger: &Ledger,
-    clock: &dyn Clock,
-    id: EnvironmentId,
-    orphan: bool,
-) -> Result<(), EngineError> {
-    let evidence = engine.remove(id).await?;
-    let evidence = match serde_json::to_value(&evidence) {
-        Ok(serde_json::Value::Object(map)) => map,
-        _ => serde_json::Map::new(),
+/// The end of the look under way; never, when there is none.
+async fn looked(
+    look: &mut Option<Look>,
+) -> (
+    BTreeMap<EnvironmentId, u64>,
+    Result<Vec<Observed>, EngineError>,
+) {
+    let Some(under_way) = look else {
+        return std::future::pending().await;
     };
-    let transient = |error: &dyn std::fmt::Display| EngineError {
-        message: error.to_string(),
-        class: ErrorClass::Transient,
-    };
-    if orphan {
-        let mut body = Body::new(Kind::Event, LedgerAction::EnvironmentOrphan);
-        body.environment_id = Some(id);
-        body.details = evidence;
-        ledger
-            .event(body, Durability::Process)
-            .await
-            .map_err(|error| transient(&error))?;
-        return Ok(());
-    }
-    let changed: Option<(Phase, Environment)> = store
-        .apply(id, Event::FoundGone, clock.now())
-        .await
-        .map_err(|error| transient(&error))?;
-    if let Some((before, environment)) = changed {
-        record_phase(ledger, None, Some(before), &environment, evidence).await;
-    }
-    Ok(())
+    let found = (&mut under_way.found).await;
+    let known = look.take().map(|look| look.known).unwrap_or_default();
+    (
+        known,
+        found.unwrap_or_else(|panicked| Err(EngineError::transient(&panicked))),
+    )
 }
 
-fn backoff(count: u32) -> Duration {
-    BACKOFF_FIRST
+/// How long to wait before the next try: what can help itself is asked soon, what cannot seldom.
+fn backoff(class: ErrorClass, count: u32) -> Duration {
+    let (first, longest) = match class {
+        ErrorClass::Transient => (Duration::from_millis(200), Duration::from_secs(30)),
+        ErrorClass::Permanent => (Duration::from_secs(5), Duration::from_secs(300)),
+    };
+    first
         .saturating_mul(1 << count.saturating_sub(1).min(10))
-        .min(BACKOFF_MAX)
+        .min(longest)
 }
+
+#[cfg(test)]
+mod tests;

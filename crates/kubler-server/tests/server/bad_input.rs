@@ -5,6 +5,8 @@ use kubler_testkit::kubler::{Answer, Server};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::SOON;
+
 async fn create_with(server: &Server, token: &str) -> Answer {
     server
         .request(
@@ -127,14 +129,78 @@ async fn a_missing_claim_is_named_with_the_flag_that_adds_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_of_an_ended_job_is_good_only_until_it_expires_and_buys_no_new_time() {
+async fn a_token_of_an_ended_job_gets_nothing_but_the_explanation_of_the_end() {
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;
     let job = buildkite.build("app").start().job("test").run();
-    server.create(&job, "main").await;
+    let id = server.create(&job, "main").await["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let [releasing, creating, exchanging, renewing] = [(); 4].map(|()| server.token(&job));
+    let post = async |path: &str, token: &str| {
+        let path = format!("/v1/environments/{id}/{path}");
+        server.request(Method::POST, &path, Some(token), None).await
+    };
+    assert_eq!(post("release", &releasing).await.status, 200);
     job.finish(0);
-    let refused = job.oidc_token(&OidcRequest::for_kubler(server.url()));
-    assert!(refused.is_err(), "an ended job minted a token");
+    assert!(
+        job.oidc_token(&OidcRequest::for_kubler(server.url()))
+            .is_err(),
+        "an ended job minted a token"
+    );
+
+    let exchanged = server.exchange(&exchanging, &id).await;
+    let renewed = post("renew", &renewing).await;
+    for (what, refused) in [("exchange", exchanged), ("renew", renewed)] {
+        assert_eq!(refused.status, 404, "{what}: {refused:?}");
+        assert_eq!(refused.body["code"], "environment_ended", "{what}");
+        let detail = refused.body["detail"].as_str().unwrap();
+        for told in [" ended at ", "its job released it", &job.id().to_string()] {
+            assert!(detail.contains(told), "{what}: no `{told}` in `{detail}`");
+        }
+    }
+    // The same job and name mean the same environment, dead or alive: asking again is told of the end.
+    let created = create_with(&server, &creating).await;
+    assert_eq!(created.body["id"], id, "{created:?}");
+    assert_eq!(created.body["end"]["code"], "released", "{created:?}");
+    assert!(created.body["dead_at"].is_string(), "{created:?}");
+    let url = created.body["owner"]["url"].as_str().unwrap();
+    assert!(url.contains(&job.id().to_string()), "{url}");
+
+    let listed = server.operator(Method::GET, "/v1/environments").await;
+    let made = listed.body["environments"].as_array().unwrap();
+    assert_eq!(made.len(), 1, "something was made: {listed:?}");
+    server
+        .wait_for(&id, SOON, |environment| environment["phase"] == "gone")
+        .await;
+    assert!(server.control_planes().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_token_of_an_ended_job_makes_lapses_one_lease_after_it_was_minted() {
+    const LEASE_SECONDS: u64 = 5;
+    let buildkite = Buildkite::start();
+    let server = Server::of(&buildkite)
+        .lease_seconds(LEASE_SECONDS)
+        .start()
+        .await;
+    let job = buildkite.build("app").start().job("test").run();
+    let token = server.token(&job);
+    let minted_at = job.mints().last().unwrap().at;
+    job.finish(0);
+    let made = create_with(&server, &token).await;
+    let id = made.body["id"].as_str().unwrap();
+    let gone = server
+        .wait_for(id, SOON, |environment| environment["phase"] == "gone")
+        .await;
+    assert_eq!(gone["end"]["code"], "lapsed", "{gone}");
+    let lease_end: jiff::Timestamp = gone["lease_end"].as_str().unwrap().parse().unwrap();
+    let bought = lease_end.duration_since(minted_at).unsigned_abs();
+    assert!(
+        bought <= std::time::Duration::from_secs(LEASE_SECONDS),
+        "the token bought {bought:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,24 +3,24 @@
 use std::path::Path;
 use std::time::Duration;
 
-use kubler_testkit::agent::{GitRepository, RealAgent, kube_folder};
+use kubler_testkit::agent::{AgentDraft, GitRepository, RealAgent, kube_folder};
 use kubler_testkit::buildkite::{Build, Buildkite, Job};
 use kubler_testkit::kubler::Server;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 /// How long a job with its cluster may take on a busy machine.
-const JOB_BOUND: Duration = Duration::from_secs(60);
+pub(crate) const JOB_BOUND: Duration = Duration::from_secs(60);
 
-struct World {
+pub(crate) struct World {
     buildkite: Buildkite,
-    server: Server,
+    pub(crate) server: Server,
     plugin: GitRepository,
     build: Build,
 }
 
 impl World {
-    async fn with_lease(seconds: u64) -> Self {
+    pub(crate) async fn with_lease(seconds: u64) -> Self {
         let buildkite = Buildkite::builder()
             .organization("acme", &["app"])
             .heartbeat_timeout(Duration::from_secs(4))
@@ -39,7 +39,7 @@ impl World {
         }
     }
 
-    fn job(&self, command: &str) -> Job {
+    pub(crate) fn job(&self, command: &str) -> Job {
         let configuration =
             json!({ "server": self.server.url(), "profile": "ci-small", "ca": self.server.ca() });
         self.build
@@ -49,7 +49,7 @@ impl World {
             .create()
     }
 
-    fn agent(&self, job: &Job) -> kubler_testkit::agent::AgentDraft {
+    pub(crate) fn agent(&self, job: &Job) -> AgentDraft {
         RealAgent::of(&self.buildkite)
             .acquires(job)
             .path_before(&kube_folder())
@@ -57,7 +57,7 @@ impl World {
     }
 
     /// The one environment of a job, once it is gone.
-    async fn gone(&self, job: &Job) -> Value {
+    pub(crate) async fn gone(&self, job: &Job) -> Value {
         let listed = self
             .server
             .operator(Method::GET, &format!("/v1/environments?job={}", job.id()))

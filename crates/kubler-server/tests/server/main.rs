@@ -11,13 +11,20 @@
 mod access;
 mod bad_input;
 mod buildkite_jobs;
+mod commands;
+mod connections;
 mod crash;
 mod create;
+mod demo;
+mod environments;
 mod gateway;
 mod kubectl;
 mod lease;
+mod refusals;
 mod release;
+mod secrets;
 mod sessions;
+mod webhooks;
 
 use std::time::Duration;
 

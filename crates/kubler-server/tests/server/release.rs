@@ -1,7 +1,10 @@
 //! The end of an environment: credentials die at once, nothing is left, and late callers get an explanation.
 
+use std::path::Path;
+use std::process::Command;
+
 use kubler_testkit::buildkite::{Buildkite, WebhookEvent};
-use kubler_testkit::kubler::Server;
+use kubler_testkit::kubler::{Server, kubectl};
 use kubler_testkit::leaks::files_in;
 use reqwest::Method;
 
@@ -135,6 +138,77 @@ async fn e3_after_the_end_everybody_is_told_when_why_and_which_run() {
     assert_eq!(
         again.body["phase"], "gone",
         "the same job and name mean the same environment: {again:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e3_kubectl_tells_of_the_end_with_a_session_that_has_not_expired_and_without_any() {
+    let buildkite = Buildkite::start();
+    let server = Server::of(&buildkite).start().await;
+    let job = buildkite.build("app").start().job("test").run();
+    let id = server.create(&job, "main").await["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let home = tempfile::tempdir().unwrap();
+    let (kubeconfig, token) = (home.path().join("kubeconfig"), home.path().join("token"));
+    let as_the_job = |mut command: Command| {
+        let output = command
+            .env("KUBLER_SERVER", server.url())
+            .env("KUBLER_CA", server.ca())
+            .env("KUBLER_TOKEN_FILE", &token)
+            .env("KUBLER_JOBS_FOLDER", home.path())
+            .env("BUILDKITE_JOB_ID", job.id().to_string())
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    };
+    let get = |home: &Path| {
+        let mut command = kubectl(&kubeconfig, home);
+        command.args(["get", "namespaces"]);
+        command
+    };
+    std::fs::write(&token, server.token(&job)).unwrap();
+    let mut write = Command::new(server.programs().cli());
+    write.args(["kubeconfig", &id, "--file"]).arg(&kubeconfig);
+    let (is_well, told) = as_the_job(write);
+    assert!(is_well, "{told}");
+    let (is_well, told) = as_the_job(get(home.path()));
+    assert!(is_well && told.contains("kube-system"), "{told}");
+
+    let path = format!("/v1/environments/{id}/release");
+    server
+        .request(Method::POST, &path, Some(&server.token(&job)), None)
+        .await;
+    job.finish(0);
+    let is_explained = |told: &str| {
+        ["ended at", "its job released it", &job.id().to_string()]
+            .iter()
+            .all(|part| told.contains(part))
+            && !told.to_lowercase().contains("forbidden")
+    };
+    // One that remembers what the API offers, and one that has to ask for that first.
+    let empty = tempfile::tempdir().unwrap();
+    for memory in [home.path(), empty.path()] {
+        let (is_well, told) = as_the_job(get(memory));
+        assert!(!is_well && is_explained(&told), "{told}");
+        assert!(
+            told.contains("Error from server") && !told.contains("error: environment"),
+            "it was the gateway that explained, since the session was good: {told}"
+        );
+    }
+
+    let sessions = files_in(home.path()).into_iter();
+    for session in sessions.filter(|path| path.extension().is_some_and(|end| end == "session")) {
+        std::fs::remove_file(session).unwrap();
+    }
+    std::fs::remove_file(&token).unwrap();
+    let (is_well, told) = as_the_job(get(home.path()));
+    assert!(!is_well && is_explained(&told), "{told}");
+    assert!(
+        told.contains("error: environment"),
+        "it was `kubler credential` that explained: {told}"
     );
 }
 

@@ -60,6 +60,11 @@ impl GitRepository {
         }
     }
 
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// For `BUILDKITE_REPO`.
     pub fn url(&self) -> String {
         format!("file://{}", self.folder.display())

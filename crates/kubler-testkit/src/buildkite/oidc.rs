@@ -116,11 +116,10 @@ pub(crate) fn mint(
             "job is `{state}`: no OIDC token"
         ))),
     };
-    let remembered = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
     world.job_mut(job_id).mints.push(Mint {
         at: now,
         audience,
-        outcome: remembered,
+        outcome: outcome.clone(),
     });
     outcome
 }

@@ -171,8 +171,8 @@ pub struct Mint {
     pub at: Timestamp,
     /// The audience in the token, or that was asked for.
     pub audience: String,
-    /// `Ok` when a token was given.
-    pub outcome: Result<(), Refusal>,
+    /// The token, when one was given.
+    pub outcome: Result<String, Refusal>,
 }
 
 /// Everything known of a job.

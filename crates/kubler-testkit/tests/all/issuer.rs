@@ -133,6 +133,24 @@ async fn a_step_without_key_is_null_and_its_subject_ends_in_nothing() -> Result<
 }
 
 #[tokio::test]
+async fn cluster_and_queue_have_names_for_who_asks() -> Result<()> {
+    let buildkite = Buildkite::start();
+    let job = running_job(&buildkite);
+    let asked = OidcRequest::for_audience(AUDIENCE).claims(&["cluster_name", "queue_key"]);
+    let claims: Value = part(&job.oidc_token(&asked)?, 1);
+    assert_eq!(claims["cluster_name"], "Default cluster");
+    assert_eq!(claims["queue_key"], "default");
+    for absent in ["cluster_id", "queue_id"] {
+        assert_eq!(claims.get(absent), None, "nobody asked for `{absent}`");
+    }
+    let claims: Value = part(&job.oidc_token(&OidcRequest::for_kubler(AUDIENCE))?, 1);
+    for absent in ["cluster_name", "queue_key"] {
+        assert_eq!(claims.get(absent), None, "nobody asked for `{absent}`");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_subject_claim_becomes_the_subject_and_is_added() -> Result<()> {
     let buildkite = Buildkite::start();
     let job = running_job(&buildkite);

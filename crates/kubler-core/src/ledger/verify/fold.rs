@@ -4,13 +4,15 @@ use std::fmt::Display;
 
 use super::super::checkpoint::{Checkpoint, NoteError, PublicKey};
 use super::super::merkle::{Frontier, Hash, leaf_hash};
+use super::super::notes::{Notes, Tail};
 use super::super::record::Record;
 use super::{FAULTS_MAX, Fault, Kept, Report};
 
-pub(super) struct Fold<'a, L, C> {
+pub(super) struct Fold<'a, L> {
     key: &'a PublicKey,
     leaves: Leaves<L>,
-    checkpoints: C,
+    notes: std::vec::IntoIter<&'a str>,
+    tail: Tail<'a>,
     next: Option<Checkpoint>,
     kept: Vec<(&'a Kept, Checkpoint)>,
     tree: Frontier,
@@ -55,10 +57,8 @@ impl<E: Display, L: Iterator<Item = Result<Hash, E>>> Leaves<L> {
     }
 }
 
-impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a str>>
-    Fold<'a, L, C>
-{
-    pub(super) fn new(key: &'a PublicKey, kept: &'a [Kept], leaves: L, checkpoints: C) -> Self {
+impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>> Fold<'a, L> {
+    pub(super) fn new(key: &'a PublicKey, kept: &'a [Kept], leaves: L, notes: Notes<'a>) -> Self {
         let tree = Frontier::new();
         let report = Report {
             origin: key.name().to_owned(),
@@ -69,6 +69,7 @@ impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a
             last_checkpoint: None,
             agrees_with: Vec::new(),
             torn: false,
+            torn_checkpoint: matches!(notes.tail, Tail::Torn(_)),
             faults: Vec::new(),
             faults_omitted: 0,
         };
@@ -79,7 +80,8 @@ impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a
                 tree: Frontier::new(),
                 complete: true,
             },
-            checkpoints,
+            notes: notes.whole.into_iter(),
+            tail: notes.tail,
             next: None,
             kept: Vec::new(),
             tree,
@@ -127,7 +129,7 @@ impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a
 
     fn next_checkpoint(&mut self) {
         self.next = None;
-        while let Some(note) = self.checkpoints.next() {
+        while let Some(note) = self.notes.next() {
             self.report.checkpoints += 1;
             let number = self.report.checkpoints;
             match self.key.open(note) {
@@ -160,6 +162,12 @@ impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>, C: Iterator<Item = &'a
                     message: error.to_string(),
                 }),
             }
+        }
+        if let Tail::Foreign(_) = std::mem::replace(&mut self.tail, Tail::Clean) {
+            self.fault(Fault::BadCheckpoint {
+                number: self.report.checkpoints + 1,
+                message: "it is no text of a note".into(),
+            });
         }
     }
 

@@ -122,6 +122,43 @@ pub enum Fault {
     },
 }
 
+impl Fault {
+    /// What to do next.
+    pub const fn hint(&self) -> &'static str {
+        match self {
+            Self::Unreadable { .. } => {
+                "check the owner of the files and the disk under them, and verify a copy"
+            }
+            Self::NotARecord { .. }
+            | Self::Changed { .. }
+            | Self::ChangedWithin { .. }
+            | Self::Removed { .. }
+            | Self::Reordered { .. }
+            | Self::Cut { .. } => {
+                "keep the folder as it is, and compare that place with a backup: records before it that a checkpoint vouches for still hold"
+            }
+            Self::NoCheckpoint => {
+                "a running server signs one within seconds; if this one did, `checkpoints` was removed: compare with a backup or a checkpoint kept elsewhere"
+            }
+            Self::BadCheckpoint { .. } | Self::CheckpointOutOfOrder { .. } => {
+                "keep the folder as it is, and compare `checkpoints` with a backup or with checkpoints kept elsewhere"
+            }
+            Self::ForeignCheckpoint { .. } | Self::OtherKey { .. } => {
+                "find out which key is the right one: the one that was kept when the ledger began, given by `--public-key`"
+            }
+            Self::LeafChanged { .. } => {
+                "the records are whole: the next start of the server mends `leaves` from them"
+            }
+            Self::RolledBack { .. } | Self::Resigned { .. } => {
+                "keep the folder as it is, and look for the copy that the kept checkpoint was signed for: what is here is not it"
+            }
+            Self::BadKept { .. } => {
+                "a kept checkpoint is the whole note, from the ledger's name to the end of the line of its signature"
+            }
+        }
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -214,7 +251,7 @@ pub struct Report {
     /// Root over all of them.
     #[serde(serialize_with = "as_base64")]
     pub root: Hash,
-    /// The ledger's own checkpoints that hold.
+    /// Notes in the ledger's own file of checkpoints.
     pub checkpoints: u64,
     /// The last of the ledger's own checkpoints that is properly signed.
     pub last_checkpoint: Option<Checkpoint>,
@@ -222,6 +259,8 @@ pub struct Report {
     pub agrees_with: Vec<String>,
     /// Whether the last line is incomplete, as a crash or a copy taken while it was written leaves it.
     pub torn: bool,
+    /// Whether the last checkpoint is incomplete, likewise. The next start of the server cuts it off.
+    pub torn_checkpoint: bool,
     /// What is not as it was; the first is the one to look at.
     pub faults: Vec<Fault>,
     /// Faults beyond the bound of the list.
@@ -280,6 +319,12 @@ impl fmt::Display for Report {
             writeln!(
                 f,
                 "the last line is incomplete, as a crash or a copy taken while it was written leaves it"
+            )?;
+        }
+        if self.torn_checkpoint {
+            writeln!(
+                f,
+                "the last checkpoint is incomplete, as a crash or a copy taken while it was signed leaves it: it vouches for nothing, and the next start of the server cuts it off"
             )?;
         }
         for kept in &self.agrees_with {

@@ -61,13 +61,12 @@ impl Files {
     fn verify(&self, kept: &[Kept]) -> Report {
         let lines = self.lines.iter().cloned().map(Ok::<_, Infallible>);
         let leaves = self.leaves.iter().copied().map(Ok);
-        verify(
-            lines,
-            leaves,
-            self.checkpoints.iter().map(String::as_str),
-            key(1).public(),
-            kept,
-        )
+        verify(lines, leaves, &self.notes(), key(1).public(), kept)
+    }
+
+    fn notes(&self) -> Vec<u8> {
+        let notes = self.checkpoints.iter().map(|note| format!("{note}\n"));
+        notes.collect::<String>().into_bytes()
     }
 
     fn first_fault(&self) -> Fault {
@@ -244,6 +243,38 @@ fn l5_a_torn_last_line_behind_the_last_checkpoint_is_said_but_is_no_fault() {
 }
 
 #[test]
+fn l5_a_torn_checkpoint_is_said_and_vouches_for_nothing_but_is_no_fault() {
+    let mut files = files();
+    files.checkpoints[1].truncate(30);
+    let notes = files.notes();
+    let lines = files.lines.iter().cloned().map(Ok::<_, Infallible>);
+    let leaves = files.leaves.iter().copied().map(Ok);
+    let torn = &notes[..notes.len() - 1];
+    let report = verify(lines, leaves, torn, key(1).public(), &[]);
+    assert!(report.is_intact() && report.torn_checkpoint, "{report}");
+    assert_eq!((report.checkpoints, report.unsigned()), (1, 60));
+    let said = "the last checkpoint is incomplete";
+    assert!(report.to_string().contains(said), "{report}");
+}
+
+#[test]
+fn l5_bytes_that_are_no_checkpoint_are_named() {
+    let files = files();
+    let mut notes = files.notes();
+    notes.extend([0xff; 40]);
+    let lines = files.lines.iter().cloned().map(Ok::<_, Infallible>);
+    let leaves = files.leaves.iter().copied().map(Ok);
+    let report = verify(lines, leaves, &notes, key(1).public(), &[]);
+    assert!(
+        matches!(
+            report.faults.as_slice(),
+            [Fault::BadCheckpoint { number: 3, .. }]
+        ),
+        "{report}"
+    );
+}
+
+#[test]
 fn l5_a_rollback_is_named_by_a_checkpoint_kept_elsewhere_and_only_by_it() {
     let whole = files();
     let mut files = whole.clone();
@@ -300,11 +331,10 @@ fn l5_re_signing_with_another_key_is_named() {
     // Checked with the key that came with the files, and a checkpoint that was kept.
     let lines = other.lines.iter().cloned().map(Ok::<_, Infallible>);
     let leaves = other.leaves.iter().copied().map(Ok);
-    let notes = other.checkpoints.iter().map(String::as_str);
     let report = verify(
         lines,
         leaves,
-        notes,
+        &other.notes(),
         theirs.public(),
         &[kept(&files().checkpoints[0])],
     );

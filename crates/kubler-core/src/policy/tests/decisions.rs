@@ -47,12 +47,46 @@ fn a_permit_says_by_which_policies_and_which_set() {
         ["acme/create", "acme/create-restricted"]
     );
     assert_eq!(permit.grounds().policy_digest, set.digest());
-    assert_eq!(permit.into_target(), profile("untrusted"));
+    let Target::Profile(resolved) = profile("untrusted") else {
+        panic!("a profile")
+    };
+    assert_eq!(permit.spend_on_profile(&resolved), Ok(()));
     let set = set_of("\npermit (principal is Operator, action, resource);");
     let permit = set
         .decide(&operator(), Action::ReadLedger, Target::Server)
         .unwrap();
     assert_eq!(permit.grounds().policies, ["a.cedar:2"]);
+}
+
+#[test]
+fn a_permit_is_spent_on_nothing_but_what_it_was_given_for() {
+    let set = starter_set(&configuration());
+    let environment = crate::invariants::fixtures::environment();
+    let caller = Caller::Job(Box::new(environment.identity.clone()));
+    let for_release = || {
+        let target = Target::Environment(Box::new(environment.clone()));
+        set.decide(&caller, Action::ReleaseEnvironment, target)
+            .unwrap()
+    };
+    let spent = for_release().spend_on_environment(Action::ReleaseEnvironment);
+    assert_eq!(spent, Ok(environment.id));
+    assert!(
+        for_release()
+            .spend_on_environment(Action::IssueSession)
+            .is_err()
+    );
+    assert!(
+        for_release()
+            .spend_on_profile(&environment.resolved)
+            .is_err()
+    );
+    let (Target::Profile(small), target) = (profile("ci-small"), profile("untrusted")) else {
+        panic!("profiles")
+    };
+    let for_other = set
+        .decide(&job(|_| ()), Action::CreateEnvironment, target)
+        .unwrap();
+    assert!(for_other.spend_on_profile(&small).is_err());
 }
 
 /// C5: who gets the full profile under the starter policies.

@@ -2,7 +2,7 @@
 //! fills; etcd also where users of envtest have it. Paths are arguments: only the configuration reads the
 //! environment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,6 +19,8 @@ pub const ETCD_VERSION_MIN: (u32, u32) = (3, 5);
 /// How to get what is missing.
 const BUILD_HINT: &str =
     "run `kube/build`, or set `kubernetes.<version>.folder` to a folder that holds them";
+/// Why what users of envtest have is not enough (decision 0008).
+const STOCK_HINT: &str = "`KUBEBUILDER_ASSETS` and PATH are looked at for etcd only: a stock kube-apiserver cannot listen on a Unix socket";
 /// Bytes of a program that are searched at once for its version.
 const SEARCH_BYTES: usize = 1 << 20;
 /// Longest version with what stands before it, in bytes: how far two searched parts overlap.
@@ -106,10 +108,10 @@ impl Binaries {
 
 impl Programs {
     /// Finds the programs of a Kubernetes version: in `folder` when one is configured, else in the newest folder
-    /// of the cache that has them. `wanted` is the version's name in the configuration, such as `1.34`.
+    /// of the cache that has this version. `wanted` is the version's name in the configuration, such as `1.34`.
     ///
     /// # Errors
-    /// When a program is missing, or is of another version than its name says.
+    /// When a program is missing, or none is of the version that its name says.
     pub fn find(
         wanted: &str,
         folder: Option<&Path>,
@@ -117,42 +119,63 @@ impl Programs {
     ) -> Result<Self, BinariesError> {
         let folders =
             folder.map_or_else(|| cache_folders(search), |folder| vec![folder.to_owned()]);
-        let Some(found) = folders
-            .iter()
-            .find(|folder| is_program(&folder.join("kubler-control-plane")))
-        else {
-            return Err(missing(
-                &format!("`kubler-control-plane` for Kubernetes `{wanted}`"),
-                &folders,
-                search,
-            ));
-        };
-        let control_plane = found.join("kubler-control-plane");
-        let version = version_in(&control_plane).ok_or_else(|| BinariesError {
-            message: format!(
-                "`{}` does not say which Kubernetes it is",
-                control_plane.display()
-            ),
-            hint: BUILD_HINT.into(),
-        })?;
-        if !version_fits(wanted, &version) {
+        let mut others = Vec::new();
+        for found in &folders {
+            let control_plane = found.join("kubler-control-plane");
+            if !is_program(&control_plane) {
+                continue;
+            }
+            match version_in(&control_plane) {
+                Some(version) if version_fits(wanted, &version) => {
+                    let template = Some(found.join("template")).filter(|it| it.is_file());
+                    return Ok(Self {
+                        version,
+                        control_plane,
+                        template,
+                    });
+                }
+                version => others.push((control_plane, version)),
+            }
+        }
+        if others.is_empty() {
+            let what = format!("`kubler-control-plane` for Kubernetes `{wanted}`");
             return Err(BinariesError {
-                message: format!(
-                    "`{}` is Kubernetes {version}, not `{wanted}`",
-                    control_plane.display()
-                ),
-                hint: format!(
-                    "name it `{}` in `kubernetes`, or configure another folder",
-                    minor_of(&version)
-                ),
+                hint: format!("{BUILD_HINT}; {STOCK_HINT}"),
+                ..missing(&what, &folders, search)
             });
         }
-        let template = Some(found.join("template")).filter(|template| template.is_file());
-        Ok(Self {
-            version,
-            control_plane,
-            template,
+        Err(of_other_versions(wanted, &others))
+    }
+}
+
+/// What was found instead, each with its version.
+fn of_other_versions(wanted: &str, others: &[(PathBuf, Option<String>)]) -> BinariesError {
+    let said: Vec<_> = others
+        .iter()
+        .map(|(program, version)| match version {
+            Some(version) => format!("`{}` is Kubernetes {version}", program.display()),
+            None => format!(
+                "`{}` does not say which Kubernetes it is",
+                program.display()
+            ),
         })
+        .collect();
+    let names: BTreeSet<_> = others
+        .iter()
+        .filter_map(|(_, version)| version.as_deref())
+        .map(|version| format!("`{}`", minor_of(version)))
+        .collect();
+    BinariesError {
+        message: format!("{}, not `{wanted}`", said.join(", ")),
+        hint: if names.is_empty() {
+            BUILD_HINT.into()
+        } else {
+            let names: Vec<_> = names.into_iter().collect();
+            format!(
+                "name it {} in `kubernetes`, or configure another folder",
+                names.join(" or ")
+            )
+        },
     }
 }
 
@@ -322,6 +345,8 @@ fn etcd_version(program: &Path) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn program(path: &Path, text: &str) {
@@ -374,9 +399,54 @@ mod tests {
             "{error}"
         );
         assert!(error.hint.contains("kube/build"));
+        assert!(
+            error
+                .hint
+                .contains("`KUBEBUILDER_ASSETS` and PATH are looked at for etcd only"),
+            "{}",
+            error.hint
+        );
         control_plane(&place.path().join("own"), "v1.34.4");
         let error = Programs::find("1.3", Some(&place.path().join("own")), &search).unwrap_err();
         assert!(error.message.contains("v1.34.4, not `1.3`"), "{error}");
+    }
+
+    #[test]
+    fn several_versions_live_in_one_cache_and_each_profile_gets_its_own() {
+        let place = tempfile::tempdir().unwrap();
+        let built = place.path().join("kube");
+        for (age_seconds, version) in [(20, "v1.33.7"), (10, "v1.34.4"), (0, "v1.35.0")] {
+            let folder = built.join(version).join("bin");
+            control_plane(&folder, version);
+            let made = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 - age_seconds);
+            File::open(&folder).unwrap().set_modified(made).unwrap();
+        }
+        let search = Surroundings {
+            cache: Some(place.path().to_owned()),
+            ..Surroundings::default()
+        };
+        for (wanted, version) in [
+            ("1.33", "v1.33.7"),
+            ("1.34", "v1.34.4"),
+            ("v1.35.0", "v1.35.0"),
+            ("newest", "v1.35.0"),
+        ] {
+            let found = Programs::find(wanted, None, &search).unwrap();
+            assert_eq!(found.version, version, "{wanted}");
+            assert!(
+                found.control_plane.starts_with(built.join(version)),
+                "{found:?}"
+            );
+        }
+        let error = Programs::find("1.36", None, &search).unwrap_err();
+        for version in ["v1.33.7", "v1.34.4", "v1.35.0"] {
+            assert!(error.message.contains(version), "{error}");
+        }
+        assert!(
+            error.hint.contains("`1.33` or `1.34` or `1.35`"),
+            "{}",
+            error.hint
+        );
     }
 
     #[test]

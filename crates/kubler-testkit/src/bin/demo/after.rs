@@ -1,16 +1,21 @@
 //! What remains of ended environments: their trace, their ledger, and an explanation for whoever comes late.
 
-use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
-use kubler_testkit::agent::kube_folder;
 use kubler_testkit::kubler::Server;
 
 use crate::jobs::{Running, Way};
+use crate::saved::{Keeps, Saved};
 use crate::{Faults, say};
 
 /// Shows it, and notes what does not hold.
-pub(crate) fn look(server: &Server, running: &[Running], saved: &Path, faults: &mut Faults) {
+pub(crate) fn look(
+    server: &Server,
+    running: &[Running],
+    saved: &Saved,
+    late: Option<&Output>,
+    faults: &mut Faults,
+) {
     let Some(passed) = running.iter().find(|one| one.way == Way::Passes) else {
         return;
     };
@@ -40,33 +45,29 @@ pub(crate) fn look(server: &Server, running: &[Running], saved: &Path, faults: &
         faults.push(format!("the ledger does not verify: {}", text(&verified)));
     }
 
-    say(
-        "\nA saved kubeconfig after the end: the job is over, nobody can mint a token for it any more.",
-    );
-    let late = late_kubectl(server, saved);
-    show("kubectl --kubeconfig saved get namespaces", &late, 8);
-    let told = text(&late);
-    let explained =
-        told.contains("ended") && told.contains(&job) && !told.to_lowercase().contains("forbidden");
-    if late.status.success() || !explained {
-        faults.push(format!("a late kubectl is not told what happened: {told}"));
-    }
+    say("\nA saved kubeconfig right after the end, with the session that the job had.");
+    show_late(late, &job, "Error from server", faults);
+    say("\nThe same later: there is no session any more, and nobody can mint a token for the job.");
+    let later = saved.late_kubectl(server, passed.way, &passed.job, Keeps::Nothing);
+    show_late(later.as_ref(), &job, "error: environment", faults);
 }
 
-fn late_kubectl(server: &Server, saved: &Path) -> Output {
-    let path = std::env::join_paths([
-        server.programs().folder().to_owned(),
-        "/usr/bin".into(),
-        "/bin".into(),
-    ]);
-    let mut command = Command::new(kube_folder().join("kubectl"));
-    command
-        .args(["get", "namespaces", "--kubeconfig"])
-        .arg(saved.join("kubeconfig"))
-        .env_clear()
-        .env("HOME", saved)
-        .env("PATH", path.unwrap_or_default());
-    command.output().expect("kubectl")
+/// Shows what a late kubectl printed; `who` is what only the one who shall explain begins its words with.
+fn show_late(late: Option<&Output>, job: &str, who: &str, faults: &mut Faults) {
+    let Some(late) = late else {
+        faults.push("no kubeconfig was saved for a late kubectl".into());
+        return;
+    };
+    show("kubectl --kubeconfig saved get namespaces", late, 8);
+    let told = text(late);
+    let is_explained = told.contains(who)
+        && told.contains("ended at")
+        && told.contains("its job released it")
+        && told.contains(job)
+        && !told.to_lowercase().contains("forbidden");
+    if late.status.success() || !is_explained {
+        faults.push(format!("a late kubectl is not told what happened: {told}"));
+    }
 }
 
 fn text(output: &Output) -> String {

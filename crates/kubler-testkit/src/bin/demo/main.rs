@@ -11,7 +11,9 @@
 
 mod after;
 mod jobs;
+mod saved;
 mod timeline;
+mod traces;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -20,11 +22,14 @@ use std::time::{Duration, Instant};
 use kubler_testkit::agent::GitRepository;
 use kubler_testkit::buildkite::Buildkite;
 use kubler_testkit::kubler::Server;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use self::saved::Saved;
 use self::timeline::Timeline;
+use self::traces::Traces;
 
 /// The demo's lease. A real one is five minutes.
-const LEASE_SECONDS: u64 = 8;
+const LEASE_SECONDS: u64 = 12;
 /// How long the stand-in waits for a vanished agent. The real service waits three minutes and up to one more.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
 /// All of it, once built.
@@ -36,6 +41,60 @@ type Faults = Vec<String>;
 #[tokio::main]
 async fn main() -> ExitCode {
     let begun = Instant::now();
+    let mut signals = Signals::listen();
+    let traces = Traces::default();
+    introduce();
+    // Whatever ends it drops what was started, which ends that too.
+    let mut faults = tokio::select! {
+        faults = run(&traces) => faults,
+        () = tokio::time::sleep(DEMO_BOUND) => vec![format!("it took longer than {} s", DEMO_BOUND.as_secs())],
+        name = signals.first() => vec![format!("it was ended by {name}")],
+    };
+    let left = traces.left();
+    let nothing_is_left = left.is_empty();
+    faults.extend(left);
+    say("");
+    for fault in &faults {
+        say(&format!("DID NOT HOLD: {fault}"));
+    }
+    if nothing_is_left {
+        say("Nothing is left: no process, no file.");
+    }
+    if faults.is_empty() {
+        let seconds = begun.elapsed().as_secs_f64();
+        say(&format!("All of it held, in {seconds:.1} s."));
+        return ExitCode::SUCCESS;
+    }
+    ExitCode::FAILURE
+}
+
+/// The signals by which people, terminals and supervisors end a program.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn listen() -> Self {
+        let listen = |kind| signal(kind).expect("a signal can be listened to");
+        Self {
+            interrupt: listen(SignalKind::interrupt()),
+            terminate: listen(SignalKind::terminate()),
+            hang_up: listen(SignalKind::hangup()),
+        }
+    }
+
+    async fn first(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hang_up.recv() => "SIGHUP",
+        }
+    }
+}
+
+fn introduce() {
     say(
         "Kubler: a Buildkite job gets a Kubernetes cluster of its own for its OIDC token, and loses it when it ends.",
     );
@@ -53,27 +112,9 @@ async fn main() -> ExitCode {
          agents given up after {} s (Buildkite: 180 to 240).",
         HEARTBEAT_TIMEOUT.as_secs()
     ));
-
-    let result = tokio::select! {
-        faults = run() => faults,
-        () = tokio::time::sleep(DEMO_BOUND) => vec![format!("it took longer than {} s", DEMO_BOUND.as_secs())],
-        _ = tokio::signal::ctrl_c() => vec!["it was interrupted".to_owned()],
-    };
-    say("");
-    for fault in &result {
-        say(&format!("DID NOT HOLD: {fault}"));
-    }
-    if result.is_empty() {
-        say(&format!(
-            "All of it held, in {:.1} s. Nothing is left: no process, no file.",
-            begun.elapsed().as_secs_f64()
-        ));
-        return ExitCode::SUCCESS;
-    }
-    ExitCode::FAILURE
 }
 
-async fn run() -> Faults {
+async fn run(traces: &Traces) -> Faults {
     let mut faults = Faults::new();
     title(
         "1. Start the stand-in Buildkite, kubler-server (SQLite, TLS, `local` engine) and its etcd",
@@ -84,10 +125,9 @@ async fn run() -> Faults {
         .heartbeat_interval_seconds(1)
         .job_status_interval_seconds(1)
         .start();
-    let mut server = Server::of(&buildkite)
-        .lease_seconds(LEASE_SECONDS)
-        .start()
-        .await;
+    let draft = Server::of(&buildkite).lease_seconds(LEASE_SECONDS);
+    traces.note(draft.folder());
+    let mut server = draft.start().await;
     say(&format!(
         "issuer {}   kubler-server {}",
         buildkite.issuer_url(),
@@ -101,15 +141,17 @@ async fn run() -> Faults {
         "kubler-buildkite-plugin",
         &Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/buildkite"),
     );
-    let saved = tempfile::tempdir().expect("a folder");
-    let mut running = jobs::start(&buildkite, &server, &plugin, saved.path());
+    traces.note(plugin.folder().parent().expect("a folder of its own"));
+    let saved = Saved::new();
+    traces.note(saved.folder());
+    let mut running = jobs::start(&buildkite, &server, &plugin, &saved, traces);
 
     title("3. As it happens");
     let mut timeline = Timeline::new(&running);
-    jobs::see_through(&mut running, &server, &mut timeline, &mut faults).await;
+    let late = jobs::see_through(&mut running, &server, &saved, &mut timeline, &mut faults).await;
 
     title("4. Afterwards");
-    after::look(&server, &running, saved.path(), &mut faults);
+    after::look(&server, &running, &saved, late.as_ref(), &mut faults);
 
     title("5. End everything");
     drop(running);

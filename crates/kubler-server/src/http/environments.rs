@@ -1,0 +1,217 @@
+//! `/v1/environments` and what is found by them: tombstones and traces.
+
+use axum::Json;
+use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use bytes::Bytes;
+use kubler_api::error::ErrorCode;
+use kubler_api::{CreateEnvironment, Environment, Environments, ReleaseEnvironment, Tombstone};
+use kubler_core::environment::Phase;
+use kubler_core::ids::EnvironmentId;
+use serde::Deserialize;
+
+use super::error::ApiError;
+use super::reading::{Answer, Refused, Shared, environment_id, json, refused, unreadable};
+use super::{Api, Arrival, view};
+use crate::broker::{Call, Found};
+use crate::store::Search;
+
+impl Api {
+    fn show(&self, environment: &kubler_core::environment::Environment) -> Json<Environment> {
+        Json(view::environment(
+            environment,
+            &self.configuration,
+            self.ca.as_deref(),
+        ))
+    }
+
+    fn show_all(&self, found: &Found) -> Json<Environments> {
+        let shown = found
+            .environments
+            .iter()
+            .map(|environment| self.show(environment).0);
+        Json(Environments {
+            environments: shown.collect(),
+            truncated: found.truncated,
+        })
+    }
+}
+
+/// Asks for an environment; repeats by the same job and name return the first.
+#[utoipa::path(post, operation_id = "create_environment", path = "/v1/environments", request_body = CreateEnvironment, responses(
+    (status = 200, body = Environment), Refused))]
+pub(super) async fn create(
+    State(api): Shared,
+    call: Call,
+    body: Result<Json<CreateEnvironment>, JsonRejection>,
+) -> Answer<Json<Environment>> {
+    let request = json(body, &call)?;
+    let made = api
+        .broker
+        .request_environment(&call, &request)
+        .await
+        .map_err(refused(&call))?;
+    Ok(api.show(
+        &api.broker
+            .wait_until_settled(made, request.wait_seconds)
+            .await,
+    ))
+}
+
+/// What to list.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ListQuery {
+    /// Pipeline slug or id.
+    pipeline: Option<String>,
+    /// Build number.
+    build: Option<u64>,
+    /// Job id.
+    job: Option<String>,
+    /// Commit, or its beginning.
+    commit: Option<String>,
+    /// Phase.
+    phase: Option<String>,
+}
+
+/// The environments the caller may see, newest first.
+#[utoipa::path(get, operation_id = "list_environments", path = "/v1/environments", params(ListQuery), responses(
+    (status = 200, body = Environments), Refused))]
+pub(super) async fn list(
+    State(api): Shared,
+    call: Call,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Answer<Json<Environments>> {
+    let Query(query) = query.map_err(|rejection| {
+        unreadable(rejection.status(), &rejection.body_text()).with_id(call.request_id)
+    })?;
+    let phase = match &query.phase {
+        None => None,
+        Some(word) => Some(Phase::from_word(word).ok_or_else(|| {
+            let known: Vec<_> = Phase::ALL.into_iter().map(Phase::as_str).collect();
+            ApiError::new(
+                ErrorCode::InvalidRequest,
+                format!("`{word}` is not a phase"),
+            )
+            .hint(format!("one of {}", known.join(", ")))
+            .with_id(call.request_id)
+        })?),
+    };
+    let search = Search {
+        pipeline: query.pipeline,
+        build_number: query.build,
+        job_id: query.job,
+        commit: query.commit,
+        phase,
+        ..Search::default()
+    };
+    Ok(api.show_all(
+        &api.broker
+            .search(&call, &search)
+            .await
+            .map_err(refused(&call))?,
+    ))
+}
+
+/// One environment.
+#[utoipa::path(get, operation_id = "read_environment", path = "/v1/environments/{id}", params(("id" = String, Path)), responses(
+    (status = 200, body = Environment), Refused))]
+pub(super) async fn read(
+    State(api): Shared,
+    call: Call,
+    Path(id): Path<String>,
+) -> Answer<Json<Environment>> {
+    let id = environment_id(&id, &call)?;
+    Ok(api.show(
+        &api.broker
+            .environment(&call, id)
+            .await
+            .map_err(refused(&call))?,
+    ))
+}
+
+/// Proof of life.
+#[utoipa::path(post, operation_id = "renew_environment", path = "/v1/environments/{id}/renew", params(("id" = String, Path)), responses(
+    (status = 200, body = Environment), Refused))]
+pub(super) async fn renew(
+    State(api): Shared,
+    call: Call,
+    Path(id): Path<String>,
+) -> Answer<Json<Environment>> {
+    let id = environment_id(&id, &call)?;
+    Ok(api.show(
+        &api.broker
+            .renew_environment(&call, id)
+            .await
+            .map_err(refused(&call))?,
+    ))
+}
+
+/// Ends an environment: credentials are dead when this answers, the rest follows at once.
+#[utoipa::path(post, operation_id = "release_environment", path = "/v1/environments/{id}/release", params(("id" = String, Path)), request_body = ReleaseEnvironment, responses(
+    (status = 200, body = Environment), Refused))]
+pub(super) async fn release(
+    State(api): Shared,
+    call: Call,
+    Path(id): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer<Json<Environment>> {
+    let id = environment_id(&id, &call)?;
+    let body = body.map_err(|rejection| {
+        unreadable(rejection.status(), &rejection.body_text()).with_id(call.request_id)
+    })?;
+    // A hook that is called without a body means the same as one with an empty object.
+    let request: ReleaseEnvironment = if body.is_empty() {
+        ReleaseEnvironment::default()
+    } else {
+        serde_json::from_slice(&body).map_err(|error| {
+            unreadable(StatusCode::BAD_REQUEST, &error.to_string()).with_id(call.request_id)
+        })?
+    };
+    let released = api
+        .broker
+        .release_environment(&call, id)
+        .await
+        .map_err(refused(&call))?;
+    Ok(api.show(
+        &api.broker
+            .wait_until_gone(released, request.wait_seconds)
+            .await,
+    ))
+}
+
+/// Finds environments by id, job, build (`pipeline/number` or id), pipeline or commit.
+#[utoipa::path(get, path = "/v1/trace/{anything}", params(("anything" = String, Path)), responses(
+    (status = 200, body = Environments), Refused))]
+pub(super) async fn trace(
+    State(api): Shared,
+    call: Call,
+    Path(anything): Path<String>,
+) -> Answer<Json<Environments>> {
+    let found = api
+        .broker
+        .trace(&call, &anything)
+        .await
+        .map_err(refused(&call))?;
+    Ok(api.show_all(&found))
+}
+
+/// When and why a dead environment ended. Needs no identity: its job may not have one any more.
+#[utoipa::path(get, path = "/v1/tombstones/{id}", params(("id" = String, Path)), responses(
+    (status = 200, body = Tombstone), Refused))]
+pub(super) async fn read_tombstone(
+    State(api): Shared,
+    arrival: Arrival,
+    Path(id): Path<String>,
+) -> Answer<Json<Tombstone>> {
+    let not_found = |detail: String| ApiError::new(ErrorCode::NotFound, detail).of(&arrival);
+    let id: EnvironmentId = id
+        .parse()
+        .map_err(|error: kubler_core::ids::InvalidId| not_found(error.to_string()))?;
+    let environment = api
+        .broker
+        .tombstone(id)
+        .map_err(|error| ApiError::from_broker(&error, arrival.request_id))?;
+    Ok(Json(view::tombstone(&environment)))
+}

@@ -1,0 +1,101 @@
+//! What machines ask: health, readiness, metrics, and the document that describes all of it.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use kubler_api::Health;
+use kubler_core::ledger::record::LedgerAction;
+use kubler_core::policy::Action;
+
+use super::Api;
+use super::reading::{Answer, Refused, Shared, refused};
+use super::routes::openapi;
+use crate::broker::Call;
+
+/// OpenMetrics.
+#[utoipa::path(get, path = "/metrics", responses(
+    (status = 200, body = String, content_type = "application/openmetrics-text"), Refused))]
+pub(super) async fn metrics(State(api): Shared, call: Call) -> Answer<Response> {
+    let read = async || Ok(crate::metrics::render(&api.broker.directory, &api.gauges));
+    let text = api
+        .broker
+        .read_server(&call, Action::ReadMetrics, LedgerAction::MetricsRead, read)
+        .await
+        .map_err(refused(&call))?;
+    Ok((
+        [(
+            header::CONTENT_TYPE,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        )],
+        text,
+    )
+        .into_response())
+}
+
+/// Whether the process answers.
+#[utoipa::path(get, path = "/healthz", responses((status = 200, body = Health)))]
+pub(super) async fn healthz(State(api): Shared) -> Json<Health> {
+    Json(api.health(BTreeMap::new()))
+}
+
+/// Whether it can do its work: store, ledger, engine.
+#[utoipa::path(get, path = "/readyz", responses((status = 200, body = Health), (status = 503, body = Health)))]
+pub(super) async fn readyz(State(api): Shared) -> (StatusCode, Json<Health>) {
+    let say = |result: Result<(), String>| result.err().unwrap_or_else(|| "ok".into());
+    let mut checks = BTreeMap::new();
+    checks.insert(
+        "store".to_owned(),
+        say(api
+            .broker
+            .store
+            .check(api.clock.now())
+            .await
+            .map_err(|_| "cannot be written".into())),
+    );
+    checks.insert(
+        "ledger".to_owned(),
+        say(if api.broker.ledger.is_writable() {
+            Ok(())
+        } else {
+            Err("cannot be written".into())
+        }),
+    );
+    checks.insert(
+        "engine".to_owned(),
+        say(if api.gauges.engine_works() {
+            Ok(())
+        } else {
+            Err("cannot look at the world".into())
+        }),
+    );
+    let health = api.health(checks);
+    let status = if health.status == "ok" {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(health))
+}
+
+impl Api {
+    fn health(&self, checks: BTreeMap<String, String>) -> Health {
+        let well = checks.values().all(|check| check == "ok");
+        Health {
+            status: if well { "ok" } else { "unavailable" }.into(),
+            checks,
+            version: env!("CARGO_PKG_VERSION").into(),
+            now: self.clock.now(),
+        }
+    }
+}
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", responses((status = 200, body = serde_json::Value)))]
+pub(super) async fn openapi_document() -> Json<&'static utoipa::openapi::OpenApi> {
+    static DOCUMENT: LazyLock<utoipa::openapi::OpenApi> = LazyLock::new(openapi);
+    Json(&DOCUMENT)
+}

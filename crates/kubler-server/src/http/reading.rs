@@ -1,0 +1,63 @@
+//! What every route does the same way: reading a request, and saying that it cannot be read.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+use axum::http::StatusCode;
+use kubler_api::error::{ErrorCode, Problem};
+use kubler_core::ids::EnvironmentId;
+
+use super::Api;
+use super::error::ApiError;
+use crate::broker::{BrokerError, Call};
+
+/// Longest body of an ordinary request, in bytes.
+pub(super) const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// An answer, or a refusal.
+pub(super) type Answer<T> = Result<T, ApiError>;
+/// What the routes share.
+pub(super) type Shared = State<Arc<Api>>;
+
+/// How every route refuses, for the OpenAPI document.
+#[derive(utoipa::IntoResponses)]
+pub(super) enum Refused {
+    /// The request cannot be carried out as it is.
+    #[response(status = "4XX", content_type = "application/problem+json")]
+    #[allow(dead_code, reason = "it only describes")]
+    Request(#[to_schema] Problem),
+    /// The server cannot carry it out now.
+    #[response(status = "5XX", content_type = "application/problem+json")]
+    #[allow(dead_code, reason = "it only describes")]
+    Server(#[to_schema] Problem),
+}
+
+pub(super) fn refused(call: &Call) -> impl FnOnce(BrokerError) -> ApiError {
+    let request_id = call.request_id;
+    move |error| ApiError::from_broker(&error, request_id)
+}
+
+pub(super) fn environment_id(text: &str, call: &Call) -> Answer<EnvironmentId> {
+    text.parse().map_err(|error: kubler_core::ids::InvalidId| {
+        ApiError::new(ErrorCode::NotFound, error.to_string()).with_id(call.request_id)
+    })
+}
+
+pub(super) fn json<T>(body: Result<Json<T>, JsonRejection>, call: &Call) -> Answer<T> {
+    body.map(|Json(body)| body).map_err(|rejection| {
+        unreadable(rejection.status(), &rejection.body_text()).with_id(call.request_id)
+    })
+}
+
+pub(super) fn unreadable(status: StatusCode, text: &str) -> ApiError {
+    if status == StatusCode::PAYLOAD_TOO_LARGE {
+        return ApiError::new(
+            ErrorCode::TooLarge,
+            "the body is longer than this route takes",
+        );
+    }
+    let text: String = text.chars().take(300).collect();
+    ApiError::new(ErrorCode::InvalidRequest, text)
+}

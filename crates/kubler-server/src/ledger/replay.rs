@@ -1,0 +1,371 @@
+//! Reads everything that was written before, and changes nothing: what does not fit together must stay as it is for
+//! whoever looks into it. What a crash explains is noted, and repaired by [`Found::repair`] once all the rest holds.
+//!
+//! Every line is read once: its hash goes into the tree, and the few fields that later searches and open ends need
+//! are picked out of it. Whole records are read only of what a crash left open.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use kubler_core::ids::EnvironmentId;
+use kubler_core::ledger::checkpoint::{Checkpoint, PublicKey};
+use kubler_core::ledger::layout;
+use kubler_core::ledger::merkle::{Frontier, Hash, leaf_hash};
+use kubler_core::ledger::notes::{Notes, Tail};
+use kubler_core::ledger::record::{Body, Kind, Record};
+use serde::Deserialize;
+
+use super::LedgerError;
+use super::read::{Index, Mark};
+
+/// Bytes of one leaf hash in its file.
+pub(super) const LEAF_BYTES: u64 = 32;
+const READ_BYTES: usize = 1024 * 1024;
+
+/// What was found.
+pub(super) struct Found {
+    folder: PathBuf,
+    pub(super) frontier: Frontier,
+    /// Leaves after the last checkpoint.
+    pub(super) unsigned: Vec<Hash>,
+    pub(super) index: Index,
+    /// The last checkpoint, and its note.
+    pub(super) signed: Option<(Checkpoint, String)>,
+    /// Where the starts without an end are.
+    open: BTreeMap<u64, Line>,
+    leaves: Leaves,
+    crash: Crash,
+}
+
+/// Where a line is.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    segment: u64,
+    offset: u64,
+}
+
+/// What a crash left behind.
+#[derive(Default)]
+struct Crash {
+    /// A file that was made and not used yet.
+    unused_segment: Option<u64>,
+    /// Where the last record is incomplete, and by how many bytes.
+    torn_record: Option<(Line, u64)>,
+    /// Up to where the notes are whole, and the bytes behind.
+    torn_checkpoint: Option<(u64, u64)>,
+}
+
+/// The file of leaves, compared with the records as they are read.
+#[derive(Default)]
+struct Leaves {
+    file: Option<BufReader<File>>,
+    bytes: u64,
+    /// From which record on it is wrong or too short, and what should be there.
+    wrong: Option<(u64, Vec<Hash>)>,
+}
+
+/// What is read of each record.
+#[derive(Deserialize)]
+struct Glance<'a> {
+    sequence: u64,
+    kind: Kind,
+    #[serde(default)]
+    start: Option<u64>,
+    #[serde(default)]
+    environment_id: Option<EnvironmentId>,
+    #[serde(default, borrow)]
+    identity: Option<GlanceIdentity<'a>>,
+}
+
+#[derive(Deserialize)]
+struct GlanceIdentity<'a> {
+    #[serde(borrow)]
+    job: GlanceJob<'a>,
+}
+
+#[derive(Deserialize)]
+struct GlanceJob<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+}
+
+/// What opening had to put in order, for the ledger's own record of it.
+pub(super) type Repairs = serde_json::Map<String, serde_json::Value>;
+
+impl Found {
+    /// Reads the ledger in `folder`.
+    pub(super) fn read(folder: &Path, key: &PublicKey) -> Result<Self, LedgerError> {
+        let unusable = |error: io::Error| LedgerError::unusable(folder, &error);
+        let mut found = Self {
+            folder: folder.to_owned(),
+            frontier: Frontier::new(),
+            unsigned: Vec::new(),
+            index: Index::default(),
+            signed: None,
+            open: BTreeMap::new(),
+            leaves: Leaves::open(folder).map_err(unusable)?,
+            crash: Crash::default(),
+        };
+        found.read_notes(key)?;
+        let mut segments = found.segments().map_err(unusable)?;
+        // Without records in it the one before has not been left yet.
+        if let [_, .., last] = *segments
+            && found.length(last).map_err(unusable)? == 0
+        {
+            found.crash.unused_segment = Some(last);
+            segments.pop();
+        }
+        for (nth, segment) in segments.iter().enumerate() {
+            found.read_segment(*segment, nth + 1 == segments.len())?;
+        }
+        if segments.is_empty() {
+            found.index.segment(0);
+        }
+        let size = found.frontier.size();
+        match &found.signed {
+            Some((signed, _)) if signed.size > size => Err(found.damaged(&format!(
+                "its last checkpoint covers {} records, and there are {size}",
+                signed.size
+            ))),
+            _ => Ok(found),
+        }
+    }
+
+    fn read_notes(&mut self, key: &PublicKey) -> Result<(), LedgerError> {
+        let bytes = match std::fs::read(self.folder.join(layout::CHECKPOINTS)) {
+            // Only a file that is not there is an empty one: what cannot be read must not pass for nothing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            read => read.map_err(|error| LedgerError::unusable(&self.folder, &error))?,
+        };
+        let notes = Notes::read(&bytes);
+        match notes.tail {
+            Tail::Clean => {}
+            Tail::Torn(torn) => {
+                let whole = (bytes.len() - torn.len()) as u64;
+                self.crash.torn_checkpoint = Some((whole, torn.len() as u64));
+            }
+            Tail::Foreign(_) => {
+                return Err(
+                    self.damaged(&"behind its last checkpoint stands what is no checkpoint")
+                );
+            }
+        }
+        if let Some(note) = notes.whole.last() {
+            let checkpoint = key.open(note).map_err(|error| {
+                let number = notes.whole.len();
+                self.damaged(&format!("its checkpoint {number}, the last one: {error}"))
+            })?;
+            self.signed = Some((checkpoint, (*note).to_owned()));
+        }
+        Ok(())
+    }
+
+    fn segments(&self) -> io::Result<Vec<u64>> {
+        let mut segments = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            segments.extend(entry?.file_name().to_str().and_then(layout::segment_first));
+        }
+        segments.sort_unstable();
+        Ok(segments)
+    }
+
+    fn length(&self, segment: u64) -> io::Result<u64> {
+        Ok(std::fs::metadata(self.path(segment))?.len())
+    }
+
+    fn path(&self, segment: u64) -> PathBuf {
+        self.folder.join(layout::segment_name(segment))
+    }
+
+    fn read_segment(&mut self, segment: u64, is_last: bool) -> Result<(), LedgerError> {
+        let size = self.frontier.size();
+        if segment != size {
+            return Err(self.damaged(&format!(
+                "its file `{}` should begin with record {size}",
+                layout::segment_name(segment)
+            )));
+        }
+        self.index.segment(segment);
+        let file =
+            File::open(self.path(segment)).map_err(|e| LedgerError::unusable(&self.folder, &e))?;
+        let mut reader = BufReader::with_capacity(READ_BYTES, file);
+        let mut here = Line { segment, offset: 0 };
+        let mut text = Vec::new();
+        loop {
+            text.clear();
+            let read = reader.read_until(b'\n', &mut text);
+            let length = read.map_err(|e| LedgerError::unusable(&self.folder, &e))? as u64;
+            if length == 0 {
+                return Ok(());
+            }
+            if text.pop() != Some(b'\n') {
+                // A crash in the middle of a write: nobody was told that this record exists. Anywhere else than at
+                // the very end it was another hand, and the next file says so.
+                if is_last {
+                    self.crash.torn_record = Some((here, length));
+                }
+                return Ok(());
+            }
+            self.read_line(&text, here)?;
+            here.offset += length;
+        }
+    }
+
+    fn read_line(&mut self, text: &[u8], here: Line) -> Result<(), LedgerError> {
+        let sequence = self.frontier.size();
+        let glance: Glance<'_> = serde_json::from_slice(text).map_err(|error| {
+            self.damaged(&format!(
+                "record {sequence} in `{}` does not read as one: {error}",
+                layout::segment_name(here.segment)
+            ))
+        })?;
+        if glance.sequence != sequence {
+            let found = glance.sequence;
+            return Err(self.damaged(&format!(
+                "record {found} stands where record {sequence} should be"
+            )));
+        }
+        match glance.kind {
+            Kind::Start => {
+                self.open.insert(sequence, here);
+            }
+            Kind::End => {
+                self.open.remove(&glance.start.unwrap_or(u64::MAX));
+            }
+            Kind::Event => {}
+        }
+        let job = glance.identity.map(|identity| identity.job.id.into_owned());
+        let mark = Mark::new(glance.environment_id, job);
+        self.index.note(sequence, here.offset, mark);
+        self.push(sequence, leaf_hash(text))
+    }
+
+    fn push(&mut self, sequence: u64, leaf: Hash) -> Result<(), LedgerError> {
+        self.frontier.push(leaf);
+        let signed = self.signed.as_ref().map(|(checkpoint, _)| checkpoint);
+        if signed.is_none_or(|signed| sequence >= signed.size) {
+            self.unsigned.push(leaf);
+            return Ok(());
+        }
+        self.leaves.compare(sequence, leaf);
+        match signed {
+            Some(signed)
+                if signed.size == self.frontier.size() && signed.root != self.frontier.root() =>
+            {
+                Err(self.damaged(&format!(
+                    "one of its first {} records is not what its last checkpoint says",
+                    signed.size
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many starts have no end.
+    pub(super) fn open_count(&self) -> u64 {
+        self.open.len() as u64
+    }
+
+    /// The starts without an end.
+    pub(super) fn read_open(&self) -> Result<Vec<(u64, Body)>, LedgerError> {
+        let read = |here: Line| -> io::Result<Vec<u8>> {
+            let mut file = File::open(self.path(here.segment))?;
+            file.seek(SeekFrom::Start(here.offset))?;
+            let mut text = Vec::new();
+            BufReader::new(file).read_until(b'\n', &mut text)?;
+            text.pop();
+            Ok(text)
+        };
+        let mut bodies = Vec::new();
+        for (sequence, here) in &self.open {
+            let text = read(*here).map_err(|e| LedgerError::unusable(&self.folder, &e))?;
+            let record = Record::from_line(&text)
+                .map_err(|error| self.damaged(&format!("record {sequence}: {error}")))?;
+            bodies.push((*sequence, record.body));
+        }
+        Ok(bodies)
+    }
+
+    /// Puts in order what a crash left, and says what that was. Everything else holds already.
+    pub(super) fn repair(&self) -> io::Result<Repairs> {
+        let mut repairs = Repairs::new();
+        if let Some(segment) = self.crash.unused_segment {
+            std::fs::remove_file(self.path(segment))?;
+        }
+        if let Some((here, torn)) = self.crash.torn_record {
+            cut(&self.path(here.segment), here.offset)?;
+            repairs.insert("torn_bytes".into(), torn.into());
+        }
+        if let Some((whole, torn)) = self.crash.torn_checkpoint {
+            cut(&self.folder.join(layout::CHECKPOINTS), whole)?;
+            repairs.insert("torn_checkpoint_bytes".into(), torn.into());
+        }
+        let signed = self.signed.as_ref().map_or(0, |(signed, _)| signed.size);
+        self.leaves.repair(&self.folder, signed, &mut repairs)?;
+        Ok(repairs)
+    }
+
+    fn damaged(&self, message: &dyn std::fmt::Display) -> LedgerError {
+        LedgerError::Damaged {
+            folder: self.folder.clone(),
+            message: message.to_string(),
+        }
+    }
+}
+
+impl Leaves {
+    fn open(folder: &Path) -> io::Result<Self> {
+        let file = match File::open(folder.join(layout::LEAVES)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            file => file?,
+        };
+        Ok(Self {
+            bytes: file.metadata()?.len(),
+            file: Some(BufReader::with_capacity(READ_BYTES, file)),
+            wrong: None,
+        })
+    }
+
+    fn compare(&mut self, sequence: u64, leaf: Hash) {
+        if let Some((_, should)) = &mut self.wrong {
+            should.push(leaf);
+            return;
+        }
+        let mut there = [0; LEAF_BYTES as usize];
+        let read = self.file.as_mut().map(|file| file.read_exact(&mut there));
+        if !matches!(read, Some(Ok(()))) || there != leaf {
+            self.wrong = Some((sequence, vec![leaf]));
+        }
+    }
+
+    /// Makes the file what the signed records say: they were checked against their root, so they are right.
+    fn repair(&self, folder: &Path, signed: u64, repairs: &mut Repairs) -> io::Result<()> {
+        let path = folder.join(layout::LEAVES);
+        if let Some((from, should)) = &self.wrong {
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)?;
+            file.write_all_at(&should.concat(), from.saturating_mul(LEAF_BYTES))?;
+            file.sync_all()?;
+            repairs.insert("leaves_mended_from".into(), (*from).into());
+        }
+        let right = signed.saturating_mul(LEAF_BYTES);
+        if self.bytes > right {
+            cut(&path, right)?;
+            repairs.insert("unsigned_leaf_bytes".into(), (self.bytes - right).into());
+        }
+        Ok(())
+    }
+}
+
+fn cut(path: &Path, bytes: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.set_len(bytes)?;
+    file.sync_all()
+}

@@ -1,0 +1,144 @@
+//! Searching: by page, newest first.
+
+use jiff::Timestamp;
+use kubler_core::environment::{Environment, Phase};
+use kubler_core::ids::EnvironmentId;
+
+use super::{Store, StoreError};
+
+/// Most environments one search returns.
+pub const SEARCH_MAX: usize = 200;
+/// Environments in one page of a search. One more than is returned, so that one page tells whether there are more.
+pub const SEARCH_PAGE: usize = SEARCH_MAX + 1;
+
+/// What to search for. All given parts must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Search {
+    /// Organization id.
+    pub organization_id: Option<String>,
+    /// Pipeline id: of the pipeline that asks.
+    pub project_id: Option<String>,
+    /// Pipeline id or slug.
+    pub pipeline: Option<String>,
+    /// Build number.
+    pub build_number: Option<u64>,
+    /// Build id.
+    pub build_id: Option<String>,
+    /// Job id.
+    pub job_id: Option<String>,
+    /// Commit, or its beginning (at least 7 digits).
+    pub commit: Option<String>,
+    /// Phase.
+    pub phase: Option<Phase>,
+}
+
+/// Where a page ended, and the next begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    created_at: Timestamp,
+    id: EnvironmentId,
+}
+
+impl Place {
+    /// Right after this environment.
+    pub const fn after(environment: &Environment) -> Self {
+        Self {
+            created_at: environment.created_at,
+            id: environment.id,
+        }
+    }
+}
+
+/// Conditions with a `?` for each value.
+struct Conditions {
+    texts: Vec<&'static str>,
+    values: Vec<String>,
+}
+
+impl Conditions {
+    /// Adds a condition when there is a value for it, bound to each of its `?`.
+    fn add(&mut self, condition: &'static str, value: Option<impl ToString>) {
+        if let Some(value) = value {
+            let marks = condition.matches('?').count();
+            self.values
+                .extend(std::iter::repeat_n(value.to_string(), marks));
+            self.texts.push(condition);
+        }
+    }
+
+    fn of(search: &Search) -> Self {
+        let mut conditions = Self {
+            texts: vec!["1=1"],
+            values: Vec::new(),
+        };
+        let it = &mut conditions;
+        it.add("organization_id = ?", search.organization_id.as_deref());
+        it.add("project_id = ?", search.project_id.as_deref());
+        it.add(
+            "(project_slug = ? OR project_id = ?)",
+            search.pipeline.as_deref(),
+        );
+        it.add("run_number = CAST(? AS INTEGER)", search.build_number);
+        it.add("run_id = ?", search.build_id.as_deref());
+        it.add("job_id = ?", search.job_id.as_deref());
+        it.add(
+            "substr(source_commit, 1, length(?)) = ?",
+            search.commit.as_deref(),
+        );
+        it.add("phase = ?", search.phase.map(Phase::as_str));
+        conditions
+    }
+}
+
+impl Store {
+    /// One page of at most [`SEARCH_PAGE`], newest first, from `after` on.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn search(
+        &self,
+        search: &Search,
+        after: Option<Place>,
+    ) -> Result<Vec<Environment>, StoreError> {
+        let mut conditions = Conditions::of(search);
+        if let Some(place) = after {
+            let moment = place.created_at.as_microsecond().to_string();
+            conditions
+                .values
+                .extend([moment.clone(), moment, place.id.to_string()]);
+            conditions.texts.push(
+                "(created_at < CAST(? AS INTEGER) OR (created_at = CAST(? AS INTEGER) AND id > ?))",
+            );
+        }
+        self.select_where(
+            &conditions,
+            &format!("ORDER BY created_at DESC, id LIMIT {SEARCH_PAGE}"),
+        )
+        .await
+    }
+
+    /// Every environment that matches and lives; the server's limits bound how many.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn living(&self, search: &Search) -> Result<Vec<Environment>, StoreError> {
+        let mut conditions = Conditions::of(search);
+        conditions
+            .texts
+            .push("phase IN ('requested', 'provisioning', 'ready')");
+        self.select_where(&conditions, "").await
+    }
+
+    async fn select_where(
+        &self,
+        conditions: &Conditions,
+        tail: &str,
+    ) -> Result<Vec<Environment>, StoreError> {
+        let sql = format!(
+            "SELECT document FROM environments WHERE {} {tail}",
+            conditions.texts.join(" AND ")
+        );
+        let values: Vec<&str> = conditions.values.iter().map(String::as_str).collect();
+        self.select(&sql, &values).await
+    }
+}

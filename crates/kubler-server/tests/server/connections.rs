@@ -1,0 +1,123 @@
+//! Connections: what has begun goes to its end, and whoever asks nothing keeps no place.
+
+use std::time::{Duration, Instant};
+
+use kubler_testkit::buildkite::Buildkite;
+use kubler_testkit::kubler::Server;
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+use tokio::io::AsyncReadExt as _;
+
+use crate::SOON;
+
+/// How long a connection without a request may stay, with room for a busy machine.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_goes_to_its_end_when_its_caller_hangs_up() {
+    let buildkite = Buildkite::start();
+    let server = Server::of(&buildkite).start().await;
+    for patience_ms in [1, 4, 9] {
+        let job = buildkite.build("app").start().job("test").run();
+        let environment = server.create(&job, "main").await;
+        let id = environment["id"].as_str().unwrap();
+        let session = server.session(&job, id).await;
+        let release = server
+            .client()
+            .post(format!("{}/v1/environments/{id}/release", server.url()))
+            .bearer_auth(server.token(&job));
+        // The caller goes away at some moment of the operation; most of them are before its answer.
+        let _ = tokio::time::timeout(Duration::from_millis(patience_ms), release.send()).await;
+
+        // Whether it had arrived or not: what the store says and what the gateway says are one.
+        let says_it_ended = server.environment(id).await["end"] != serde_json::Value::Null;
+        if says_it_ended {
+            let path = format!("/k8s/{id}/api/v1/namespaces");
+            let read = server
+                .request(Method::GET, &path, Some(&session), None)
+                .await;
+            assert_eq!(read.status, StatusCode::NOT_FOUND, "{read:?}");
+        }
+        let again = server
+            .request(
+                Method::POST,
+                &format!("/v1/environments/{id}/release"),
+                Some(&server.token(&job)),
+                None,
+            )
+            .await;
+        assert_eq!(again.status, 200, "{again:?}");
+        server
+            .wait_for(id, SOON, |environment| environment["phase"] == "gone")
+            .await;
+    }
+    server.wait_until_no_control_plane(SOON).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_request_is_answered_before_the_server_stops() {
+    let buildkite = Buildkite::start();
+    let mut server = Server::of(&buildkite).start().await;
+    let job = buildkite.build("app").start().job("test").run();
+    let body = json!({ "profile": "ci-small", "name": "main", "wait_seconds": 60 });
+    let create = server
+        .client()
+        .post(format!("{}/v1/environments", server.url()))
+        .bearer_auth(server.token(&job))
+        .json(&body);
+    let made = tokio::spawn(create.send());
+    let deadline = Instant::now() + SOON;
+    while server.control_planes().is_empty() {
+        assert!(
+            Instant::now() < deadline,
+            "it is not being made: {}",
+            server.log()
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    server.stop().await;
+    let made = made
+        .await
+        .unwrap()
+        .expect("an answer, although the server stops");
+    assert_eq!(made.status(), 200);
+    let made: serde_json::Value = made.json().await.unwrap();
+    assert_eq!(made["phase"], "ready", "{made:#}");
+    server.restart().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_nothing_keeps_no_place() {
+    let buildkite = Buildkite::start();
+    let server = Server::of(&buildkite).start().await;
+    let address = server.url().trim_start_matches("https://").to_owned();
+    let silent = |hello: Option<&'static [u8]>| {
+        let (address, ca) = (address.clone(), std::fs::read(server.ca()).unwrap());
+        async move {
+            let mut stream = kubler_testkit::tls::connect(&address, &ca).await;
+            if let Some(hello) = hello {
+                tokio::io::AsyncWriteExt::write_all(&mut stream, hello)
+                    .await
+                    .unwrap();
+            }
+            let mut rest = Vec::new();
+            let ended = tokio::time::timeout(SILENCE_MAX, stream.read_to_end(&mut rest)).await;
+            assert!(ended.is_ok(), "the connection is still open");
+        }
+    };
+    // Says nothing; begins a request and never ends it; speaks HTTP/2 and asks nothing.
+    tokio::join!(
+        silent(None),
+        silent(Some(b"GET /healthz HTTP/1.1\r\nHost: kub")),
+        silent(Some(
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"
+        )),
+    );
+    assert_eq!(
+        server
+            .request(Method::GET, "/healthz", None, None)
+            .await
+            .status,
+        200
+    );
+}

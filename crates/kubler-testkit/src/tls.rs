@@ -1,0 +1,33 @@
+//! A bare TLS connection, for tests that speak another HTTP than clients do.
+
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// Connects to `address` (`host:port`), trusting only `ca` (PEM). Offers no protocol of its own.
+///
+/// # Panics
+/// When there is no such connection.
+pub async fn connect(address: &str, ca: &[u8]) -> TlsStream<TcpStream> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(ca) {
+        roots
+            .add(certificate.expect("a certificate"))
+            .expect("a CA");
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions of TLS")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let (host, _) = address.split_once(':').expect("host:port");
+    let name = ServerName::try_from(host.to_owned()).expect("a name");
+    let stream = TcpStream::connect(address).await.expect("a connection");
+    let connector = TlsConnector::from(Arc::new(config));
+    connector.connect(name, stream).await.expect("TLS")
+}
