@@ -102,15 +102,8 @@ impl ApiRequest {
         let effect = resolve_verb(&mut record, path_verb, method, query)?;
         record.dry_run =
             effect == Effect::Change && query::values(query, "dryRun").any(|value| value == "All");
-        // A proxied server's query is its own business.
-        if record.resource.is_some() && effect != Effect::Connect {
-            let selector = |key| {
-                let given = query::values(query, key).find(|value| !value.is_empty())?;
-                Some(UntrustedText::new(&given).as_str().to_owned())
-            };
-            record.field_selector = selector("fieldSelector");
-            record.label_selector = selector("labelSelector");
-        }
+        record.label_selector = selector(query, "labelSelector");
+        record.field_selector = selector(query, "fieldSelector");
         let span = span_of(&record, query);
         Ok(Self {
             target: forwarded,
@@ -152,6 +145,12 @@ impl ApiRequest {
     pub fn into_record(self) -> KubernetesRequest {
         self.record
     }
+}
+
+/// A selector for the ledger: bounded, the first one, as the API server reads it.
+fn selector(query: &str, key: &str) -> Option<String> {
+    let text = query::values(query, key).next()?;
+    (!text.is_empty()).then(|| UntrustedText::new(&text).as_str().to_owned())
 }
 
 /// Writes the verb into `record`: from the path when it says one, else from method and query.

@@ -256,6 +256,12 @@ impl Ledger {
         self.writer().fill();
     }
 
+    /// As if the disk took its time: nothing becomes durable while this is kept.
+    #[cfg(test)]
+    pub(crate) fn hold(&self) -> MutexGuard<'_, Arc<std::fs::File>> {
+        self.0.syncer.hold()
+    }
+
     fn writer(&self) -> MutexGuard<'_, Writer> {
         self.0.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }

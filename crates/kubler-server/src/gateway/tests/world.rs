@@ -170,17 +170,6 @@ impl World {
         Self::made(tempfile::tempdir().unwrap(), bounds, |_| {}).await
     }
 
-    /// A world whose disk takes what is written and never says that it is safe.
-    pub(super) async fn with_a_disk_that_never_syncs() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let ledger = folder.path().join("ledger");
-        std::fs::create_dir(&ledger).unwrap();
-        // Takes every byte, and fails to sync.
-        let records = kubler_core::ledger::layout::segment_name(0);
-        std::os::unix::fs::symlink("/dev/null", ledger.join(records)).unwrap();
-        Self::made(folder, Bounds::default(), |_| {}).await
-    }
-
     async fn made(
         folder: tempfile::TempDir,
         bounds: Bounds,
