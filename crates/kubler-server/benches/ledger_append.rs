@@ -34,8 +34,11 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
-    let per_second =
-        runtime.block_on(measure(&folder, callers, Duration::from_millis(milliseconds)));
+    let per_second = runtime.block_on(measure(
+        &folder,
+        callers,
+        Duration::from_millis(milliseconds),
+    ));
     let line_bytes = body().seal().unwrap().line_bytes_max();
     println!(
         "{}",
