@@ -141,7 +141,16 @@ func (p plan) measure(ctx context.Context) (any, error) {
 			one.end()
 		}
 	}()
-	result, err := milestones(ctx, apiClient(dial), began)
+	// Whoever ends by itself is not waited for.
+	alive, ended := context.WithCancel(ctx)
+	defer ended()
+	for _, one := range children {
+		go func() {
+			<-one.ended
+			ended()
+		}()
+	}
+	result, err := milestones(alive, apiClient(dial), began)
 	if err != nil {
 		for _, one := range children {
 			err = one.failed(err)

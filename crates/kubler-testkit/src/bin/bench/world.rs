@@ -154,10 +154,6 @@ impl Way {
         format!("{}{path}", self.url)
     }
 
-    pub(crate) fn session(&self) -> &str {
-        &self.session
-    }
-
     pub(crate) async fn get(&self, path: &str) -> Response {
         let request = self.client.get(self.url(path)).bearer_auth(&self.session);
         request.send().await.expect("an answer")
