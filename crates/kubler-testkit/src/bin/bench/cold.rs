@@ -42,7 +42,7 @@ pub(crate) async fn measure(world: World) -> Vec<Measured> {
     let (mut ready, mut namespace, mut own) =
         (Samples::default(), Samples::default(), Samples::default());
     let mut by_kubectl = Samples::default();
-    for _ in 0..ROUNDS {
+    for _ in 0..world.length.rounds(ROUNDS) {
         let started = world.start_stock(0).await;
         stock.0.add(number(&started, "ready_milliseconds"));
         stock.1.add(number(&started, "namespace_milliseconds"));

@@ -24,7 +24,8 @@ pub(crate) async fn measure(world: World) -> Vec<Measured> {
         })
         .len();
     let bytes = f64::from(u32::try_from(bytes).expect("a size below 4 GB"));
-    let started = tokio::task::spawn_blocking(move || starts(&kubler)).await;
+    let rounds = world.length.rounds(ROUNDS);
+    let started = tokio::task::spawn_blocking(move || starts(&kubler, rounds)).await;
     let (own, nothing) = started.expect("starts");
     vec![
         Measured::single("cli_size", bytes / 1e6),
@@ -32,9 +33,9 @@ pub(crate) async fn measure(world: World) -> Vec<Measured> {
     ]
 }
 
-fn starts(kubler: &Path) -> (Samples, Samples) {
+fn starts(kubler: &Path, rounds: usize) -> (Samples, Samples) {
     let (mut own, mut nothing) = (Samples::default(), Samples::default());
-    for round in 0..WARM_UP + ROUNDS {
+    for round in 0..WARM_UP + rounds {
         let (took, baseline) = (
             start(kubler, &["--version"]),
             start(Path::new("/bin/true"), &[]),

@@ -25,12 +25,12 @@ struct End {
     gone: f64,
 }
 
-pub(crate) async fn measure(_: World) -> Vec<Measured> {
+pub(crate) async fn measure(world: World) -> Vec<Measured> {
     let buildkite = Buildkite::start();
     let server = Arc::new(world::server(&buildkite).await);
     let (mut dead, mut cut, mut gone) =
         (Samples::default(), Samples::default(), Samples::default());
-    for _ in 0..ROUNDS {
+    for _ in 0..world.length.rounds(ROUNDS) {
         let mut making = JoinSet::new();
         for _ in 0..ALIVE {
             let (server, job) = (Arc::clone(&server), world::job(&buildkite));

@@ -40,7 +40,7 @@ const SERVER_NAME: &str = "kubernetes.default.svc";
 pub(crate) async fn latency(world: World) -> Vec<Measured> {
     let scene = Scene::new(&world).await;
     let mut samples: [Samples; 6] = Default::default();
-    for _ in 0..LATENCY_ROUNDS {
+    for _ in 0..world.length.rounds(LATENCY_ROUNDS) {
         let sides = scene.sides().await;
         let http2 = |mut side: Vec<String>| {
             side.push("--http2".to_owned());
@@ -92,7 +92,7 @@ pub(crate) async fn latency(world: World) -> Vec<Measured> {
 pub(crate) async fn throughput(world: World) -> Vec<Measured> {
     let scene = Scene::new(&world).await;
     let mut samples: [Samples; 4] = Default::default();
-    for _ in 0..THROUGHPUT_ROUNDS {
+    for _ in 0..world.length.rounds(THROUGHPUT_ROUNDS) {
         let sides = scene.sides().await;
         let arms = [
             sides.direct,

@@ -20,7 +20,7 @@ pub(crate) async fn measure(world: World) -> Vec<Measured> {
         .tempdir_in(&world.target)
         .expect("a folder");
     let (mut grouped, mut single) = (Samples::default(), Samples::default());
-    for round in 0..ROUNDS {
+    for round in 0..world.length.rounds(ROUNDS) {
         let ledger = folder.path().join(round.to_string());
         let appended = append(&ledger).await;
         grouped.add(number(&appended, "per_second"));

@@ -3,6 +3,7 @@
 //!
 //!     bench                     all figures
 //!     bench ID[,ID...]          the figures of the families that hold these
+//!     bench --quick [ID...]     a tenth of it, to see that everything works; not kept
 //!     bench --markdown PAGE     puts the table of the last figures into a page
 //!
 //! A bar that is not met is said loudly and is no failure; what could not be measured is one.
@@ -35,7 +36,7 @@ use std::time::Instant;
 
 use self::figure::{Figure, Measured};
 use self::report::Report;
-use self::world::World;
+use self::world::{Length, World};
 
 /// Figures that are taken together.
 struct Family {
@@ -86,9 +87,16 @@ async fn main() -> ExitCode {
             Report::read(&target).put_into(Path::new(page));
             ExitCode::SUCCESS
         }
-        [] => run(&target, FAMILIES.iter().collect()).await,
+        [flag, rest @ ..] if flag == "--quick" => start(&target, Length::Quick, rest).await,
+        rest => start(&target, Length::Full, rest).await,
+    }
+}
+
+async fn start(target: &Path, length: Length, ids: &[String]) -> ExitCode {
+    match ids {
+        [] => run(target, length, FAMILIES.iter().collect()).await,
         [ids] => match chosen(ids) {
-            Ok(families) => run(&target, families).await,
+            Ok(families) => run(target, length, families).await,
             Err(unknown) => {
                 println!("bench: there is no figure `{unknown}`; there are:");
                 for figure in catalogue::FIGURES {
@@ -98,7 +106,7 @@ async fn main() -> ExitCode {
             }
         },
         _ => {
-            println!("usage: bench [ID[,ID...] | --markdown PAGE]");
+            println!("usage: bench [--quick] [ID[,ID...]] | --markdown PAGE");
             ExitCode::FAILURE
         }
     }
@@ -121,10 +129,10 @@ fn chosen(ids: &str) -> Result<Vec<&'static Family>, String> {
     Ok(FAMILIES.iter().filter(holds).collect())
 }
 
-async fn run(target: &Path, families: Vec<&'static Family>) -> ExitCode {
+async fn run(target: &Path, length: Length, families: Vec<&'static Family>) -> ExitCode {
     let machine = machine::describe(target);
     println!("bench: {machine}");
-    let world = World::find(target.to_owned());
+    let world = World::find(target.to_owned(), length);
     let mut report = Report::read(target);
     let (mut measured, mut failed) = (Vec::new(), Vec::new());
     for family in families {
@@ -145,18 +153,23 @@ async fn run(target: &Path, families: Vec<&'static Family>) -> ExitCode {
             Ok(figures) => {
                 measured.extend(family.ids);
                 report.merge(figures, &machine);
-                report.write(target);
+                if length == Length::Full {
+                    report.write(target);
+                }
             }
             Err(_) => failed.extend(family.ids),
         }
         println!("bench: took {:.0} s", began.elapsed().as_secs_f64());
     }
-    summary(&report, target, &measured, &failed)
+    match length {
+        Length::Full => println!("bench: written to {}", report::file(target).display()),
+        Length::Quick => println!("bench: a quick run, not written to any file"),
+    }
+    summary(&report, &measured, &failed)
 }
 
-fn summary(report: &Report, target: &Path, measured: &[&str], failed: &[&str]) -> ExitCode {
+fn summary(report: &Report, measured: &[&str], failed: &[&str]) -> ExitCode {
     println!("\n{}\n", report.table(measured));
-    println!("written to {}", report::file(target).display());
     let unmet = report.unmet(measured);
     if !unmet.is_empty() {
         println!("BARS NOT MET: {}", unmet.join(", "));

@@ -30,7 +30,7 @@ pub(crate) async fn measure(world: World) -> Vec<Measured> {
     let (mut planes, mut stock) = (Samples::default(), Samples::default());
     let (mut own, mut own_each, mut etcd_each) =
         (Samples::default(), Samples::default(), Samples::default());
-    for _ in 0..ROUNDS {
+    for _ in 0..world.length.rounds(ROUNDS) {
         let idle_stock = world.start_stock(IDLE_SECONDS).await;
         stock.add(number(&idle_stock, "private_mebibytes"));
         let buildkite = Buildkite::start();

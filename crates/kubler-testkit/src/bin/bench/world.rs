@@ -27,10 +27,31 @@ pub(crate) struct World {
     pub(crate) kube: PathBuf,
     /// Where cargo puts what it builds: on a disk, as a ledger would be.
     pub(crate) target: PathBuf,
+    /// How much is measured.
+    pub(crate) length: Length,
+}
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Length {
+    /// What the figures need.
+    Full,
+    /// A tenth of it: shows that everything works, and is not kept.
+    Quick,
+}
+
+impl Length {
+    /// How many rounds of a full measurement are run.
+    pub(crate) const fn rounds(self, full: usize) -> usize {
+        match self {
+            Self::Full => full,
+            Self::Quick => full.div_ceil(10),
+        }
+    }
 }
 
 impl World {
-    pub(crate) fn find(target: PathBuf) -> Self {
+    pub(crate) fn find(target: PathBuf, length: Length) -> Self {
         let kube = kube_folder();
         for name in ["baseline", "kube-apiserver", "kube-controller-manager"] {
             assert!(
@@ -38,7 +59,11 @@ impl World {
                 "`{name}` is missing: run `kube/build stock baseline`"
             );
         }
-        Self { kube, target }
+        Self {
+            kube,
+            target,
+            length,
+        }
     }
 
     /// Runs a baseline and gives the line it prints.
