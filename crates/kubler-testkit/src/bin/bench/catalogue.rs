@@ -126,7 +126,7 @@ pub(crate) const FIGURES: &[Figure] = &[
         "own_memory",
         "MB",
         &[Number::P50.at_most(40.0)],
-        "private memory of an idle kubler-server without environments",
+        "resident memory of an idle kubler-server without environments",
     ),
     figure(
         "own_memory_per_environment",

@@ -1,5 +1,6 @@
-//! What environments and Kubler itself keep in memory while nothing happens: RssAnon + RssShmem, which is what no
-//! other process shares and the kernel cannot drop.
+//! What environments and Kubler itself keep in memory while nothing happens. Of environments and etcd RssAnon +
+//! RssShmem, which is what no other process shares and the kernel cannot drop; of the one server all of VmRSS, its
+//! own program included.
 
 use std::time::Duration;
 
@@ -72,7 +73,7 @@ async fn idle() {
 }
 
 fn of_server(server: &Server) -> f64 {
-    private(&server.process())
+    kibibytes(&server.process(), &["VmRSS"])
 }
 
 fn of_etcd(server: &Server) -> f64 {
@@ -85,12 +86,16 @@ fn of_etcd(server: &Server) -> f64 {
     etcd.into_iter().map(private).sum()
 }
 
-/// RssAnon + RssShmem, in KiB.
 fn private(process: &Process) -> f64 {
+    kibibytes(process, &["RssAnon", "RssShmem"])
+}
+
+/// The sum of these lines of its status.
+fn kibibytes(process: &Process, names: &[&str]) -> f64 {
     let path = format!("/proc/{}/status", process.pid);
     let text = std::fs::read_to_string(path).expect("a process that lives");
     let lines = text.lines().filter_map(|line| line.split_once(':'));
-    let ours = lines.filter(|(name, _)| ["RssAnon", "RssShmem"].contains(name));
+    let ours = lines.filter(|(name, _)| names.contains(name));
     ours.map(|(_, value)| {
         let value = value.trim().trim_end_matches(" kB");
         f64::from(value.parse::<u32>().expect("a number"))

@@ -1,5 +1,7 @@
 //! What all measurements share: where programs are, the separate programs they are compared with, and a bare client.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -121,10 +123,11 @@ impl World {
     }
 }
 
-/// A folder with a path that is short enough for sockets; gone when dropped.
+/// A folder that only we may enter, with a path that is short enough for sockets; gone when dropped.
 pub(crate) fn private_folder() -> TempDir {
     tempfile::Builder::new()
         .prefix("kb")
+        .permissions(Permissions::from_mode(0o700))
         .tempdir_in("/tmp")
         .expect("a folder")
 }
