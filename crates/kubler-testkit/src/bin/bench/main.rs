@@ -34,6 +34,8 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use self::figure::{Figure, Measured};
 use self::report::Report;
 use self::world::{Length, World};
@@ -142,7 +144,7 @@ async fn run(target: &Path, length: Length, families: Vec<&'static Family>) -> E
         let mut task = tokio::spawn((family.measure)(world.clone()));
         let figures = tokio::select! {
             figures = &mut task => figures,
-            _ = tokio::signal::ctrl_c() => {
+            () = interruption() => {
                 task.abort();
                 let _ = task.await;
                 println!("bench: interrupted");
@@ -166,6 +168,15 @@ async fn run(target: &Path, length: Length, families: Vec<&'static Family>) -> E
         Length::Quick => println!("bench: a quick run, not written to any file"),
     }
     summary(&report, &measured, &failed)
+}
+
+/// Resolves when somebody wants this to end.
+async fn interruption() {
+    let mut terminate = signal(SignalKind::terminate()).expect("a signal");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
 }
 
 fn summary(report: &Report, measured: &[&str], failed: &[&str]) -> ExitCode {
