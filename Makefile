@@ -33,6 +33,23 @@ test: programs ## Run all tests (about 5 minutes once built).
 	@$(GO_ENV) go test $(GO_VERSION) ./...
 	@cd kube/agent/zzglob && GOWORK=off go test ./...
 
+.PHONY: bench
+bench: bench-programs ## Measure all figures (about 15 minutes once built), or ID=gateway_latency,cli_start alone.
+	@CARGO="$(CARGO)" $(TARGET)/release/bench $(ID)
+
+.PHONY: bench-docs
+bench-docs: ## Put the table of the last figures into docs/benchmarks.md.
+	@$(TARGET)/release/bench --markdown docs/benchmarks.md
+
+.PHONY: bench-programs
+bench-programs:
+	@echo "bench: upstream's programs, the stock pair and the baseline (first time about 14 minutes on 2 cores, then seconds)"
+	@kube/build etcd kubler-control-plane template kubectl buildkite-agent stock baseline >/dev/null
+	@echo "bench: everything optimised (first time about 25 minutes on 2 cores, then seconds)"
+	@$(CARGO) build $(WORKSPACE) --release --bins
+	@$(CARGO) bench $(WORKSPACE) --bench ledger_append --no-run
+	@$(CARGO) build --locked --profile dist --package kubler-cli
+
 .PHONY: programs
 programs: kube
 	@scripts/need shellcheck
@@ -50,7 +67,7 @@ check: check-format check-clippy check-docs check-shell check-go check-dependenc
 .PHONY: check-format
 check-format:
 	@$(CARGO) fmt --all --check
-	@test -z "$$(gofmt -l kube/kubernetes kube/etcd)" || { gofmt -d kube/kubernetes kube/etcd; exit 1; }
+	@test -z "$$(gofmt -l kube/kubernetes kube/etcd kube/baseline)" || { gofmt -d kube/kubernetes kube/etcd kube/baseline; exit 1; }
 
 .PHONY: check-clippy
 check-clippy:
@@ -69,6 +86,7 @@ check-shell:
 .PHONY: check-go
 check-go: kube
 	@$(GO_ENV) go vet ./...
+	@cd kube/baseline && GOWORK=off CGO_ENABLED=0 go vet ./...
 
 .PHONY: check-dependencies
 check-dependencies: $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/cargo-machete

@@ -30,6 +30,8 @@ use crate::leaks::{Left, Mark, Process};
 const START_BOUND: Duration = Duration::from_secs(30);
 /// How long a graceful stop may take.
 const STOP_BOUND: Duration = Duration::from_secs(20);
+/// What a server under test logs.
+const LOG_FILTER: &str = "info,kubler_server=debug";
 /// How often a condition is looked at again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -91,6 +93,7 @@ pub struct ServerDraft {
     programs: Programs,
     port: u16,
     edits: Vec<(String, String)>,
+    log_filter: String,
 }
 
 impl ServerDraft {
@@ -138,12 +141,19 @@ impl ServerDraft {
             programs,
             port,
             edits: Vec::new(),
+            log_filter: LOG_FILTER.to_owned(),
         }
     }
 
     /// The folder of everything that it and its processes write.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// What it logs, instead of more than an operator would want: figures are taken as a server runs.
+    pub fn log_filter(mut self, filter: &str) -> Self {
+        filter.clone_into(&mut self.log_filter);
+        self
     }
 
     /// Changes a text of the configuration that `init` wrote.
@@ -212,6 +222,7 @@ impl ServerDraft {
             )),
             programs: self.programs,
             folder: self.folder,
+            log_filter: self.log_filter,
             child: None,
         };
         server.restart().await;
@@ -226,6 +237,7 @@ pub struct Server {
     operator: reqwest::Client,
     programs: Programs,
     folder: TempDir,
+    log_filter: String,
     child: Option<Child>,
 }
 
@@ -308,7 +320,7 @@ impl Server {
         let child = Command::new(self.programs.server())
             .args(["serve", "--config"])
             .arg(self.folder().join("kubler.yaml"))
-            .env("KUBLER_LOG", "info,kubler_server=debug")
+            .env("KUBLER_LOG", &self.log_filter)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log"))
             .stderr(log)

@@ -1,0 +1,155 @@
+//! Every figure with its bars, in the order in which they are shown.
+
+use crate::figure::{Bar, Figure, Number};
+
+const NONE: &[Bar] = &[];
+
+const fn figure(
+    id: &'static str,
+    unit: &'static str,
+    bars: &'static [Bar],
+    what: &'static str,
+) -> Figure {
+    Figure {
+        id,
+        what,
+        unit,
+        bars,
+    }
+}
+
+pub(crate) const FIGURES: &[Figure] = &[
+    figure(
+        "local_cold",
+        "ms",
+        &[Number::Ratio.at_most(0.6)],
+        "identity token to first authorised answer through the gateway; baseline: raw start of the stock pair",
+    ),
+    figure(
+        "local_cold_namespace",
+        "ms",
+        &[Number::Ratio.at_most(0.6)],
+        "the same until a new namespace has its service account, so that controllers work on both sides",
+    ),
+    figure(
+        "local_cold_variant",
+        "ms",
+        NONE,
+        "local_cold; baseline: raw start of the same control plane without Kubler",
+    ),
+    figure(
+        "local_cold_kubectl",
+        "ms",
+        NONE,
+        "identity token to first answer of kubectl with an empty cache; baseline: raw start of the stock pair",
+    ),
+    figure(
+        "own_share",
+        "ms",
+        &[Number::P50.at_most(25.0)],
+        "local_cold without the wait for the started control plane",
+    ),
+    figure(
+        "credential_dead",
+        "ms",
+        &[Number::P99.at_most(100.0)],
+        "release sent to session refused",
+    ),
+    figure(
+        "stream_cut",
+        "ms",
+        &[Number::P99.at_most(1000.0)],
+        "release sent to end of an open watch",
+    ),
+    figure(
+        "local_gone",
+        "ms",
+        &[Number::P50.at_most(1000.0), Number::P99.at_most(3000.0)],
+        "release sent to verified gone",
+    ),
+    figure(
+        "gateway_latency",
+        "ms",
+        &[Number::P50.at_most(0.3)],
+        "added to a GET of a 1 KiB ConfigMap by the gateway; baseline: added by kubectl proxy",
+    ),
+    figure(
+        "get_direct",
+        "ms",
+        NONE,
+        "that GET on the API server's own socket",
+    ),
+    figure(
+        "get_forwarded",
+        "ms",
+        NONE,
+        "the same through the TCP forwarder that kubectl needs",
+    ),
+    figure(
+        "get_kubectl_proxy",
+        "ms",
+        NONE,
+        "the same through kubectl proxy and that forwarder",
+    ),
+    figure("get_gateway", "ms", NONE, "the same through the gateway"),
+    figure(
+        "get_gateway_http2",
+        "ms",
+        NONE,
+        "the same through the gateway by HTTP/2; baseline: direct by HTTP/2",
+    ),
+    figure(
+        "gateway_throughput",
+        "requests/s",
+        &[Number::Ratio.at_least(1.3)],
+        "that GET on 32 connections through the gateway; baseline: kubectl proxy",
+    ),
+    figure(
+        "throughput_direct",
+        "requests/s",
+        NONE,
+        "the same on the API server's own socket; baseline: through the forwarder",
+    ),
+    figure(
+        "ledger_append",
+        "records/s",
+        &[Number::P50.at_least(10_000.0)],
+        "start records made durable, 256 callers; baseline: each line synced by itself",
+    ),
+    figure(
+        "local_memory",
+        "MiB",
+        &[Number::P50.at_most(150.0)],
+        "private memory of an idle environment's processes; baseline: the idle stock pair",
+    ),
+    figure(
+        "own_memory",
+        "MB",
+        &[Number::P50.at_most(40.0)],
+        "resident memory of an idle kubler-server without environments",
+    ),
+    figure(
+        "own_memory_per_environment",
+        "kB",
+        &[Number::P50.at_most(200.0)],
+        "what each live environment with a used session adds to that",
+    ),
+    figure(
+        "etcd_memory_per_environment",
+        "kB",
+        NONE,
+        "what it adds to the shared etcd",
+    ),
+    figure(
+        "cli_size",
+        "MB",
+        &[Number::P50.at_most(10.0)],
+        "the `kubler` binary as distributed",
+    ),
+    figure(
+        "cli_start",
+        "ms",
+        &[Number::P50.at_most(10.0)],
+        "`kubler --version`; baseline: /bin/true",
+    ),
+];
