@@ -170,28 +170,30 @@ impl Writer {
             .saturating_mul(END_BYTES)
     }
 
-    /// Makes sure that a line finds room, and everything that must not be without room after it.
+    /// Makes sure that a line finds room, and that after it all that is kept for ends is still whole: only an end may
+    /// use that, and only when nothing else can be had.
     fn make_room(&mut self, line_bytes: u64, purpose: Purpose, syncer: &Syncer) -> bool {
         let own_end = if purpose.kind == Kind::Start {
             END_BYTES
         } else {
             0
         };
-        let needed = if purpose.ending {
-            line_bytes
-        } else {
-            line_bytes + own_end + self.kept()
-        };
-        if self.filled && !purpose.ending {
-            return false;
+        let whole = line_bytes + own_end + self.kept();
+        if self.filled {
+            return purpose.ending && self.records.room() >= line_bytes;
         }
-        if self.records.room() >= needed {
+        if self.records.room() >= whole {
             return true;
         }
         // Where no next file can be had the present one goes on: it has the room for ends, the next would not.
         let full_length = self.records.bytes() >= self.bounds.segment_bytes_max;
-        (full_length && self.next_segment(needed, syncer).is_ok())
-            || self.records.keep(needed).is_ok()
+        if (full_length && self.next_segment(whole, syncer).is_ok())
+            || self.records.keep(whole).is_ok()
+        {
+            return true;
+        }
+        // The disk is full, which is what the room is kept for.
+        purpose.ending && self.records.keep(line_bytes).is_ok()
     }
 
     /// Goes on in a new file that has `room` and the room for ends; changes nothing when that cannot be had.
@@ -199,9 +201,7 @@ impl Writer {
         let first = self.frontier.size();
         let path = self.folder.join(layout::segment_name(first));
         let mut next = Extent::open(&path, self.bounds.step_bytes)?;
-        let ready = next
-            .keep(room.max(self.kept()))
-            .and_then(|()| sync_folder(&self.folder));
+        let ready = next.keep(room).and_then(|()| sync_folder(&self.folder));
         if ready.is_err() {
             // Left behind by a crash, it is taken away by the next start.
             let _ = std::fs::remove_file(path);
