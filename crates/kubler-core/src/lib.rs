@@ -17,3 +17,4 @@ pub mod profile;
 pub mod request;
 pub mod session;
 pub mod text;
+pub mod tombstone;

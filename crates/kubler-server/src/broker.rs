@@ -18,6 +18,7 @@ use kubler_core::lease;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use kubler_core::policy::{Action, Permit, Target};
 use kubler_core::profile::ResolvedProfile;
+use kubler_core::tombstone::Tombstone;
 use secrecy::SecretString;
 
 pub use self::call::{CLOCK_SKEW_SECONDS, Call, Who};
@@ -197,9 +198,9 @@ impl Broker {
                     .await?;
                 body.details
                     .insert("lease_end".into(), renewed.lease_end.to_string().into());
-                match self.directory.ended(&renewed, call.now) {
+                match self.directory.tombstone(&renewed, call.now) {
                     None => Ok(renewed),
-                    Some(_) => Err(BrokerError::Ended(Box::new(renewed))),
+                    Some(tombstone) => Err(BrokerError::Ended(Box::new(tombstone))),
                 }
             },
         )
@@ -277,7 +278,7 @@ impl Broker {
             let exchange = match exchanged {
                 Exchanged::Session(exchange) => exchange,
                 Exchanged::TokenTooOld => return Err(BrokerError::token_too_old()),
-                Exchanged::Ended(environment) => return Err(BrokerError::Ended(environment)),
+                Exchanged::Ended(tombstone) => return Err(BrokerError::Ended(tombstone)),
             };
             body.session_id = Some(exchange.session_id);
             let repeat =
@@ -301,15 +302,11 @@ impl Broker {
     ///
     /// # Errors
     /// `NotFound` while it lives, or when there never was one.
-    pub fn tombstone(&self, id: EnvironmentId) -> Result<Arc<Environment>> {
-        let environment = self
-            .directory
-            .get(id)
-            .ok_or_else(|| BrokerError::no_environment(id))?;
-        match self.directory.ended(&environment, self.clock.now()) {
-            Some(_) => Ok(environment),
-            None => Err(BrokerError::no_environment(id)),
-        }
+    pub fn tombstone(&self, id: EnvironmentId) -> Result<Tombstone> {
+        let environment = self.directory.get(id);
+        environment
+            .and_then(|environment| self.directory.tombstone(&environment, self.clock.now()))
+            .ok_or_else(|| BrokerError::no_environment(id))
     }
 
     /// Ends every environment, because the operator stops the server for good; waits until they are gone.
@@ -384,9 +381,9 @@ impl Broker {
     /// The caller's own living environment; anything else looks as if it were not there (rule C8).
     fn own(&self, call: &Call, id: EnvironmentId) -> Result<Environment> {
         let environment = self.own_or_dead(call, id)?;
-        match self.directory.ended(&environment, call.now) {
+        match self.directory.tombstone(&environment, call.now) {
             None => Ok(environment),
-            Some(_) => Err(BrokerError::Ended(Box::new(environment))),
+            Some(tombstone) => Err(BrokerError::Ended(Box::new(tombstone))),
         }
     }
 

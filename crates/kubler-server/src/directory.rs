@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use kubler_core::environment::{EndReason, Environment, Phase};
 use kubler_core::ids::EnvironmentId;
 use kubler_core::invariants::check_environment;
-use kubler_core::lease::{self, ServingSince};
+use kubler_core::lease::ServingSince;
+use kubler_core::tombstone::Tombstone;
 use tokio::sync::watch;
 
 /// One environment's current state, and a way to wait for the next.
@@ -132,18 +133,19 @@ impl Directory {
         self.serving_since.send_replace(ServingSince(now));
     }
 
-    /// Why `environment` cannot be used at `now`, if it cannot: it ended, or its lease or deadline is over
+    /// What is known of `environment` when it cannot be used at `now`: it ended, or its lease or deadline is over
     /// although nobody has written that down yet. A record that breaks an invariant is never usable.
-    pub fn ended(&self, environment: &Environment, now: Timestamp) -> Option<EndReason> {
-        if !environment.phase.is_live() {
-            return Some(environment.reason.clone().unwrap_or(EndReason::Revoked));
+    pub fn tombstone(&self, environment: &Environment, now: Timestamp) -> Option<Tombstone> {
+        let broken = self.read().broken.get(&environment.id).copied();
+        match broken.filter(|_| environment.phase.is_live()) {
+            Some(message) => {
+                let reason = EndReason::Failed {
+                    message: message.into(),
+                };
+                Some(Tombstone::because(environment, reason, now))
+            }
+            None => Tombstone::of(environment, self.serving_since(), now),
         }
-        if let Some(broken) = self.read().broken.get(&environment.id) {
-            return Some(EndReason::Failed {
-                message: (*broken).into(),
-            });
-        }
-        lease::ended(environment, self.serving_since(), now)
     }
 }
 
@@ -188,20 +190,20 @@ mod tests {
         let directory = Directory::new(at(0));
         let sound = environment(1, &job(1), "main");
         directory.put(sound.clone());
-        assert_eq!(directory.ended(&sound, at(1)), None);
+        assert_eq!(directory.tombstone(&sound, at(1)), None);
         let tampered = Environment {
             digest: "0".repeat(64),
             version: 1,
             ..sound.clone()
         };
         directory.put(tampered.clone());
-        let ended = directory.ended(&tampered, at(1)).unwrap();
+        let ended = directory.tombstone(&tampered, at(1)).unwrap().reason;
         assert!(ended.sentence().contains("digest"), "{ended:?}");
         let mended = Environment {
             version: 2,
             ..sound
         };
         directory.put(mended.clone());
-        assert_eq!(directory.ended(&mended, at(1)), None);
+        assert_eq!(directory.tombstone(&mended, at(1)), None);
     }
 }

@@ -333,12 +333,8 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
             .get(&id)
             .map(Arc::clone);
-        let ended = match &known {
-            Some(gate) => gate.ended(&environment, &self.parts, now),
-            None => self.parts.directory.ended(&environment, now),
-        };
-        match ended {
-            Some(reason) => Err(Refused::ended(&environment, &reason, now)),
+        match self.parts.directory.tombstone(&environment, now) {
+            Some(tombstone) => Err(Refused::ended(&tombstone)),
             None => Ok((environment, known)),
         }
     }

@@ -9,6 +9,7 @@ use kubler_core::ids::EnvironmentId;
 use kubler_core::ledger::record::Outcome;
 use kubler_core::policy::Denial;
 use kubler_core::profile::ResolvedProfile;
+use kubler_core::tombstone::Tombstone;
 
 use crate::entropy::NoEntropy;
 use crate::ledger::LedgerError;
@@ -39,7 +40,7 @@ pub enum BrokerError {
     },
     /// It was there, and ended.
     #[error("the environment `{}` has ended", .0.id)]
-    Ended(Box<Environment>),
+    Ended(Box<Tombstone>),
     /// It is being made.
     #[error("the environment `{}` is {}", .0.id, .0.phase.as_str())]
     NotReady(Box<Environment>),
@@ -160,7 +161,7 @@ impl BrokerError {
             | Self::NotFound { detail, hint }
             | Self::Conflict { detail, hint } => (detail.clone(), hint.clone()),
             Self::Denied(denial) => (denial.to_string(), denial.hint.clone()),
-            Self::Ended(environment) => (ended_sentence(environment), next()),
+            Self::Ended(tombstone) => (tombstone.sentence(), next()),
             Self::Store(StoreError::Full { message, .. }) => (message.clone(), next()),
             Self::Ledger(_) => (
                 "the request cannot be recorded, so it is not carried out".into(),
@@ -195,19 +196,4 @@ impl BrokerError {
             },
         }
     }
-}
-
-/// When and why an environment ended, and which run it belonged to.
-pub(super) fn ended_sentence(environment: &Environment) -> String {
-    let when = environment
-        .dead_at
-        .unwrap_or(environment.deadline.min(environment.lease_end));
-    let why = environment.reason.as_ref().map_or_else(
-        || "its lease or deadline was over".to_owned(),
-        kubler_core::environment::EndReason::sentence,
-    );
-    format!(
-        "environment {} ended at {when:.0}: {why} (run {})",
-        environment.id, environment.identity.job.url
-    )
 }

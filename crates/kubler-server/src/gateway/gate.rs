@@ -4,7 +4,6 @@
 //! lapses, policy changes or a session is over, it ends them. No answer has to watch for itself.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use kubler_core::environment::{EndReason, Environment};
 use kubler_core::ids::EnvironmentId;
 use kubler_core::lease;
 use kubler_core::profile::StreamEnd;
+use kubler_core::tombstone::Tombstone;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,8 @@ use crate::session::Session;
 
 /// At least this often the gate looks at the clock: a quarter of the second it has.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// A lapse is looked at again after this.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Room for one answer that goes on. Given back when it is dropped.
 pub(super) struct Room {
@@ -41,7 +43,6 @@ pub(super) struct Gate {
     open: Mutex<Open>,
     cut: OnceLock<Cut>,
     closed: CancellationToken,
-    sound_version: AtomicU64,
 }
 
 #[derive(Default)]
@@ -62,7 +63,6 @@ impl Gate {
             open: Mutex::default(),
             cut: OnceLock::new(),
             closed: CancellationToken::new(),
-            sound_version: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -110,25 +110,6 @@ impl Gate {
         parts: &GatewayParts,
     ) -> Result<Arc<Admission>, Box<Denied>> {
         self.admissions.admit(session, environment, &parts.policies)
-    }
-
-    /// Why the environment cannot be used at `now`. Its invariants hold for each version once and for all, so
-    /// they are checked once.
-    pub(super) fn ended(
-        &self,
-        environment: &Environment,
-        parts: &GatewayParts,
-        now: Timestamp,
-    ) -> Option<EndReason> {
-        if self.sound_version.load(Ordering::Acquire) == environment.version {
-            return lease::ended(environment, parts.directory.serving_since(), now);
-        }
-        let ended = parts.directory.ended(environment, now);
-        if ended.is_none() {
-            self.sound_version
-                .store(environment.version, Ordering::Release);
-        }
-        ended
     }
 
     /// Takes an answer under watch; gives its place.
@@ -183,14 +164,23 @@ impl Gate {
         };
         let mut serving_since = parts.directory.watch_serving_since();
         let mut policies = parts.policies.watch();
+        let mut has_looked_twice = false;
         loop {
             policies.mark_unchanged();
             let environment = Arc::clone(&watched.borrow_and_update());
             let since = *serving_since.borrow_and_update();
             let now = parts.clock.now();
-            if let Some(reason) = self.ended(&environment, parts, now) {
-                return ended(&environment, &reason, now);
+            if let Some(tombstone) = parts.directory.tombstone(&environment, now) {
+                // A suspended machine wakes everybody at once: whoever gives leases back what it took comes first.
+                if tombstone.reason == EndReason::Lapsed
+                    && !std::mem::replace(&mut has_looked_twice, true)
+                {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    continue;
+                }
+                return ended(&tombstone);
             }
+            has_looked_twice = false;
             self.look(&environment, parts, now);
             let left = lease::end(&environment, since).duration_since(now);
             let nap = Duration::try_from(left)
@@ -236,19 +226,19 @@ impl Gate {
 }
 
 /// The environment is over.
-pub(super) fn ended(environment: &Environment, reason: &EndReason, now: Timestamp) -> Cut {
-    let close_reason = match reason {
+pub(super) fn ended(tombstone: &Tombstone) -> Cut {
+    let close_reason = match &tombstone.reason {
         EndReason::Lapsed => "lease_end",
         EndReason::DeadlineReached => "deadline",
-        EndReason::Released
+        reason @ (EndReason::Released
         | EndReason::JobFinished
         | EndReason::AgentLost
         | EndReason::Revoked
-        | EndReason::Failed { .. } => reason.code(),
+        | EndReason::Failed { .. }) => reason.code(),
     };
     Cut {
         close_reason,
-        refused: Refused::ended(environment, reason, now),
+        refused: Refused::ended(tombstone),
     }
 }
 

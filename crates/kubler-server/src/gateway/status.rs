@@ -5,9 +5,9 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use jiff::Timestamp;
-use kubler_core::environment::{EndReason, Environment};
 use kubler_core::ids::{EnvironmentId, RequestId};
 use kubler_core::request::headers::AUDIT_ID;
+use kubler_core::tombstone::Tombstone;
 use serde_json::{Value, json};
 
 /// Seconds after which an environment that is being made is asked for again.
@@ -80,23 +80,12 @@ impl Refused {
     }
 
     /// 404 of an environment that ended: when, why, and of which run.
-    pub(super) fn ended(environment: &Environment, reason: &EndReason, now: Timestamp) -> Self {
-        let at = environment.dead_at.unwrap_or_else(|| match reason {
-            EndReason::DeadlineReached => environment.deadline,
-            EndReason::Lapsed => environment.lease_end.min(now),
-            _ => now,
-        });
-        let message = format!(
-            "environment {} ended at {at:.0}: {} (run {}); a new job gets a new environment",
-            environment.id,
-            reason.sentence(),
-            environment.identity.job.url,
-        );
+    pub(super) fn ended(tombstone: &Tombstone) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
             "NotFound",
             "EnvironmentEnded",
-            message,
+            format!("{}; a new job gets a new environment", tombstone.sentence()),
         )
     }
 

@@ -2,11 +2,12 @@
 
 use kubler_api::{
     End, Environment as Wire, Gateway, Hook, Hooks, Owner, Phase as WirePhase, Scope as WireScope,
-    Tombstone, paths,
+    Tombstone as WireTombstone, paths,
 };
 use kubler_core::configuration::Configuration;
 use kubler_core::environment::{EndReason, Environment, Phase, Scope};
 use kubler_core::text::UntrustedText;
+use kubler_core::tombstone::Tombstone;
 
 /// The wire form.
 pub(super) fn environment(
@@ -40,23 +41,20 @@ pub(super) fn environment(
         dead_at: environment.dead_at,
         gone_at: environment.gone_at,
         hooks: hooks(&id, environment, configuration, &gateway),
-        kubeconfig: kubeconfig(&id, configuration, &gateway),
+        kubeconfig: kubeconfig(&id, environment, configuration, &gateway),
         gateway,
         id,
     }
 }
 
 /// The little that anybody may know of a dead environment.
-pub(super) fn tombstone(environment: &Environment) -> Tombstone {
-    let unwritten = EndReason::Lapsed;
-    Tombstone {
-        id: environment.id.to_string(),
-        ended_at: environment
-            .dead_at
-            .unwrap_or(environment.lease_end.min(environment.deadline)),
-        gone: environment.phase == Phase::Gone,
-        end: end(environment.reason.as_ref().unwrap_or(&unwritten)),
-        run_url: environment.identity.job.url.clone(),
+pub(super) fn tombstone(tombstone: &Tombstone) -> WireTombstone {
+    WireTombstone {
+        id: tombstone.id.to_string(),
+        ended_at: tombstone.ended_at,
+        gone: tombstone.is_gone,
+        end: end(&tombstone.reason),
+        run_url: tombstone.run_url.clone(),
     }
 }
 
@@ -133,19 +131,22 @@ fn hooks(
 }
 
 /// No secret is in it: the exec plugin gets a session when kubectl needs one.
-fn kubeconfig(id: &str, configuration: &Configuration, gateway: &Gateway) -> String {
+fn kubeconfig(
+    id: &str,
+    environment: &Environment,
+    configuration: &Configuration,
+    gateway: &Gateway,
+) -> String {
     use base64::Engine as _;
     let mut cluster = serde_json::json!({ "server": gateway.url });
     if let (Some(ca), Some(cluster)) = (&gateway.ca, cluster.as_object_mut()) {
         let encoded = base64::engine::general_purpose::STANDARD.encode(ca);
         cluster.insert("certificate-authority-data".into(), encoded.into());
     }
-    let audience = configuration
-        .issuers
-        .first()
-        .map_or(configuration.url.as_str(), |issuer| {
-            issuer.audience.as_str()
-        });
+    let issuer = configuration.issuer(&environment.identity.issuer);
+    let audience = issuer.map_or(configuration.url.as_str(), |issuer| {
+        issuer.audience.as_str()
+    });
     let document = serde_json::json!({
         "apiVersion": "v1",
         "kind": "Config",

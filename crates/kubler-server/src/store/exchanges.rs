@@ -1,10 +1,10 @@
 //! Exchanges of identity tokens for sessions: one a token.
 
 use jiff::Timestamp;
-use kubler_core::environment::{Environment, Phase};
 use kubler_core::identity::VerifiedToken;
 use kubler_core::ids::{EnvironmentId, SessionId};
 use kubler_core::policy::{Action, Permit};
+use kubler_core::tombstone::Tombstone;
 use kubler_core::{invariants, session};
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
@@ -36,7 +36,7 @@ pub enum Exchanged {
     /// The token was minted longer ago than a session or lease lasts.
     TokenTooOld,
     /// The environment is not usable any more.
-    Ended(Box<Environment>),
+    Ended(Box<Tombstone>),
 }
 
 impl Store {
@@ -64,8 +64,8 @@ impl Store {
         }
         let before = rows::by_id(&mut transaction, id).await?;
         // Somebody may have ended it since the caller was let in.
-        if before.phase != Phase::Ready || self.directory.ended(&before, now).is_some() {
-            return Ok(Exchanged::Ended(Box::new(before)));
+        if let Some(tombstone) = self.directory.tombstone(&before, now) {
+            return Ok(Exchanged::Ended(Box::new(tombstone)));
         }
         let renewed = renewed(&before, token.issued_at, now);
         let environment = renewed.as_ref().unwrap_or(&before);
