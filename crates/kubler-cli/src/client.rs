@@ -16,10 +16,16 @@ use ureq::tls::TlsConfig;
 use crate::clock::Deadline;
 use crate::exit::{Exit, Failure, Outcome, Retry};
 
+mod pods;
+
+pub use pods::PendingPod;
+
 /// Longest time for one call, beyond what it asks the server to wait.
 pub const CALL_SECONDS_MAX: u64 = 10;
 /// Largest answer.
 const ANSWER_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Most pods that are asked for.
+const PODS_MAX: usize = 100;
 /// First pause before another try, in milliseconds; doubled each time.
 const RETRY_MILLISECONDS_MIN: u64 = 100;
 /// Longest pause before another try, in milliseconds.
@@ -207,6 +213,23 @@ impl Client {
         deadline: Deadline,
     ) -> Outcome<ledger::Checkpoint> {
         self.get(caller, paths::CHECKPOINT, deadline)
+    }
+
+    /// The pods of an environment that wait for a node, at most [`PODS_MAX`]. `session` is the environment's.
+    pub fn pending_pods(
+        &self,
+        session: &SecretString,
+        environment: &str,
+        deadline: Deadline,
+    ) -> Outcome<Vec<PendingPod>> {
+        let path = format!(
+            "{}/api/v1/pods?fieldSelector=status.phase%3DPending&limit={PODS_MAX}",
+            paths::gateway(&segment(environment))
+        );
+        let list: pods::PodList = retrying(deadline, || {
+            self.get(Caller::Token(session), &path, deadline)
+        })?;
+        Ok(list.into())
     }
 
     /// How the server is, ready or not.

@@ -87,10 +87,15 @@ impl Connected {
 
     /// A fresh proof of who calls.
     pub fn proof(&self, deadline: Deadline) -> Outcome<Proof> {
+        self.proof_unless(deadline, None)
+    }
+
+    /// The same; minting ends as soon as `stop` becomes readable.
+    pub fn proof_unless(&self, deadline: Deadline, stop: Option<BorrowedFd<'_>>) -> Outcome<Proof> {
         match &self.identity {
             CallerIdentity::Operator => Ok(Proof::Certificate),
             CallerIdentity::Tokens(_) | CallerIdentity::Nobody => {
-                self.token(deadline, None).map(Proof::Token)
+                self.token(deadline, stop).map(Proof::Token)
             }
         }
     }

@@ -29,7 +29,12 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Files {
     /// The server's configuration; policies are where it says.
-    #[arg(long, value_name = "FILE", default_value = "kubler.yaml")]
+    #[arg(
+        long = "config",
+        alias = "configuration",
+        value_name = "FILE",
+        default_value = "kubler.yaml"
+    )]
     configuration: PathBuf,
 }
 

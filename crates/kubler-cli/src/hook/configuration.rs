@@ -132,6 +132,8 @@ impl Configuration {
 
 #[cfg(test)]
 mod tests {
+    use kubler_core::environment::NAME_BYTES_MAX;
+
     use super::*;
 
     #[test]
@@ -159,6 +161,17 @@ mod tests {
     fn a_wrong_key_is_named() {
         let failure = Configuration::read(r#"{"profil":"x"}"#).unwrap_err();
         assert!(failure.message.contains("profil"), "{failure:?}");
+    }
+
+    #[test]
+    fn a_name_is_as_long_as_the_server_takes_it() {
+        let named = |length: usize| {
+            let name = "a".repeat(length);
+            Configuration::read(&serde_json::json!({ "name": name }).to_string())
+        };
+        assert!(named(NAME_BYTES_MAX).is_ok());
+        let failure = named(NAME_BYTES_MAX + 1).unwrap_err();
+        assert!(failure.hint.unwrap().contains("at most 40"));
     }
 
     #[test]

@@ -11,8 +11,10 @@
 
 mod credential;
 mod desk;
+mod doctor;
 mod help;
 mod hooks;
 mod offline;
 mod plugin;
+mod pre_exit;
 mod run;
