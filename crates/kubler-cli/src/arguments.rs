@@ -71,7 +71,8 @@ pub struct Wanted {
     #[arg(long, value_enum, default_value_t)]
     pub scope: ScopeArgument,
     /// Longest time to wait until it is usable, in seconds; 0 returns at once.
-    #[arg(long, value_name = "SECONDS", default_value_t = commands::WAIT_SECONDS_DEFAULT)]
+    #[arg(long, value_name = "SECONDS", default_value_t = commands::WAIT_SECONDS_DEFAULT,
+        value_parser = clap::value_parser!(u64).range(..=commands::WAIT_SECONDS_MAX))]
     pub wait: u64,
 }
 

@@ -65,8 +65,10 @@ pub struct Filter {
 impl Client {
     /// A client of `server`: `https://name:port`. Nothing is sent yet.
     pub fn new(server: &str, tls: TlsConfig) -> Outcome<Self> {
-        let server = server.trim_end_matches('/');
-        if !server.starts_with("https://") {
+        let has_host = server
+            .strip_prefix("https://")
+            .is_some_and(|rest| !rest.trim_start_matches('/').is_empty());
+        if !has_host {
             return Err(
                 Failure::usage(format!("`{server}` is not an https URL")).hint(
                     "give the server as `https://name:port`; tokens are not sent over plain http",
@@ -83,7 +85,7 @@ impl Client {
             .new_agent();
         Ok(Self {
             agent,
-            server: server.to_owned(),
+            server: server.trim_end_matches('/').to_owned(),
         })
     }
 
@@ -412,6 +414,12 @@ fn unreachable_server(error: &ureq::Error, server: &str) -> Failure {
         .hint(hint)
         .retry(Retry::Soon)
     };
+    let no_such_name = || {
+        failure(
+            "its name cannot be resolved".to_owned(),
+            "check `--server` (or `KUBLER_SERVER`) and this machine's DNS",
+        )
+    };
     match error {
         ureq::Error::Rustls(error) => untrusted(error, server),
         ureq::Error::Io(io) => match io
@@ -419,15 +427,13 @@ fn unreachable_server(error: &ureq::Error, server: &str) -> Failure {
             .and_then(|inner| inner.downcast_ref::<rustls::Error>())
         {
             Some(error) => untrusted(error, server),
+            None if io.to_string().contains("lookup address") => no_such_name(),
             None => failure(
                 io.to_string(),
                 "is the server running, and may this machine connect to it?",
             ),
         },
-        ureq::Error::HostNotFound => failure(
-            "its name cannot be resolved".to_owned(),
-            "check `--server` and this machine's DNS",
-        ),
+        ureq::Error::HostNotFound => no_such_name(),
         ureq::Error::Timeout(_) => failure(
             "it did not answer in time".to_owned(),
             "try again; `kubler doctor` measures",

@@ -62,7 +62,6 @@ impl Connected {
             Failure::usage("no server is named")
                 .hint("give `--server https://name:port` or set `KUBLER_SERVER`")
         })?;
-        let server = server.trim_end_matches('/').to_owned();
         let trust = connection
             .ca
             .clone()
@@ -77,10 +76,15 @@ impl Connected {
                 TokenSource::of_job().map_or(CallerIdentity::Nobody, CallerIdentity::Tokens)
             }
         };
+        let client = Client::new(&server, trust::tls(&trust, certificate.as_ref())?)?;
+        let audience = connection
+            .audience
+            .clone()
+            .unwrap_or_else(|| client.server().to_owned());
         Ok(Self {
-            client: Client::new(&server, trust::tls(&trust, certificate.as_ref())?)?,
+            client,
             trust,
-            audience: connection.audience.clone().unwrap_or(server),
+            audience,
             identity,
         })
     }

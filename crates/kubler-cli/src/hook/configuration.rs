@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::arguments::{Connection, ScopeArgument, Wanted};
-use crate::commands::WAIT_SECONDS_DEFAULT;
+use crate::commands::{WAIT_SECONDS_DEFAULT, WAIT_SECONDS_MAX};
 use crate::exit::{Failure, Outcome};
 use crate::hook::Phase;
 use crate::job;
@@ -84,6 +84,13 @@ impl Configuration {
             .hint("its keys are listed in the plugin's README")
         })?;
         job::checked_name(&configuration.name)?;
+        if configuration.wait > WAIT_SECONDS_MAX {
+            return Err(Failure::usage(format!(
+                "the plugin's configuration cannot be used: `wait` is {}",
+                configuration.wait
+            ))
+            .hint(format!("give at most {WAIT_SECONDS_MAX} seconds")));
+        }
         Ok(configuration)
     }
 
@@ -155,6 +162,13 @@ mod tests {
         assert_eq!(configuration.hook, Phase::Environment);
         assert_eq!(configuration.annotation, Annotation::Hidden);
         assert_eq!(configuration.wanted().unwrap().wait, 5);
+    }
+
+    #[test]
+    fn nobody_waits_for_ever() {
+        assert!(Configuration::read(r#"{"wait":900}"#).is_ok());
+        let failure = Configuration::read(r#"{"wait":18446744073709551615}"#).unwrap_err();
+        assert!(failure.message.contains("`wait`"), "{failure:?}");
     }
 
     #[test]

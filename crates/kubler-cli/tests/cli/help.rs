@@ -160,8 +160,9 @@ fn completions_complete_in_bash() {
     std::fs::write(&script, completions("bash")).unwrap();
     let complete = |words: &str, last: &str| {
         let count = words.split(' ').count();
+        let before = words.split(' ').next_back().unwrap();
         let question = format!(
-            "source {}; COMP_WORDS=({words} {last}); COMP_CWORD={count}; _kubler kubler '{last}' x; echo \"${{COMPREPLY[@]}}\"",
+            "source {}; COMP_WORDS=({words} {last}); COMP_CWORD={count}; _kubler kubler '{last}' '{before}'; echo \"${{COMPREPLY[@]}}\"",
             script.display()
         );
         let output = std::process::Command::new("bash")
@@ -171,6 +172,9 @@ fn completions_complete_in_bash() {
         text(&output).trim().to_owned()
     };
     assert_eq!(complete("kubler", "pol"), "policy");
+    for hidden in ["hoo", "renewe", "refer"] {
+        assert_eq!(complete("kubler", hidden), "", "nobody types it");
+    }
     assert_eq!(complete("kubler env", "rel"), "release");
     assert_eq!(complete("kubler policy check", "--conf"), "--config");
     assert_eq!(complete("kubler env list --phase", "rea"), "ready");
