@@ -72,8 +72,16 @@ pub struct Wanted {
     pub scope: ScopeArgument,
     /// Longest time to wait until it is usable, in seconds; 0 returns at once.
     #[arg(long, value_name = "SECONDS", default_value_t = commands::WAIT_SECONDS_DEFAULT,
-        value_parser = clap::value_parser!(u64).range(..=commands::WAIT_SECONDS_MAX))]
+        value_parser = wait_seconds)]
     pub wait: u64,
+}
+
+fn wait_seconds(text: &str) -> Result<u64, String> {
+    let most = commands::WAIT_SECONDS_MAX;
+    match text.parse() {
+        Ok(seconds) if seconds <= most => Ok(seconds),
+        _ => Err(format!("use whole seconds, at most {most}")),
+    }
 }
 
 fn name(text: &str) -> Result<String, String> {

@@ -209,7 +209,7 @@ fn slips_of_the_keyboard() {
     told("env create --profile p --wait soon", &["'soon'", "--wait"]);
     told(
         "env create --profile p --wait 18446744073709551615",
-        &["--wait", "0..=900"],
+        &["--wait", "at most 900"],
     );
     told("run --profile p true", &["'true'", "-- <COMMAND>"]);
     told(
