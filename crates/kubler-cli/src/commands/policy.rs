@@ -72,7 +72,7 @@ pub struct Explain {
 fn action(word: &str) -> Result<Action, String> {
     Action::from_word(word).ok_or_else(|| {
         let known: Vec<_> = Action::ALL.iter().map(|action| action.as_str()).collect();
-        format!("one of {}", known.join(", "))
+        format!("use one of {}", known.join(", "))
     })
 }
 
