@@ -28,7 +28,7 @@ impl Signals {
     pub fn listen(numbers: &[i32]) -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         Ok(Self {
-            delivery: SignalDelivery::with_pipe(read, write, SignalOnly::default(), numbers)?,
+            delivery: SignalDelivery::with_pipe(read, write, SignalOnly, numbers)?,
             waiting: Vec::new(),
         })
     }

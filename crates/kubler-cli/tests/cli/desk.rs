@@ -38,6 +38,8 @@ pub enum Takes {
     Wait,
     /// For ever: a call that waits for it is not answered.
     Ever,
+    /// It comes to nothing.
+    Fails,
 }
 
 #[derive(Default)]
@@ -366,6 +368,11 @@ fn answer(
                 .entry(id.clone())
                 .or_insert_with(|| environment(&id, name, phase, port, lease));
             known["scope"] = asked["scope"].clone();
+            if state.making == Takes::Fails {
+                known["phase"] = "failed".into();
+                known["end"] =
+                    json!({ "code": "failed", "message": "its API server did not start" });
+            }
             if known["phase"] == "provisioning" {
                 known["phase"] = phase.into();
             }

@@ -3,11 +3,13 @@
 use std::net::TcpListener;
 use std::process::Output;
 
-use crate::desk::{Desk, kubler, token};
+use crate::desk::{Desk, Takes, kubler, token};
 
 const USAGE: i32 = 2;
 const DENIED: i32 = 3;
+const ENDED: i32 = 4;
 const UNAVAILABLE: i32 = 5;
+const ENVIRONMENT_FAILED: i32 = 6;
 
 struct Scene {
     desk: Desk,
@@ -165,6 +167,47 @@ fn files_that_are_not_what_they_should_be() {
         "nothing was sent: {:#?}",
         scene.desk.calls()
     );
+}
+
+#[test]
+fn what_the_server_says() {
+    let scene = Scene::new();
+    let told = |line: &str, code, parts: &[&str]| {
+        scene.is_told(
+            &format!("--server SERVER --ca CA --token-file token {line}"),
+            code,
+            parts,
+        );
+    };
+    told(
+        "env show env_none",
+        ENDED,
+        &["no such environment", "request: "],
+    );
+    scene.desk.put("env_1");
+    scene.desk.release("env_1");
+    told("env renew env_1", ENDED, &["env_1 has ended"]);
+    scene.desk.making(Takes::Fails);
+    let failed = [
+        "could not be made: its API server did not start",
+        "kubler trace",
+    ];
+    told("env create --profile p", ENVIRONMENT_FAILED, &failed);
+    scene.desk.refuse(
+        401,
+        "unauthenticated",
+        "the token expired at 12:00",
+        "get a fresh one",
+    );
+    told(
+        "env list",
+        DENIED,
+        &["the token expired", "`unauthenticated`"],
+    );
+    scene
+        .desk
+        .refuse(400, "invalid_request", "`profile` is missing", "name one");
+    told("env list", USAGE, &["`profile` is missing"]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Against the real server: what it refuses is told as it is, and a kubectl that outlives its session goes on.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use kubler_testkit::buildkite::{Buildkite, Job, OidcRequest};
 use kubler_testkit::kubler::{Server, kubectl};
+use kubler_testkit::leaks::files_in;
 
 /// How long anything may take on a busy machine.
 const BOUND: Duration = Duration::from_secs(60);
@@ -160,12 +162,20 @@ async fn a_kubectl_that_outlives_its_session_gets_another_and_goes_on() {
     ])
     .spawn()
     .unwrap();
-    // Two lives of a session, and some: the first watch was cut, and so was the second.
+    // The first watch was cut with its session, and the second with the next: nobody but this kubectl asks for any.
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(25) {
+    let mut sessions = BTreeSet::new();
+    while sessions.len() < 3 {
         keep_fresh(&server, &job, &token);
         assert!(waiting.try_wait().unwrap().is_none(), "kubectl gave up");
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        assert!(begun.elapsed() < BOUND, "only {} sessions", sessions.len());
+        let files = files_in(folder.path());
+        let kept = files.iter().filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "session")
+        });
+        sessions.extend(kept.filter_map(|path| std::fs::read(path).ok()));
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let done = run(&[
         "patch",
