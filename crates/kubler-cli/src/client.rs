@@ -217,7 +217,7 @@ impl Client {
         self.get(caller, paths::CHECKPOINT, deadline)
     }
 
-    /// The pods of an environment that wait for a node, at most [`PODS_MAX`]. `session` is the environment's.
+    /// The pods of an environment that wait for a node, at most `PODS_MAX`. `session` is the environment's.
     pub fn pending_pods(
         &self,
         session: &SecretString,
