@@ -7,6 +7,7 @@ use kubler_api::Scope;
 
 use crate::commands;
 use crate::hook;
+use crate::job;
 use crate::renewer;
 use crate::variables;
 
@@ -64,14 +65,30 @@ pub struct Wanted {
     #[arg(long, value_name = "PROFILE", env = variables::KUBLER_PROFILE, hide_env_values = true)]
     pub profile: String,
     /// Its name within the job, or within the build with `--scope build`.
-    #[arg(long, value_name = "NAME", default_value = kubler_api::NAME_DEFAULT)]
+    #[arg(long, value_name = "NAME", default_value = kubler_api::NAME_DEFAULT, value_parser = name)]
     pub name: String,
     /// Who may use it: this job, or any job of this build, by name.
     #[arg(long, value_enum, default_value_t)]
     pub scope: ScopeArgument,
     /// Longest time to wait until it is usable, in seconds; 0 returns at once.
-    #[arg(long, value_name = "SECONDS", default_value_t = commands::WAIT_SECONDS_DEFAULT)]
+    #[arg(long, value_name = "SECONDS", default_value_t = commands::WAIT_SECONDS_DEFAULT,
+        value_parser = wait_seconds)]
     pub wait: u64,
+}
+
+fn wait_seconds(text: &str) -> Result<u64, String> {
+    let most = commands::WAIT_SECONDS_MAX;
+    match text.parse() {
+        Ok(seconds) if seconds <= most => Ok(seconds),
+        _ => Err(format!("use whole seconds, at most {most}")),
+    }
+}
+
+fn name(text: &str) -> Result<String, String> {
+    match job::checked_name(text) {
+        Ok(()) => Ok(text.to_owned()),
+        Err(failure) => Err(failure.hint.unwrap_or(failure.message)),
+    }
 }
 
 /// [`Scope`] on the command line.
@@ -122,7 +139,7 @@ pub enum Command {
     #[command(subcommand)]
     Ledger(commands::ledger::Command),
     /// Look for what keeps a job from its environment.
-    Doctor,
+    Doctor(commands::doctor::Arguments),
     /// Print completions for a shell.
     Completions(commands::completions::Arguments),
     /// Print the reference page.
@@ -146,3 +163,6 @@ fn exit_codes() -> String {
         lines.join("\n")
     )
 }
+
+#[cfg(test)]
+mod tests;

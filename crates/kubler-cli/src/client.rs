@@ -16,10 +16,16 @@ use ureq::tls::TlsConfig;
 use crate::clock::Deadline;
 use crate::exit::{Exit, Failure, Outcome, Retry};
 
+mod pods;
+
+pub use pods::PendingPod;
+
 /// Longest time for one call, beyond what it asks the server to wait.
 pub const CALL_SECONDS_MAX: u64 = 10;
 /// Largest answer.
 const ANSWER_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Most pods that are asked for.
+const PODS_MAX: usize = 100;
 /// First pause before another try, in milliseconds; doubled each time.
 const RETRY_MILLISECONDS_MIN: u64 = 100;
 /// Longest pause before another try, in milliseconds.
@@ -59,8 +65,10 @@ pub struct Filter {
 impl Client {
     /// A client of `server`: `https://name:port`. Nothing is sent yet.
     pub fn new(server: &str, tls: TlsConfig) -> Outcome<Self> {
-        let server = server.trim_end_matches('/');
-        if !server.starts_with("https://") {
+        let has_host = server
+            .strip_prefix("https://")
+            .is_some_and(|rest| !rest.trim_start_matches('/').is_empty());
+        if !has_host {
             return Err(
                 Failure::usage(format!("`{server}` is not an https URL")).hint(
                     "give the server as `https://name:port`; tokens are not sent over plain http",
@@ -77,7 +85,7 @@ impl Client {
             .new_agent();
         Ok(Self {
             agent,
-            server: server.to_owned(),
+            server: server.trim_end_matches('/').to_owned(),
         })
     }
 
@@ -207,6 +215,23 @@ impl Client {
         deadline: Deadline,
     ) -> Outcome<ledger::Checkpoint> {
         self.get(caller, paths::CHECKPOINT, deadline)
+    }
+
+    /// The pods of an environment that wait for a node, at most `PODS_MAX`. `session` is the environment's.
+    pub fn pending_pods(
+        &self,
+        session: &SecretString,
+        environment: &str,
+        deadline: Deadline,
+    ) -> Outcome<Vec<PendingPod>> {
+        let path = format!(
+            "{}/api/v1/pods?fieldSelector=status.phase%3DPending&limit={PODS_MAX}",
+            paths::gateway(&segment(environment))
+        );
+        let list: pods::PodList = retrying(deadline, || {
+            self.get(Caller::Token(session), &path, deadline)
+        })?;
+        Ok(list.into())
     }
 
     /// How the server is, ready or not.
@@ -389,6 +414,12 @@ fn unreachable_server(error: &ureq::Error, server: &str) -> Failure {
         .hint(hint)
         .retry(Retry::Soon)
     };
+    let no_such_name = || {
+        failure(
+            "its name cannot be resolved".to_owned(),
+            "check `--server` (or `KUBLER_SERVER`) and this machine's DNS",
+        )
+    };
     match error {
         ureq::Error::Rustls(error) => untrusted(error, server),
         ureq::Error::Io(io) => match io
@@ -396,15 +427,13 @@ fn unreachable_server(error: &ureq::Error, server: &str) -> Failure {
             .and_then(|inner| inner.downcast_ref::<rustls::Error>())
         {
             Some(error) => untrusted(error, server),
+            None if io.to_string().contains("lookup address") => no_such_name(),
             None => failure(
                 io.to_string(),
                 "is the server running, and may this machine connect to it?",
             ),
         },
-        ureq::Error::HostNotFound => failure(
-            "its name cannot be resolved".to_owned(),
-            "check `--server` and this machine's DNS",
-        ),
+        ureq::Error::HostNotFound => no_such_name(),
         ureq::Error::Timeout(_) => failure(
             "it did not answer in time".to_owned(),
             "try again; `kubler doctor` measures",

@@ -13,5 +13,7 @@ pub mod trace;
 
 /// How long commands wait for an environment unless told otherwise, in seconds.
 pub const WAIT_SECONDS_DEFAULT: u64 = 120;
+/// Longest that anybody may wait for an environment, in seconds.
+pub const WAIT_SECONDS_MAX: u64 = 900;
 /// Longest time for a command that only asks, in seconds.
 pub const ASK_SECONDS_MAX: u64 = 30;

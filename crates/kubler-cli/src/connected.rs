@@ -62,7 +62,6 @@ impl Connected {
             Failure::usage("no server is named")
                 .hint("give `--server https://name:port` or set `KUBLER_SERVER`")
         })?;
-        let server = server.trim_end_matches('/').to_owned();
         let trust = connection
             .ca
             .clone()
@@ -77,20 +76,30 @@ impl Connected {
                 TokenSource::of_job().map_or(CallerIdentity::Nobody, CallerIdentity::Tokens)
             }
         };
+        let client = Client::new(&server, trust::tls(&trust, certificate.as_ref())?)?;
+        let audience = connection
+            .audience
+            .clone()
+            .unwrap_or_else(|| client.server().to_owned());
         Ok(Self {
-            client: Client::new(&server, trust::tls(&trust, certificate.as_ref())?)?,
+            client,
             trust,
-            audience: connection.audience.clone().unwrap_or(server),
+            audience,
             identity,
         })
     }
 
     /// A fresh proof of who calls.
     pub fn proof(&self, deadline: Deadline) -> Outcome<Proof> {
+        self.proof_unless(deadline, None)
+    }
+
+    /// The same; minting ends as soon as `stop` becomes readable.
+    pub fn proof_unless(&self, deadline: Deadline, stop: Option<BorrowedFd<'_>>) -> Outcome<Proof> {
         match &self.identity {
             CallerIdentity::Operator => Ok(Proof::Certificate),
             CallerIdentity::Tokens(_) | CallerIdentity::Nobody => {
-                self.token(deadline, None).map(Proof::Token)
+                self.token(deadline, stop).map(Proof::Token)
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Asking for an environment and waiting until it is usable.
 
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,6 +11,7 @@ use crate::client::CALL_SECONDS_MAX;
 use crate::clock::{self, Deadline};
 use crate::connected::{Connected, Proof};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::watched;
 
 /// A token is good for several calls, but not to its last second.
 const TOKEN_REUSE_SECONDS_MAX: i64 = 120;
@@ -27,29 +29,33 @@ pub struct Created {
 /// # Errors
 /// As [`create_with`].
 pub fn create(connected: &Connected, wanted: &Wanted) -> Outcome<Created> {
-    create_with(connected, wanted, |_, _| Ok(()))
+    create_with(connected, wanted, None, |_, _| Ok(()))
 }
 
 /// Asks for the environment and waits as long as wanted. `asked` is called once, as soon as the server knows
-/// of it and before it is usable.
+/// of it and before it is usable. Ends when `stop` becomes readable, though a call that is under way is not cut.
 ///
 /// # Errors
 /// `EnvironmentFailed` when it could not be made, `Ended` when it ended meanwhile, `Unavailable` when it was
-/// not usable in time, and whatever the server refuses.
+/// not usable in time, `Failed` when it was stopped, and whatever the server refuses.
 pub fn create_with(
     connected: &Connected,
     wanted: &Wanted,
+    stop: Option<BorrowedFd<'_>>,
     asked: impl FnOnce(&Environment, &Proof) -> Outcome<()>,
 ) -> Outcome<Created> {
     let deadline = Deadline::after(Duration::from_secs(wanted.wait.max(1) + CALL_SECONDS_MAX));
     let ready_by = Deadline::after(Duration::from_secs(wanted.wait));
     let mut minted_at = clock::now();
-    let mut proof = connected.proof(deadline)?;
+    let mut proof = connected.proof_unless(deadline, stop)?;
     let mut environment = connected
         .client
         .create(proof.caller(), &request(wanted, 0), deadline)?;
     asked(&environment, &proof)?;
     while !is_settled(&environment)? {
+        if is_stopped(stop) {
+            return Err(Failure::new(Exit::Failed, "it is no longer wanted"));
+        }
         let left = ready_by.left().as_secs();
         if left == 0 {
             if wanted.wait == 0 {
@@ -59,7 +65,7 @@ pub fn create_with(
         }
         if is_old(minted_at, clock::now()) {
             minted_at = clock::now();
-            proof = connected.proof(deadline)?;
+            proof = connected.proof_unless(deadline, stop)?;
         }
         let wait_seconds = left.min(WAIT_SECONDS_MAX);
         environment =
@@ -68,6 +74,11 @@ pub fn create_with(
                 .create(proof.caller(), &request(wanted, wait_seconds), deadline)?;
     }
     Ok(Created { environment, proof })
+}
+
+fn is_stopped(stop: Option<BorrowedFd<'_>>) -> bool {
+    let now = Deadline::after(Duration::ZERO);
+    stop.is_some_and(|stop| !matches!(watched::first_of(&[stop], now), Ok(None)))
 }
 
 fn is_old(minted_at: Timestamp, now: Timestamp) -> bool {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use kubler_api::error::ErrorCode;
 use kubler_api::{Environment, Scope};
+use kubler_core::environment::{NAME_BYTES_MAX, is_name};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{Exit, Failure, Outcome};
@@ -82,23 +83,18 @@ pub fn is_released(answer: Result<&Environment, &Failure>) -> bool {
     }
 }
 
-/// A name that is a name: it becomes part of file names.
+/// A name that is a name, by the server's own rule: here it also becomes part of file names.
 pub fn checked_name(name: &str) -> Outcome<()> {
-    let is_label = !name.is_empty()
-        && name.len() <= 63
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-        && !name.starts_with('-')
-        && !name.ends_with('-');
-    if is_label {
+    if is_name(name) {
         Ok(())
     } else {
         Err(Failure::new(
             Exit::Usage,
             format!("`{}` is not an environment's name", name.escape_default()),
         )
-        .hint("use lower-case letters, digits and `-`, at most 63"))
+        .hint(format!(
+            "use lower-case letters, digits and `-` between them, at most {NAME_BYTES_MAX}"
+        )))
     }
 }
 

@@ -12,6 +12,7 @@ mod clock;
 mod commands;
 mod connected;
 mod creation;
+mod ending;
 mod exit;
 mod folder;
 mod hook;
@@ -22,6 +23,7 @@ mod process;
 mod renewal;
 mod renewer;
 mod session;
+mod signals;
 mod token;
 mod trust;
 mod variables;
@@ -65,7 +67,11 @@ fn run(arguments: &Arguments) -> Outcome<ExitCode> {
         Command::Ledger(command) => {
             return Ok(ended(commands::ledger::run(command, connection, *output)?));
         }
-        Command::Doctor => return Ok(ended(commands::doctor::run(connection, *output)?)),
+        Command::Doctor(arguments) => {
+            return Ok(ended(commands::doctor::run(
+                arguments, connection, *output,
+            )?));
+        }
         Command::Completions(arguments) => commands::completions::run(arguments)?,
         Command::Reference => commands::reference::run()?,
         Command::Hook(command) => hook::run(command)?,

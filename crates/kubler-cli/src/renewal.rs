@@ -68,6 +68,12 @@ impl Held {
     }
 }
 
+/// The pause after the next failure: twice as long, up to the ordinary one. However long a server is away, the
+/// pauses neither end nor overflow.
+fn longer(pause: Duration, every: Duration) -> Duration {
+    pause.saturating_mul(2).min(every)
+}
+
 /// How often to renew.
 pub fn every(environment: &Environment) -> Duration {
     let seconds = environment
@@ -179,7 +185,7 @@ impl Thread {
                 Err(failure) if self.note(&failure) => return,
                 Err(_) => {
                     pause = after_failure.min(self.every);
-                    after_failure *= 2;
+                    after_failure = longer(after_failure, self.every);
                 }
             }
         }
@@ -213,5 +219,51 @@ impl Thread {
         tally.last_failure = Some(failure.message.clone());
         tally.ended = failure.code == Some(ErrorCode::EnvironmentEnded);
         tally.ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments::Connection;
+
+    #[test]
+    fn pauses_after_failures_double_up_to_the_ordinary_one() {
+        let every = Duration::from_secs(75);
+        let mut pause = PAUSE_AFTER_FAILURE;
+        let mut pauses = Vec::new();
+        for _ in 0..100 {
+            pauses.push(pause.min(every).as_secs());
+            pause = longer(pause, every);
+        }
+        assert_eq!(pauses.first_chunk(), Some(&[1, 2, 4, 8, 16, 32, 64, 75]));
+        assert!(
+            pauses.iter().skip(7).all(|pause| *pause == 75),
+            "{pauses:?}"
+        );
+    }
+
+    #[test]
+    fn a_hundred_failures_do_not_end_the_renewal() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = folder.path().join("ca.pem");
+        let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        std::fs::write(&ca, key.cert.pem()).unwrap();
+        let connection = Connection {
+            server: Some("https://localhost:1".to_owned()),
+            ca: Some(ca),
+            token_file: Some(folder.path().join("there-is-none")),
+            ..Connection::default()
+        };
+        let connected = Arc::new(Connected::new(&connection, None, None).unwrap());
+        let every = Duration::from_millis(1);
+        let mut renewal = Renewal::start(connected, "env_1".to_owned(), every, None).unwrap();
+        let bound = Deadline::after(Duration::from_secs(60));
+        while renewal.tally().failures < 100 {
+            assert!(!bound.is_over(), "{:?}", renewal.tally());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        renewal.stop();
+        assert!(renewal.done.recv_timeout(Duration::from_secs(60)).is_ok());
     }
 }

@@ -118,7 +118,8 @@ fn checked(text: &str, origin: &str) -> Outcome<SecretString> {
         Err(Failure::new(
             Exit::Denied,
             format!("{origin} holds no identity token: a token is three parts joined by `.`"),
-        ))
+        )
+        .hint("it is what `buildkite-agent oidc request-token` prints, and nothing else"))
     }
 }
 

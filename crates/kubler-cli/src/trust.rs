@@ -49,7 +49,7 @@ impl Trust {
     pub fn pem(&self) -> Outcome<Option<String>> {
         match self {
             Self::System => Ok(None),
-            Self::File(path) => read(path).map(Some),
+            Self::File(path) => read_ca(path).map(Some),
             Self::Pem { pem, .. } => Ok(Some(pem.clone())),
         }
     }
@@ -58,9 +58,9 @@ impl Trust {
         let (pem, origin) = match self {
             Self::System => {
                 let path = system_store()?;
-                (read(&path)?, format!("`{}`", path.display()))
+                (read_ca(&path)?, format!("`{}`", path.display()))
             }
-            Self::File(path) => (read(path)?, format!("`{}`", path.display())),
+            Self::File(path) => (read_ca(path)?, format!("`{}`", path.display())),
             Self::Pem { pem, origin } => (pem.clone(), (*origin).to_owned()),
         };
         let certificates = certificates(&pem).map_err(|reason| {
@@ -100,13 +100,23 @@ fn client_certificate(
         ))
         .hint("give the PEM files that `kubler-server init` wrote for the operator")
     };
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).map_err(|error| unusable(path, error.to_string()))
+    };
     let chain = certificates(&read(&files.certificate)?)
         .map_err(|reason| unusable(&files.certificate, reason))?;
     let key_pem = read(&files.key)?;
     let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
         .map_err(|error| unusable(&files.key, error.to_string()))?;
-    rustls::sign::CertifiedKey::from_der(chain.clone(), key, provider)
-        .map_err(|error| unusable(&files.certificate, error.to_string()))?;
+    rustls::sign::CertifiedKey::from_der(chain.clone(), key, provider).map_err(|error| {
+        let reason = match error {
+            rustls::Error::InconsistentKeys(_) => {
+                format!("`{}` is the key of another one", files.key.display())
+            }
+            other => other.to_string(),
+        };
+        unusable(&files.certificate, reason)
+    })?;
     let chain: Vec<_> = chain
         .into_iter()
         .map(|der| Certificate::from_der(&der).to_owned())
@@ -142,9 +152,11 @@ fn system_store() -> Outcome<PathBuf> {
         })
 }
 
-fn read(path: &Path) -> Outcome<String> {
-    std::fs::read_to_string(path)
-        .map_err(|error| Failure::usage(format!("cannot read `{}`: {error}", path.display())))
+fn read_ca(path: &Path) -> Outcome<String> {
+    std::fs::read_to_string(path).map_err(|error| {
+        Failure::usage(format!("cannot read the CA `{}`: {error}", path.display()))
+            .hint("name a PEM file with `--ca FILE` or `KUBLER_CA`; without it the system's CAs are trusted")
+    })
 }
 
 #[cfg(test)]

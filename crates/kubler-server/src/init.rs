@@ -316,7 +316,7 @@ pub fn next_steps(init: &Init) -> String {
        - label: "tests with a cluster of their own"
          command: kubectl create namespace hello && kubectl get namespaces
          plugins:
-           - kubler#v0.1.0:
+           - kubler/kubler#v0.1.0:
                server: {url}
                profile: ci-small
                ca: /path/to/ca.pem

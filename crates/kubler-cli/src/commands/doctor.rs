@@ -1,19 +1,23 @@
 //! `kubler doctor`: one thing after the other that must hold before a job gets its environment, and what to do
 //! about each that does not.
 
+mod findings;
+mod usable;
+
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use clap::Args;
 use jiff::SignedDuration;
 use kubler_api::Health;
 use secrecy::ExposeSecret as _;
-use serde::Serialize;
 use serde_json::Value;
 
 use crate::arguments::{Connection, Format};
-use crate::client::{Caller, Filter};
+use crate::client::Caller;
 use crate::clock::{self, Deadline};
+use crate::commands::doctor::findings::Findings;
 use crate::connected::Connected;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::folder::PrivateFolder;
@@ -27,104 +31,35 @@ const SKEW_SECONDS_MAX: i64 = 30;
 /// Longest time for one look, in seconds.
 const LOOK_SECONDS_MAX: u64 = 20;
 
-/// How one thing is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum State {
-    /// As it must be.
-    Ok,
-    /// To be known, nothing to be done.
-    Note,
-    /// Something must be done.
-    Wrong,
-}
-
-#[derive(Debug, Serialize)]
-struct Finding {
-    what: &'static str,
-    state: State,
-    message: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hint: Option<String>,
-}
-
-#[derive(Default)]
-struct Findings(Vec<Finding>);
-
-impl Findings {
-    fn ok(&mut self, what: &'static str, message: impl Into<String>) {
-        self.0.push(Finding {
-            what,
-            state: State::Ok,
-            message: message.into(),
-            hint: None,
-        });
-    }
-
-    fn note(&mut self, what: &'static str, message: impl Into<String>) {
-        self.0.push(Finding {
-            what,
-            state: State::Note,
-            message: message.into(),
-            hint: None,
-        });
-    }
-
-    fn wrong(&mut self, what: &'static str, failure: &Failure) {
-        self.0.push(Finding {
-            what,
-            state: State::Wrong,
-            message: failure.message.clone(),
-            hint: failure.hint.clone(),
-        });
-    }
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Also say whether this profile may be used: an environment of it is asked for and ended at once, unless
+    /// this job has one.
+    #[arg(long, value_name = "PROFILE", env = variables::KUBLER_PROFILE, hide_env_values = true)]
+    profile: Option<String>,
+    /// Also look into this environment for pods that stay Pending: `env_…`.
+    #[arg(value_name = "ENVIRONMENT", env = variables::KUBLER_ENVIRONMENT, hide_env_values = true)]
+    environment: Option<String>,
 }
 
 /// Runs the command. Returns how to end.
-pub fn run(connection: &Connection, format: Format) -> Outcome<Exit> {
+pub fn run(arguments: &Arguments, connection: &Connection, format: Format) -> Outcome<Exit> {
     let mut findings = Findings::default();
     job(&mut findings);
     match Connected::new(connection, None, None) {
         Err(failure) => findings.wrong("server", &failure),
         Ok(connected) => {
-            if server(&connected, &mut findings) {
-                identity(&connected, &mut findings);
+            if server(&connected, &mut findings) && identity(&connected, &mut findings) {
+                usable::look(arguments, &connected, &mut findings);
             }
         }
     }
-    findings.note("pods", "a `local` environment has no nodes: pods stay Pending, and controllers, CRDs, RBAC and webhooks work");
-    let is_well = findings
-        .0
-        .iter()
-        .all(|finding| finding.state != State::Wrong);
-    match format {
-        Format::Json => output::json(&findings.0)?,
-        Format::Text => output::data(&text(&findings.0))?,
-    }
-    Ok(if is_well { Exit::Done } else { Exit::Found })
-}
-
-fn text(findings: &[Finding]) -> String {
-    let mut lines = Vec::new();
-    for finding in findings {
-        let mark = match finding.state {
-            State::Ok => "ok   ",
-            State::Note => "note ",
-            State::Wrong => "WRONG",
-        };
-        lines.push(format!(
-            "{mark} {}: {}",
-            finding.what,
-            output::plain(&finding.message)
-        ));
-        lines.extend(
-            finding
-                .hint
-                .as_ref()
-                .map(|hint| format!("      hint: {}", output::plain(hint))),
-        );
-    }
-    lines.join("\n")
+    findings.print(format)?;
+    Ok(if findings.are_well() {
+        Exit::Done
+    } else {
+        Exit::Found
+    })
 }
 
 /// What the agent gives a job.
@@ -226,28 +161,28 @@ fn version(health: &Health, findings: &mut Findings) {
     }
 }
 
-/// Who this would be, and whether the server believes it.
-fn identity(connected: &Connected, findings: &mut Findings) {
+/// Who this would be. Whether there is somebody at all.
+fn identity(connected: &Connected, findings: &mut Findings) -> bool {
     let deadline = Deadline::after(Duration::from_secs(LOOK_SECONDS_MAX));
-    if connected.tokens().is_err() {
-        match connected.proof(deadline) {
-            Ok(proof) => believed(connected, proof.caller(), findings),
-            Err(failure) => findings.wrong("identity", &failure),
+    let proof = match connected.proof(deadline) {
+        Ok(proof) => proof,
+        Err(failure) => {
+            findings.wrong("identity", &failure);
+            return false;
         }
-        return;
-    }
-    let token = match connected.token(deadline, None) {
-        Ok(token) => token,
-        Err(failure) => return findings.wrong("identity", &failure),
     };
-    match claims(token.expose_secret()) {
-        Some(claims) => say_claims(&claims, &connected.audience, findings),
-        None => findings.wrong(
-            "identity",
-            &Failure::new(Exit::Found, "the token's claims cannot be read"),
-        ),
+    match proof.caller() {
+        Caller::Connection => findings.ok("identity", "an operator, by client certificate"),
+        Caller::Token(token) => match claims(token.expose_secret()) {
+            Some(claims) => say_claims(&claims, &connected.audience, findings),
+            None => findings.wrong(
+                "identity",
+                &Failure::new(Exit::Found, "the token's claims cannot be read")
+                    .hint("give a token of the CI that signs for this job"),
+            ),
+        },
     }
-    believed(connected, Caller::Token(&token), findings);
+    true
 }
 
 fn claims(token: &str) -> Option<Value> {
@@ -289,36 +224,5 @@ fn say_claims(claims: &Value, audience: &str, findings: &mut Findings) {
                 missing.join(", ")
             ),
         );
-    }
-}
-
-/// The cheapest question that needs an identity: the environments of this job.
-fn believed(connected: &Connected, caller: Caller<'_>, findings: &mut Findings) {
-    let filter = Filter {
-        job: variables::get(variables::BUILDKITE_JOB_ID),
-        ..Filter::default()
-    };
-    match connected.client.environments(
-        caller,
-        &filter,
-        Deadline::after(Duration::from_secs(LOOK_SECONDS_MAX)),
-    ) {
-        Ok(found) => findings.ok(
-            "policy",
-            format!(
-                "the server knows this caller, and shows {} environments",
-                found.environments.len()
-            ),
-        ),
-        Err(failure)
-            if failure.exit == Exit::Denied
-                && failure.code == Some(kubler_api::error::ErrorCode::Denied) =>
-        {
-            findings.note(
-                "policy",
-                format!("the server knows this caller; {}", failure.message),
-            );
-        }
-        Err(failure) => findings.wrong("policy", &failure),
     }
 }

@@ -20,6 +20,9 @@ use crate::output;
 /// Longest line of a ledger, in bytes. A longer one was never written.
 const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
+/// What people give instead of a ledger.
+const FOLDER_HINT: &str = "a ledger is the folder `ledger` in the server's data, or a copy of it";
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Check that nothing in a ledger's folder was changed, removed or reordered. Needs no server.
@@ -145,14 +148,16 @@ fn notes(folder: &Path) -> Outcome<Vec<u8>> {
 }
 
 fn text(path: &Path) -> Outcome<String> {
-    std::fs::read_to_string(path)
-        .map_err(|error| Failure::usage(format!("cannot read `{}`: {error}", path.display())))
+    std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    Failure::usage(format!("cannot read `{}`: {error}", path.display())).hint(FOLDER_HINT)
 }
 
 /// Every line of the records, file by file in the order of their names, with its line feed.
 fn lines(folder: &Path) -> Outcome<impl Iterator<Item = io::Result<Vec<u8>>>> {
-    let entries = std::fs::read_dir(folder)
-        .map_err(|error| Failure::usage(format!("cannot read `{}`: {error}", folder.display())))?;
+    let entries = std::fs::read_dir(folder).map_err(|error| unreadable(folder, &error))?;
     let mut segments: Vec<(u64, PathBuf)> = entries
         .filter_map(|entry| {
             let entry = entry.ok()?;
@@ -165,8 +170,7 @@ fn lines(folder: &Path) -> Outcome<impl Iterator<Item = io::Result<Vec<u8>>>> {
     segments.sort();
     if segments.is_empty() {
         return Err(
-            Failure::usage(format!("`{}` holds no ledger", folder.display()))
-                .hint("it is the folder `ledger` in the server's data, or a copy of it"),
+            Failure::usage(format!("`{}` holds no ledger", folder.display())).hint(FOLDER_HINT),
         );
     }
     Ok(segments.into_iter().flat_map(|(_, path)| Lines {
@@ -212,10 +216,7 @@ fn leaves(folder: &Path) -> Outcome<impl Iterator<Item = io::Result<[u8; 32]>>> 
         Ok(file) => Some(BufReader::new(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
-            return Err(Failure::usage(format!(
-                "cannot read `{}`: {error}",
-                path.display()
-            )));
+            return Err(unreadable(&path, &error));
         }
     };
     Ok(std::iter::from_fn(move || {

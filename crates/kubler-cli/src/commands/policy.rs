@@ -29,7 +29,12 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Files {
     /// The server's configuration; policies are where it says.
-    #[arg(long, value_name = "FILE", default_value = "kubler.yaml")]
+    #[arg(
+        long = "config",
+        alias = "configuration",
+        value_name = "FILE",
+        default_value = "kubler.yaml"
+    )]
     configuration: PathBuf,
 }
 
@@ -67,7 +72,7 @@ pub struct Explain {
 fn action(word: &str) -> Result<Action, String> {
     Action::from_word(word).ok_or_else(|| {
         let known: Vec<_> = Action::ALL.iter().map(|action| action.as_str()).collect();
-        format!("one of {}", known.join(", "))
+        format!("use one of {}", known.join(", "))
     })
 }
 
@@ -93,7 +98,8 @@ fn test(test: &Test, format: Format) -> Outcome<Exit> {
     let (checked, configuration) = load(&test.files)?;
     let mut reports = Vec::new();
     for path in &test.cases {
-        let text = read(path)?;
+        let text = read(path)
+            .map_err(|failure| failure.hint("give files of golden cases; see docs/policy.md"))?;
         let report = policy::test(
             &checked.set,
             &configuration,
@@ -125,7 +131,11 @@ fn explained(arguments: &Explain, format: Format) -> Outcome<Exit> {
     let (checked, configuration) = load(&arguments.files)?;
     let subject = match (&arguments.operator, &arguments.claims) {
         (Some(name), _) => Subject::Operator(name.clone()),
-        (None, Some(path)) => Subject::Claims(read(path)?),
+        (None, Some(path)) => Subject::Claims(read(path).map_err(|failure| {
+            failure.hint(
+                "give a file with a token, or with the JSON of its claims; `-` is standard input",
+            )
+        })?),
         (None, None) => return Err(Failure::usage("there is nobody to ask for")),
     };
     let question = Question {
@@ -186,11 +196,17 @@ fn text(explanation: &Explanation) -> String {
 
 fn load(files: &Files) -> Outcome<(Checked, Configuration)> {
     let path = &files.configuration;
-    let configuration: Configuration = serde_saphyr::from_str(&read(path)?).map_err(|error| {
+    let text = read(path).map_err(|failure| {
+        failure.hint(
+            "name the server's configuration with `--config FILE`; `kubler-server init` writes it",
+        )
+    })?;
+    let configuration: Configuration = serde_saphyr::from_str(&text).map_err(|error| {
         Failure::usage(format!(
             "`{}` is not a configuration: {error}",
             path.display()
         ))
+        .hint("`kubler-server schema` prints every key")
     })?;
     if let Some(fault) = configuration.faults().first() {
         return Err(
@@ -219,6 +235,9 @@ fn policies(folder: &Path) -> Outcome<BTreeMap<String, String>> {
             "cannot read the policies in `{}`: {error}",
             folder.display()
         ))
+        .hint(
+            "`policies` in the configuration names their folder; relative paths count from its own",
+        )
     })?;
     let mut texts = BTreeMap::new();
     for entry in entries {

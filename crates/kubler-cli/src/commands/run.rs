@@ -3,34 +3,40 @@
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
 use kubler_api::Environment;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use secrecy::SecretString;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
-use signal_hook::iterator::Signals;
 
 use crate::abandoned;
 use crate::arguments::{Connection, Wanted};
-use crate::client::{CALL_SECONDS_MAX, Caller};
 use crate::clock::Deadline;
 use crate::commands::kubeconfig;
 use crate::connected::{Connected, Proof};
-use crate::creation;
+use crate::creation::{self, Created};
+use crate::ending::Ending;
 use crate::exit::{Exit, Failure, Outcome, SIGNAL_BASE};
 use crate::folder::PrivateFolder;
-use crate::job;
 use crate::output;
 use crate::renewal::{self, Renewal};
+use crate::signals::{Came, Signals, Work};
 use crate::variables;
+use crate::watched;
 
 /// Signals that a person or a supervisor sends to this process and means for the command.
 const PASSED_ON: &[i32] = &[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+/// Those that end this process itself while there is no command.
+const ENDING: &[i32] = &[SIGHUP, SIGINT, SIGQUIT, SIGTERM];
+/// How long a signal waits for the answer that says what was made, in seconds. A second signal does not wait.
+const FIRST_ANSWER_SECONDS_MAX: u64 = 5;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -51,11 +57,109 @@ pub fn run(arguments: &Arguments, connection: &Connection) -> Outcome<u8> {
         );
     }
     let mut signals =
-        Signals::new(PASSED_ON).map_err(|error| Failure::io("listen to signals", &error))?;
-    let begun = Begun::new(&connected, &arguments.wanted)?;
+        Signals::listen(PASSED_ON).map_err(|error| Failure::io("listen to signals", &error))?;
+    let id = rustix::process::getpid().as_raw_nonzero().get();
+    let job = format!("run-{id}");
+    let folder = PrivateFolder::of_job(&job)?;
+    abandoned::belongs_to(&folder, id)?;
+    abandoned::clear_beside(&folder);
+    let created = match Creation::of(&connected, &arguments.wanted, &mut signals) {
+        Ok(Creation::Done(created)) => created,
+        Ok(Creation::Interrupted(number)) => {
+            folder.remove_if_empty();
+            return Ok(code_of_signal(number));
+        }
+        Err(failure) => {
+            folder.remove_if_empty();
+            return Err(failure);
+        }
+    };
+    let begun = Begun::new(connected, *created, folder, job)?;
     let status = begun.around(&arguments.command, &mut signals);
-    begun.end();
+    begun.end(&mut signals);
     Ok(code(status?))
+}
+
+/// The making of the environment, which a signal ends: there is no command yet that could be meant.
+enum Creation {
+    /// It is usable.
+    Done(Box<Created>),
+    /// This signal came first. What had been made is released.
+    Interrupted(i32),
+}
+
+/// What the server knows of an environment that is being made.
+#[derive(Clone)]
+struct Asked {
+    ending: Ending,
+    token: Option<SecretString>,
+}
+
+impl Creation {
+    fn of(connected: &Arc<Connected>, wanted: &Wanted, signals: &mut Signals) -> Outcome<Self> {
+        let failed = |error: std::io::Error| Failure::io("ask for an environment", &error);
+        let asked = Arc::new(Mutex::new(None::<Asked>));
+        let known = || asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // Dropping it says that the environment is no longer wanted.
+        let (wanting, unwanted) = UnixStream::pair().map_err(failed)?;
+        let making = {
+            let (connected, wanted, asked) =
+                (Arc::clone(connected), wanted.clone(), Arc::clone(&asked));
+            Work::start(move || {
+                let note = |environment: &Environment, proof: &Proof| {
+                    *asked.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some(Asked::new(environment, proof));
+                    Ok(())
+                };
+                creation::create_with(&connected, &wanted, Some(unwanted.as_fd()), note)
+            })
+        }
+        .map_err(failed)?;
+        let came = signals.wait(ENDING, making.as_fd(), None).map_err(failed)?;
+        if let Came::Signal(number) = came {
+            output::remark(&format!(
+                "kubler: signal {number} ends the making of the environment"
+            ));
+            drop(wanting);
+            if known().is_none() {
+                // The first call may still make one: only its answer says which.
+                let bound = Deadline::after(Duration::from_secs(FIRST_ANSWER_SECONDS_MAX));
+                let _ = signals.wait(ENDING, making.as_fd(), Some(bound));
+            }
+            release_what_is(known(), connected, signals);
+            return Ok(Self::Interrupted(number));
+        }
+        let gone = || Failure::new(Exit::Failed, "the making of the environment broke off");
+        match making.result().ok_or_else(gone).flatten() {
+            Ok(created) => Ok(Self::Done(Box::new(created))),
+            Err(failure) => {
+                release_what_is(known(), connected, signals);
+                Err(failure)
+            }
+        }
+    }
+}
+
+impl Asked {
+    fn new(environment: &Environment, proof: &Proof) -> Self {
+        Self {
+            ending: Ending {
+                environment: environment.id.clone(),
+                scope: environment.scope,
+            },
+            token: match proof {
+                Proof::Token(token) => Some(token.clone()),
+                Proof::Certificate => None,
+            },
+        }
+    }
+}
+
+/// Ends what was asked for, so that nothing lives on that nobody renews.
+fn release_what_is(asked: Option<Asked>, connected: &Arc<Connected>, signals: &mut Signals) {
+    if let Some(Asked { ending, token }) = asked {
+        ending.end(connected, token, signals, ENDING);
+    }
 }
 
 /// An environment that is kept alive. It is ended whatever happens to the command.
@@ -68,33 +172,22 @@ struct Begun {
 }
 
 impl Begun {
-    fn new(connected: &Arc<Connected>, wanted: &Wanted) -> Outcome<Self> {
-        let id = rustix::process::getpid().as_raw_nonzero().get();
-        let job = format!("run-{id}");
-        let folder = PrivateFolder::of_job(&job)?;
-        abandoned::belongs_to(&folder, id)?;
-        abandoned::clear_beside(&folder);
-        let created = match creation::create(connected, wanted) {
-            Ok(created) => created,
-            Err(failure) => {
-                folder.remove_if_empty();
-                return Err(failure);
-            }
-        };
+    fn new(
+        connected: Arc<Connected>,
+        created: Created,
+        folder: PrivateFolder,
+        job: String,
+    ) -> Outcome<Self> {
         let token = match created.proof {
             Proof::Token(token) => Some(token),
             Proof::Certificate => None,
         };
         let every = renewal::every(&created.environment);
-        let renewal = Renewal::start(
-            Arc::clone(connected),
-            created.environment.id.clone(),
-            every,
-            token,
-        )
-        .map_err(|error| Failure::io("start renewing", &error))?;
+        let id = created.environment.id.clone();
+        let renewal = Renewal::start(Arc::clone(&connected), id, every, token)
+            .map_err(|error| Failure::io("start renewing", &error))?;
         Ok(Self {
-            connected: Arc::clone(connected),
+            connected,
             environment: created.environment,
             renewal,
             folder,
@@ -121,73 +214,51 @@ impl Begun {
                     "cannot run `{}`: {error}",
                     program.to_string_lossy()
                 ))
+                .hint("give a program on `PATH` or its path; shell syntax needs `sh -c`")
             })?;
-        wait(child, signals)
+        wait(child, signals).map_err(|error| Failure::io("wait for the command", &error))
     }
 
-    fn end(mut self) {
+    fn end(mut self, signals: &mut Signals) {
         self.renewal.stop();
-        let deadline = Deadline::after(Duration::from_secs(CALL_SECONDS_MAX));
-        let result = self.token(deadline).and_then(|token| {
-            let answer = self.connected.client.release(
-                Caller::Token(&token),
-                &self.environment.id,
-                0,
-                deadline,
-            );
-            if job::is_released(answer.as_ref()) {
-                Ok(())
-            } else {
-                answer.map(drop)
-            }
-        });
-        if let Err(failure) = result {
-            output::remark(&format!(
-                "kubler: environment {} could not be released; it ends with its lease",
-                self.environment.id
-            ));
-            output::remark(&failure.lines());
-        }
+        // The credential on this machine goes first: that needs nobody's help.
         self.folder.remove_files("");
         self.folder.remove_if_empty();
+        let ending = Ending {
+            environment: self.environment.id.clone(),
+            scope: self.environment.scope,
+        };
+        ending.end(&self.connected, self.renewal.token(), signals, ENDING);
         self.renewal.settle();
-    }
-
-    fn token(&self, deadline: Deadline) -> Outcome<SecretString> {
-        match self.renewal.token() {
-            Some(token) => Ok(token),
-            None => self.connected.token(deadline, None),
-        }
     }
 }
 
 /// Waits for the command's end and passes signals on meanwhile.
-fn wait(mut child: Child, signals: &mut Signals) -> Outcome<ExitStatus> {
-    let id = Pid::from_child(&child);
-    let handle = signals.handle();
+fn wait(mut child: Child, signals: &mut Signals) -> std::io::Result<ExitStatus> {
+    // A descriptor: an id may be another process's once the command was collected.
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
     // A terminal sends these to the command as well: sent twice, they would mean something else.
     let is_at_terminal = std::io::stdin().is_terminal();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            for number in signals.forever() {
-                let by_terminal = is_at_terminal && matches!(number, SIGINT | SIGQUIT);
-                if let Some(signal) = Signal::from_named_raw(number).filter(|_| !by_terminal) {
-                    let _ = kill_process(id, signal);
-                }
-            }
-        });
-        let status = child
-            .wait()
-            .map_err(|error| Failure::io("wait for the command", &error));
-        handle.close();
-        status
-    })
+    while let Came::Signal(number) = signals.wait(PASSED_ON, process.as_fd(), None)? {
+        let by_terminal = is_at_terminal && matches!(number, SIGINT | SIGQUIT);
+        if let Some(signal) = Signal::from_named_raw(number).filter(|_| !by_terminal) {
+            watched::signal(&process, signal);
+        }
+    }
+    // What was meant for the command is not meant for what comes after it.
+    signals.forget();
+    child.wait()
 }
 
 fn code(status: ExitStatus) -> u8 {
-    let code = status
-        .code()
-        .or_else(|| status.signal().map(|signal| SIGNAL_BASE + signal));
-    code.and_then(|code| u8::try_from(code).ok())
-        .unwrap_or(Exit::Failed as u8)
+    match (status.code(), status.signal()) {
+        (None, Some(number)) => code_of_signal(number),
+        (code, _) => code
+            .and_then(|code| u8::try_from(code).ok())
+            .unwrap_or(Exit::Failed as u8),
+    }
+}
+
+fn code_of_signal(number: i32) -> u8 {
+    u8::try_from(SIGNAL_BASE + number).unwrap_or(Exit::Failed as u8)
 }

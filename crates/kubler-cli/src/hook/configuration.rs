@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::arguments::{Connection, ScopeArgument, Wanted};
-use crate::commands::WAIT_SECONDS_DEFAULT;
+use crate::commands::{WAIT_SECONDS_DEFAULT, WAIT_SECONDS_MAX};
 use crate::exit::{Failure, Outcome};
 use crate::hook::Phase;
 use crate::job;
@@ -84,6 +84,13 @@ impl Configuration {
             .hint("its keys are listed in the plugin's README")
         })?;
         job::checked_name(&configuration.name)?;
+        if configuration.wait > WAIT_SECONDS_MAX {
+            return Err(Failure::usage(format!(
+                "the plugin's configuration cannot be used: `wait` is {}",
+                configuration.wait
+            ))
+            .hint(format!("give at most {WAIT_SECONDS_MAX} seconds")));
+        }
         Ok(configuration)
     }
 
@@ -132,6 +139,8 @@ impl Configuration {
 
 #[cfg(test)]
 mod tests {
+    use kubler_core::environment::NAME_BYTES_MAX;
+
     use super::*;
 
     #[test]
@@ -156,9 +165,27 @@ mod tests {
     }
 
     #[test]
+    fn nobody_waits_for_ever() {
+        assert!(Configuration::read(r#"{"wait":900}"#).is_ok());
+        let failure = Configuration::read(r#"{"wait":18446744073709551615}"#).unwrap_err();
+        assert!(failure.message.contains("`wait`"), "{failure:?}");
+    }
+
+    #[test]
     fn a_wrong_key_is_named() {
         let failure = Configuration::read(r#"{"profil":"x"}"#).unwrap_err();
         assert!(failure.message.contains("profil"), "{failure:?}");
+    }
+
+    #[test]
+    fn a_name_is_as_long_as_the_server_takes_it() {
+        let named = |length: usize| {
+            let name = "a".repeat(length);
+            Configuration::read(&serde_json::json!({ "name": name }).to_string())
+        };
+        assert!(named(NAME_BYTES_MAX).is_ok());
+        let failure = named(NAME_BYTES_MAX + 1).unwrap_err();
+        assert!(failure.hint.unwrap().contains("at most 40"));
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub fn run(phase: Phase, bootstrap: i32) -> Outcome<()> {
     let created = creation::create_with(
         &connected,
         &configuration.wanted()?,
+        None,
         |environment, proof| making.begin(environment, proof),
     )?;
     let Some((job, announced)) = making.begun else {

@@ -18,8 +18,9 @@ use crate::output;
 use crate::renewal::Tally;
 use crate::renewer::{self, Report};
 
-/// Longest time for all of it, in seconds: a cancelled job shares a few with its command's own end.
-const PRE_EXIT_SECONDS_MAX: u64 = 3;
+/// Longest time for all of it, in milliseconds: a cancelled job shares a few seconds with its command's own end.
+/// Three seconds are promised; the rest is for starting and ending the hook itself.
+const PRE_EXIT_MILLISECONDS_MAX: u64 = 2_800;
 /// How much of that the renewer may take, in milliseconds. The rest is for doing its work without it.
 const RENEWER_MILLISECONDS_MAX: u64 = 1_700;
 
@@ -35,7 +36,7 @@ enum Ending {
 
 /// Runs the hook.
 pub fn run() {
-    let deadline = Deadline::after(Duration::from_secs(PRE_EXIT_SECONDS_MAX));
+    let deadline = Deadline::after(Duration::from_millis(PRE_EXIT_MILLISECONDS_MAX));
     let Some((configuration, folder, job)) = found() else {
         return;
     };

@@ -28,12 +28,31 @@ pub struct Noted {
     pub token_id: Option<String>,
 }
 
+/// How long something takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Takes {
+    /// No time.
+    #[default]
+    None,
+    /// As long as a call waits for it.
+    Wait,
+    /// For ever: a call that waits for it is not answered.
+    Ever,
+    /// It comes to nothing.
+    Fails,
+}
+
 #[derive(Default)]
 struct State {
     calls: Vec<Noted>,
     environments: BTreeMap<String, Value>,
     refusal: Option<(u16, Value)>,
+    refusal_of_creation: Option<(u16, Value)>,
     lease_seconds: u64,
+    making: Takes,
+    removal: Takes,
+    pods: Vec<Value>,
+    is_silent: bool,
 }
 
 /// The server. Ends with its value.
@@ -86,11 +105,35 @@ impl Desk {
         self
     }
 
+    /// How long it takes until an environment is usable; with [`Takes::Wait`] it never is.
+    pub fn making(&self, takes: Takes) {
+        self.state.0.lock().unwrap().making = takes;
+    }
+
+    /// How long it takes until a released environment is gone.
+    pub fn removal(&self, takes: Takes) {
+        self.state.0.lock().unwrap().removal = takes;
+    }
+
+    /// The pods of every environment.
+    pub fn pods(&self, pods: Vec<Value>) {
+        self.state.0.lock().unwrap().pods = pods;
+    }
+
+    /// Accepts every call from now on, and answers none.
+    pub fn is_silent(&self) {
+        self.state.0.lock().unwrap().is_silent = true;
+    }
+
     /// Refuses everything from now on.
     pub fn refuse(&self, status: u16, code: &str, detail: &str, hint: &str) {
-        let problem = json!({ "type": "about:blank", "title": code, "status": status, "code": code, "detail": detail,
-            "hint": hint, "request_id": "req_0123" });
-        self.state.0.lock().unwrap().refusal = Some((status, problem));
+        self.state.0.lock().unwrap().refusal = Some(refusal(status, code, detail, hint));
+    }
+
+    /// Refuses from now on to make environments.
+    pub fn refuse_creation(&self, status: u16, code: &str, detail: &str, hint: &str) {
+        self.state.0.lock().unwrap().refusal_of_creation =
+            Some(refusal(status, code, detail, hint));
     }
 
     /// Puts an environment there, as if a job had asked for it.
@@ -135,13 +178,28 @@ impl Desk {
     }
 
     pub fn is_released(&self, id: &str) -> bool {
-        self.state
-            .0
-            .lock()
-            .unwrap()
+        self.phase(id) == "gone" || self.phase(id) == "releasing"
+    }
+
+    pub fn is_gone(&self, id: &str) -> bool {
+        self.phase(id) == "gone"
+    }
+
+    fn phase(&self, id: &str) -> Value {
+        let state = self.state.0.lock().unwrap();
+        state
             .environments
             .get(id)
-            .is_some_and(|environment| environment["phase"] == "gone")
+            .map_or(Value::Null, |environment| environment["phase"].clone())
+    }
+
+    /// The environments that are not released.
+    pub fn alive(&self) -> Vec<String> {
+        let state = self.state.0.lock().unwrap();
+        let alive = state.environments.iter().filter(|(_, environment)| {
+            environment["phase"] != "gone" && environment["phase"] != "releasing"
+        });
+        alive.map(|(id, _)| id.clone()).collect()
     }
 
     /// `kubler` with this server and nothing else in its environment.
@@ -194,11 +252,30 @@ fn serve(stream: TcpStream, tls: Arc<ServerConfig>, shared: &(Mutex<State>, Cond
                 job: claim("job_id"),
                 token_id: claim("jti"),
             });
+            let of_creation = state
+                .refusal_of_creation
+                .clone()
+                .filter(|_| call == "POST /v1/environments");
             let answer = state
                 .refusal
                 .clone()
+                .or(of_creation)
                 .unwrap_or_else(|| answer(&mut state, &call, &body, claim("job_id"), port));
             shared.1.notify_all();
+            let waits = String::from_utf8_lossy(&body).replace(' ', "");
+            let waits =
+                waits.contains("\"wait_seconds\":") && !waits.contains("\"wait_seconds\":0");
+            let is_held = |state: &State| {
+                let takes = if call.ends_with("/release") {
+                    state.removal
+                } else {
+                    state.making
+                };
+                state.is_silent || (waits && takes == Takes::Ever)
+            };
+            while is_held(&state) {
+                state = shared.1.wait(state).unwrap();
+            }
             answer
         };
         let text = answer.to_string();
@@ -280,7 +357,7 @@ fn answer(
             let asked: Value = serde_json::from_slice(body).unwrap();
             let name = asked["name"].as_str().unwrap();
             let id = format!("env_{}_{name}", job.unwrap().replace('-', ""));
-            let phase = if asked["wait_seconds"] == 0 {
+            let phase = if asked["wait_seconds"] == 0 || state.making != Takes::None {
                 "provisioning"
             } else {
                 "ready"
@@ -291,6 +368,11 @@ fn answer(
                 .entry(id.clone())
                 .or_insert_with(|| environment(&id, name, phase, port, lease));
             known["scope"] = asked["scope"].clone();
+            if state.making == Takes::Fails {
+                known["phase"] = "failed".into();
+                known["end"] =
+                    json!({ "code": "failed", "message": "its API server did not start" });
+            }
             if known["phase"] == "provisioning" {
                 known["phase"] = phase.into();
             }
@@ -310,8 +392,14 @@ fn answer(
             };
             match (*what, environment["phase"] == "gone") {
                 ("renew", true) => ended(id),
-                ("release", _) => {
+                ("release", false) => {
+                    let asked: Value = serde_json::from_slice(body).unwrap();
                     release(state, id);
+                    if state.removal == Takes::Ever
+                        || (state.removal == Takes::Wait && asked["wait_seconds"] == 0)
+                    {
+                        state.environments.get_mut(*id).unwrap()["phase"] = "releasing".into();
+                    }
                     (200, state.environments[*id].clone())
                 }
                 _ => (200, environment),
@@ -346,10 +434,25 @@ fn answer(
         ),
         ("GET", ["readyz"]) => (
             200,
-            json!({ "status": "ok", "checks": { "store": "ok" }, "version": "0.1.0", "now": "2026-01-02T03:04:05Z" }),
+            json!({ "status": "ok", "checks": { "store": "ok" }, "version": "0.1.0", "now": now() }),
         ),
+        ("GET", ["k8s", id, "api", "v1", "pods"]) => match state.environments.get(*id) {
+            Some(environment) if environment["phase"] == "ready" => (
+                200,
+                json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": state.pods }),
+            ),
+            _ => (404, json!({ "kind": "Status", "code": 404 })),
+        },
         _ => problem(404, "not_found", "there is no such path"),
     }
+}
+
+fn refusal(status: u16, code: &str, detail: &str, hint: &str) -> (u16, Value) {
+    (
+        status,
+        json!({ "type": "about:blank", "title": code, "status": status, "code": code, "detail": detail,
+            "hint": hint, "request_id": "req_0123" }),
+    )
 }
 
 fn problem(status: u16, code: &str, detail: &str) -> (u16, Value) {
@@ -357,6 +460,11 @@ fn problem(status: u16, code: &str, detail: &str) -> (u16, Value) {
         status,
         json!({ "type": "about:blank", "title": code, "status": status, "code": code, "detail": detail, "hint": "look", "request_id": "req_0" }),
     )
+}
+
+#[allow(clippy::disallowed_methods, reason = "the server's own clock")]
+fn now() -> String {
+    jiff::Timestamp::now().to_string()
 }
 
 fn session(number: usize) -> Value {

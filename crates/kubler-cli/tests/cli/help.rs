@@ -142,3 +142,61 @@ fn the_reference_page_says_what_the_program_knows() {
         "run `kubler reference > docs/reference/kubler.md`"
     );
 }
+
+fn completions(shell: &str) -> String {
+    let jobs = tempfile::tempdir().unwrap();
+    let output = kubler(jobs.path())
+        .args(["completions", shell])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn completions_complete_in_bash() {
+    let jobs = tempfile::tempdir().unwrap();
+    let script = jobs.path().join("kubler.bash");
+    std::fs::write(&script, completions("bash")).unwrap();
+    let complete = |words: &str, last: &str| {
+        let count = words.split(' ').count();
+        let before = words.split(' ').next_back().unwrap();
+        let question = format!(
+            "source {}; COMP_WORDS=({words} {last}); COMP_CWORD={count}; _kubler kubler '{last}' '{before}'; echo \"${{COMPREPLY[@]}}\"",
+            script.display()
+        );
+        let output = std::process::Command::new("bash")
+            .args(["--noprofile", "--norc", "-c", &question])
+            .output()
+            .unwrap();
+        text(&output).trim().to_owned()
+    };
+    assert_eq!(complete("kubler", "pol"), "policy");
+    for hidden in ["hoo", "renewe", "refer"] {
+        assert_eq!(complete("kubler", hidden), "", "nobody types it");
+    }
+    assert_eq!(complete("kubler env", "rel"), "release");
+    assert_eq!(complete("kubler policy check", "--conf"), "--config");
+    assert_eq!(complete("kubler env list --phase", "rea"), "ready");
+}
+
+#[test]
+fn completions_are_scripts_of_their_shells() {
+    assert!(completions("zsh").starts_with("#compdef kubler"));
+    assert!(completions("fish").contains("complete -c kubler"));
+    for shell in ["zsh", "fish"] {
+        let mut check = std::process::Command::new(shell);
+        check.args(["-n", "-c"]).arg(completions(shell));
+        // Few machines have them all.
+        if let Ok(output) = check.output() {
+            assert!(output.status.success(), "{shell}: {}", text(&output));
+        }
+    }
+    let jobs = tempfile::tempdir().unwrap();
+    let unknown = kubler(jobs.path())
+        .args(["completions", "cmd"])
+        .output()
+        .unwrap();
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(text(&unknown).contains("bash"), "{}", text(&unknown));
+}

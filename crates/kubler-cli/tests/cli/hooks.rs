@@ -180,22 +180,49 @@ async fn another_pre_exit_that_fails_first_does_not_keep_it_alive() {
     scene.is_over(&job, &mut agent).await;
 }
 
-#[tokio::test]
-async fn a_killed_bootstrap_ends_it() {
-    let scene = Scene::new();
-    let job = scene.draft("echo waiting; sleep 100").create();
-    let agent = scene.agent(&job).start();
+/// Starts a job that waits. Returns its renewer and its bootstrap, once it has a session on this machine.
+async fn waiting(scene: &Scene, job: &Job, agent: &RealAgent) -> [Process; 2] {
     job.wait_for_log("waiting", BOUND).await.unwrap();
+    let sessions = || {
+        files_in(scene.jobs.path()).into_iter().filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "session")
+        })
+    };
+    assert_eq!(sessions().count(), 1, "{:#?}", files_in(scene.jobs.path()));
     let bootstrap = agent
         .processes()
         .into_iter()
-        .find(|process| process.command.contains("bootstrap"))
-        .unwrap();
-    bootstrap.signal(rustix::process::Signal::KILL);
+        .find(|process| process.command.contains("bootstrap"));
+    [renewer(agent).unwrap(), bootstrap.unwrap()]
+}
+
+/// The environment is released, the renewer has ended, and no session or other file of the job is left.
+async fn ends_with_it(scene: &Scene, job: &Job, renewer: &Process) {
     scene.desk.wait_for("release", |calls| {
         calls.iter().any(|noted| noted.call.ends_with("/release"))
     });
-    assert!(scene.desk.is_released(&environment(&job)));
+    assert!(scene.desk.is_released(&environment(job)));
+    let bound = std::time::Instant::now() + BOUND;
+    while renewer.lives() || !files_in(scene.jobs.path()).is_empty() {
+        assert!(
+            std::time::Instant::now() < bound,
+            "renewer lives: {}, left: {:#?}",
+            renewer.lives(),
+            files_in(scene.jobs.path())
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_killed_bootstrap_ends_it() {
+    let scene = Scene::new();
+    let job = scene.draft("echo wait''ing; sleep 100").create();
+    let agent = scene.agent(&job).start();
+    let [renewer, bootstrap] = waiting(&scene, &job, &agent).await;
+    bootstrap.signal(rustix::process::Signal::KILL);
+    ends_with_it(&scene, &job, &renewer).await;
 }
 
 #[tokio::test]
@@ -236,24 +263,39 @@ async fn what_a_job_killed_with_everything_left_goes_when_another_begins_and_the
 async fn a_killed_agent_ends_it() {
     for with_terminal in [true, false] {
         let scene = Scene::new();
-        let job = scene.draft("echo waiting; sleep 100").create();
+        let job = scene.draft("echo wait''ing; sleep 100").create();
         let draft = scene.agent(&job);
         let mut agent = if with_terminal {
             draft.start()
         } else {
             draft.without_pty().start()
         };
-        job.wait_for_log("waiting", BOUND).await.unwrap();
+        let [renewer, _] = waiting(&scene, &job, &agent).await;
         agent.kill();
-        scene.desk.wait_for("release", |calls| {
-            calls.iter().any(|noted| noted.call.ends_with("/release"))
-        });
-        let renewals = scene.desk.count("POST /v1/environments/");
-        assert!(
-            scene.desk.is_released(&environment(&job)),
-            "terminal {with_terminal}: {renewals} calls"
-        );
+        ends_with_it(&scene, &job, &renewer).await;
     }
+}
+
+/// Where the job's process is none of the hook's ancestors, as in some containers, the job's own API is watched.
+#[tokio::test]
+async fn a_killed_bootstrap_ends_it_where_only_the_job_api_can_be_watched() {
+    let scene = Scene::new();
+    let configuration =
+        json!({ "server": scene.desk.url(), "ca": scene.desk.ca(), "profile": "ci-small" });
+    let script = format!(
+        "exports=$(BUILDKITE_PLUGIN_CONFIGURATION='{configuration}' kubler hook pre-command --bootstrap 0) && eval \"$exports\""
+    );
+    let job = scene
+        .buildkite
+        .build("app")
+        .start()
+        .job("test")
+        .command("echo wait''ing; sleep 100")
+        .create();
+    let agent = scene.agent(&job).hook("pre-command", &script).start();
+    let [renewer, bootstrap] = waiting(&scene, &job, &agent).await;
+    bootstrap.signal(rustix::process::Signal::KILL);
+    ends_with_it(&scene, &job, &renewer).await;
 }
 
 #[tokio::test]

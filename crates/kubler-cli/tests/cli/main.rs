@@ -11,8 +11,12 @@
 
 mod credential;
 mod desk;
+mod doctor;
 mod help;
 mod hooks;
+mod messages;
 mod offline;
 mod plugin;
+mod pre_exit;
+mod real;
 mod run;

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
+use kubler_core::environment::{NAME_BYTES_MAX, is_name};
+use kubler_testkit::kubler::Programs;
+use regex::Regex;
+use serde_json::{Value, json};
 
 fn plugin() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/buildkite")
@@ -107,31 +110,135 @@ fn the_description_keeps_the_linters_rules() {
     }
 }
 
-#[test]
-fn every_example_in_the_readme_is_a_configuration_that_kubler_takes() {
-    let readme = std::fs::read_to_string(plugin().join("README.md")).unwrap();
+/// What people are told to paste: the documents' examples, and what `kubler-server init` prints.
+fn examples() -> Vec<(String, String)> {
+    let root = plugin().join("../..");
+    let mut examples: Vec<_> = ["README.md", "plugins/buildkite/README.md"]
+        .iter()
+        .flat_map(|document| {
+            let text = std::fs::read_to_string(root.join(document)).unwrap();
+            text.split("```yaml\n")
+                .skip(1)
+                .map(|block| {
+                    let block = block.split("```").next().unwrap().to_owned();
+                    ((*document).to_owned(), block)
+                })
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    examples.push(("kubler-server init".to_owned(), printed_by_init()));
+    examples
+}
+
+/// The indented block that begins with `steps:`.
+fn printed_by_init() -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(Programs::find().server())
+        .arg("init")
+        .arg(folder.path().join("k"))
+        .args(["--organization-id", "0194b014-8517-7cef-b232-76a827315f08"])
+        .args(["--organization", "acme"])
+        .args(["--url", "https://kubler.example:8443"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = printed
+        .lines()
+        .skip_while(|line| line.trim() != "steps:")
+        .collect();
+    let indent = lines[0].len() - lines[0].trim_start().len();
+    let block: Vec<_> = lines
+        .iter()
+        .take_while(|line| line.starts_with(&" ".repeat(indent)))
+        .map(|line| &line[indent..])
+        .collect();
+    block.join("\n")
+}
+
+/// Why `value` is not what `property` of the schema describes. Knows the words that plugin.yml uses.
+fn fault(property: &Value, value: &Value) -> Option<String> {
+    for (word, meaning) in property.as_object()? {
+        let holds = match word.as_str() {
+            "type" => match meaning.as_str().unwrap() {
+                "string" => value.is_string(),
+                "integer" => value.is_i64(),
+                "boolean" => value.is_boolean(),
+                other => panic!("the type `{other}` is new here"),
+            },
+            "enum" => meaning.as_array().unwrap().contains(value),
+            "minLength" => value.as_str().unwrap().len() as u64 >= meaning.as_u64().unwrap(),
+            "minimum" => value.as_i64() >= meaning.as_i64(),
+            "maximum" => value.as_i64() <= meaning.as_i64(),
+            "pattern" => Regex::new(meaning.as_str().unwrap())
+                .unwrap()
+                .is_match(value.as_str().unwrap()),
+            other => panic!("the word `{other}` is new here"),
+        };
+        if !holds {
+            return Some(format!("{value} against {word}: {meaning}"));
+        }
+    }
+    None
+}
+
+/// What is wrong with a plugin's configuration.
+fn faults(configuration: &Value) -> Vec<String> {
     let properties = description()["configuration"]["properties"].clone();
-    let mut seen = 0;
-    for block in readme.split("```yaml\n").skip(1) {
-        let yaml: Value = serde_saphyr::from_str(block.split("```").next().unwrap()).unwrap();
+    configuration
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| match &properties[key] {
+            Value::Null => Some(format!("`{key}` is not in plugin.yml")),
+            property => fault(property, value).map(|fault| format!("`{key}`: {fault}")),
+        })
+        .collect()
+}
+
+#[test]
+fn every_example_to_paste_is_this_plugin_and_fits_its_schema() {
+    let version = format!("kubler/kubler#v{}", env!("CARGO_PKG_VERSION"));
+    let mut seen = std::collections::BTreeMap::<_, usize>::new();
+    for (origin, example) in examples() {
+        let yaml: Value = serde_saphyr::from_str(&example).unwrap();
         for step in yaml["steps"].as_array().unwrap() {
             for plugin in step["plugins"].as_array().unwrap() {
                 let (reference, configuration) = plugin.as_object().unwrap().iter().next().unwrap();
-                assert!(reference.starts_with("kubler/kubler#v"), "{reference}");
-                for (key, value) in configuration.as_object().into_iter().flatten() {
-                    let property = &properties[key];
-                    assert!(!property.is_null(), "`{key}` is not in plugin.yml");
-                    let allowed = property["enum"].as_array();
-                    assert!(
-                        allowed.is_none_or(|allowed| allowed.contains(value)),
-                        "{key}: {value}"
-                    );
-                }
-                seen += 1;
+                // Without an organization the agent would take it from `buildkite-plugins`.
+                assert_eq!(*reference, version, "{origin}");
+                let faults = faults(configuration);
+                assert!(faults.is_empty(), "{origin}: {faults:#?}");
+                *seen.entry(origin.clone()).or_default() += 1;
             }
         }
     }
-    assert!(seen >= 5, "{seen}");
+    assert_eq!(seen["README.md"], 1);
+    assert_eq!(seen["kubler-server init"], 1);
+    assert!(seen["plugins/buildkite/README.md"] >= 5, "{seen:?}");
+}
+
+#[test]
+fn the_schema_takes_what_kubler_and_the_server_take_and_no_more() {
+    let longest = "a".repeat(NAME_BYTES_MAX);
+    for good in ["a", "main", "shard-1", &longest] {
+        assert_eq!(faults(&json!({ "name": good })), Vec::<String>::new());
+        assert!(is_name(good), "{good}");
+    }
+    let too_long = "a".repeat(NAME_BYTES_MAX + 1);
+    for bad in ["", "A", "a.b", "-a", "a-", "../x", &too_long] {
+        assert_eq!(faults(&json!({ "name": bad })).len(), 1, "{bad}");
+        assert!(!is_name(bad), "{bad}");
+    }
+    for wrong in [
+        json!({ "server": "http://kubler.example" }),
+        json!({ "scope": "pipeline" }),
+        json!({ "wait": 0 }),
+        json!({ "annotation": "yes" }),
+        json!({ "profil": "ci-small" }),
+    ] {
+        assert_eq!(faults(&wrong).len(), 1, "{wrong}");
+    }
 }
 
 #[test]

@@ -1,12 +1,19 @@
 //! `kubler run`: an environment around a command.
 
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
-use kubler_testkit::leaks::files_in;
+use kubler_testkit::leaks::{Mark, files_in};
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::desk::{Desk, token};
+use crate::desk::{Desk, Takes, token};
+
+/// How long an end may take on a busy machine. What is guarded against takes longer: 130 s to make an
+/// environment, 30 s to look until it is gone.
+const BOUND: Duration = Duration::from_secs(20);
 
 struct Scene {
     desk: Desk,
@@ -42,11 +49,7 @@ impl Scene {
     }
 
     fn is_over(&self) {
-        assert!(
-            self.desk.is_released("env_j_main"),
-            "{:#?}",
-            self.desk.calls()
-        );
+        assert!(self.desk.is_gone("env_j_main"), "{:#?}", self.desk.calls());
         assert_eq!(files_in(self.jobs.path()), Vec::<PathBuf>::new());
     }
 }
@@ -79,11 +82,7 @@ fn it_is_renewed_and_signals_are_passed_on() {
     scene.desk.wait_for("renewal", |calls| {
         calls.iter().any(|noted| noted.call.ends_with("/renew"))
     });
-    rustix::process::kill_process(
-        rustix::process::Pid::from_child(&child),
-        rustix::process::Signal::TERM,
-    )
-    .unwrap();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     let mut text = String::new();
     child
         .stdout
@@ -109,4 +108,158 @@ fn a_command_that_is_not_there_leaves_no_environment() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
     scene.is_over();
+}
+
+/// Waits for the end, and says how it was.
+fn ended(mut child: Child) -> Output {
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(begun.elapsed() < BOUND, "it goes on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn it_is_gone_when_the_command_has_ended_not_only_told_to_go() {
+    let scene = Scene::new();
+    scene.desk.removal(Takes::Wait);
+    let output = scene.run("exit 3").output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(
+        errors(&output),
+        "kubler: environment env_j_main is gone: nothing of it was found\n"
+    );
+    scene.is_over();
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_a_removal_that_takes_for_ever() {
+    let scene = Scene::new();
+    scene.desk.removal(Takes::Ever);
+    let child = scene.run("exit 3").stderr(Stdio::piped()).spawn().unwrap();
+    let releases = |calls: &[crate::desk::Noted]| {
+        let releases = calls
+            .iter()
+            .filter(|noted| noted.call.ends_with("/release"));
+        releases.count() == 2
+    };
+    scene.desk.wait_for("look until it is gone", releases);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let output = ended(child);
+    assert_eq!(output.status.code(), Some(3), "the command's own code");
+    assert!(
+        errors(&output).contains("its credentials are dead; its removal was not waited for"),
+        "{}",
+        errors(&output)
+    );
+    assert!(scene.desk.is_released("env_j_main"));
+    assert_eq!(files_in(scene.jobs.path()), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_signal_while_it_is_made_ends_the_making_and_what_was_made() {
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let scene = Scene::new();
+        scene.desk.making(Takes::Ever);
+        let marker = scene.files.path().join("ran");
+        let child = scene
+            .run(&format!("touch {}", marker.display()))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        scene.desk.wait_for("call that waits", |calls| {
+            let asked = calls
+                .iter()
+                .filter(|noted| noted.call == "POST /v1/environments");
+            asked.count() == 2
+        });
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let output = ended(child);
+        assert_eq!(output.status.code(), Some(code), "{}", errors(&output));
+        assert!(errors(&output).contains("is gone"), "{}", errors(&output));
+        assert!(!marker.exists(), "the command ran");
+        scene.is_over();
+    }
+}
+
+#[test]
+fn a_signal_while_a_token_is_minted_leaves_nobody_behind() {
+    let desk = Desk::open();
+    let (jobs, programs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let agent = programs.path().join("buildkite-agent");
+    let asked = programs.path().join("asked");
+    std::fs::write(
+        &agent,
+        format!("#!/bin/sh\ntouch {}\nexec sleep 100\n", asked.display()),
+    )
+    .unwrap();
+    std::fs::set_permissions(&agent, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mark = Mark::new();
+    let child = desk
+        .kubler(jobs.path())
+        .env(Mark::VARIABLE, mark.as_str())
+        .env("BUILDKITE_JOB_ID", "j")
+        .env("BUILDKITE_BIN_PATH", programs.path())
+        .args(["run", "--profile", "p", "--", "true"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while !asked.exists() {
+        assert!(begun.elapsed() < BOUND, "no token was asked for");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let output = ended(child);
+    assert_eq!(output.status.code(), Some(143), "{}", errors(&output));
+    assert!(desk.calls().is_empty());
+    assert!(mark.processes().is_empty(), "{:#?}", mark.processes());
+    assert_eq!(files_in(jobs.path()), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn what_is_not_ready_in_time_does_not_live_on() {
+    let scene = Scene::new();
+    scene.desk.making(Takes::Wait);
+    let output = scene
+        .desk
+        .kubler(scene.jobs.path())
+        .arg("--token-file")
+        .arg(scene.files.path().join("token"))
+        .args(["run", "--profile", "p", "--wait", "1", "--", "true"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(5), "{}", errors(&output));
+    assert!(
+        errors(&output).contains("was not ready within 1 s"),
+        "{}",
+        errors(&output)
+    );
+    scene.is_over();
+}
+
+#[test]
+fn what_a_build_shares_does_not_end_with_one_command() {
+    let scene = Scene::new();
+    let output = scene
+        .desk
+        .kubler(scene.jobs.path())
+        .arg("--token-file")
+        .arg(scene.files.path().join("token"))
+        .args(["run", "--profile", "p", "--scope", "build", "--", "true"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert!(
+        errors(&output).contains("left to the other jobs of this build"),
+        "{}",
+        errors(&output)
+    );
+    assert!(!scene.desk.is_released("env_j_main"));
+    assert_eq!(files_in(scene.jobs.path()), Vec::<PathBuf>::new());
 }
