@@ -20,6 +20,8 @@ use super::sync::{NOT_DURABLE, Syncer};
 
 /// Room that is kept for the end of everything that has begun, in bytes. The end of a request needs some 420.
 pub(super) const END_BYTES: u64 = 1024;
+/// What a start with its job's identity needs, in bytes: without that much the ledger says that it is full.
+const START_BYTES: u64 = 4 * 1024;
 /// Besides, room for this many records of `END_BYTES` that help something to end without a start of their own:
 /// enough for a thousand environments that are released and gone, each with its identity and what was looked for.
 pub(super) const ENDS_KEPT: u64 = 8 * 1024;
@@ -232,7 +234,11 @@ impl Writer {
     }
 
     pub(super) fn has_room(&mut self, syncer: &Syncer) -> bool {
-        self.make_room(END_BYTES, Purpose::ORDINARY, syncer)
+        const START: Purpose = Purpose {
+            kind: Kind::Start,
+            ending: false,
+        };
+        self.make_room(START_BYTES, START, syncer)
     }
 
     pub(super) fn take_unsigned(&mut self) -> Unsigned {

@@ -37,13 +37,15 @@ async fn l5_leaves_that_a_crash_left_without_their_signature_are_not_written_twi
     append(&world.file(layout::LEAVES), &leaves.concat());
 
     let ledger = world.open().unwrap();
+    let length = || std::fs::metadata(world.file(layout::LEAVES)).unwrap().len();
+    assert_eq!(length(), 3 * 32);
+    assert!(world.text().contains("\"unsigned_leaf_bytes\":64"));
     some_events(&ledger, 1).await;
     let size = ledger.checkpoint().unwrap().size;
     drop(ledger);
     let report = world.verify();
     assert!(report.is_intact(), "{report}");
-    let leaves = std::fs::metadata(world.file(layout::LEAVES)).unwrap();
-    assert_eq!(leaves.len(), size * 32);
+    assert_eq!(length(), size * 32);
 }
 
 #[tokio::test]
