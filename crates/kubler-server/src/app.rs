@@ -292,6 +292,7 @@ impl App {
         if let Err(error) = engine.stop(stop).await {
             tracing::error!(%error, "something was left alive");
         }
+        ledger.write_refusals();
         let stopped = ledger
             .event(
                 Body::new(Kind::Event, LedgerAction::ServerStop),

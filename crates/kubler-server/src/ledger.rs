@@ -134,17 +134,12 @@ impl Ledger {
     /// # Errors
     /// When it could not be recorded.
     pub async fn start(&self, body: Body, durability: Durability) -> Result<Entry, LedgerError> {
-        let ending = body.is_ending();
         let entry = Entry::prepare(self.clone(), &body);
         let sequence = self.append_now(body)?;
         // From here on it is in the file: dropped at the await below, the entry closes itself.
         let entry = entry.begun(sequence);
         match self.made(durability).await {
             Ok(()) => Ok(entry),
-            Err(error) if ending => {
-                tracing::error!(%error, sequence, "something ends although its start may be lost with the power");
-                Ok(entry)
-            }
             Err(error) => {
                 entry.end_now(Outcome {
                     close_reason: Some("not_durable".into()),
@@ -198,7 +193,8 @@ impl Ledger {
         }
     }
 
-    fn write_refusals(&self) {
+    /// Writes down the refusals that were counted until now.
+    pub fn write_refusals(&self) {
         // Counted on until there is room again.
         if !self.is_writable() {
             return;

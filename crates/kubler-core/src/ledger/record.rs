@@ -325,19 +325,22 @@ impl Record {
 }
 
 impl Body {
-    /// Whether it helps something to end: such a record may use the room that is kept for a full disk.
+    /// Whether it says that something ended: such a record may use the room that is kept for a full disk. A start never
+    /// may, or whoever asks for ends without end would use the room up: an end that finds no room for its start goes on
+    /// without it, and its change of phase is recorded here.
     pub const fn is_ending(&self) -> bool {
-        matches!(self.kind, Kind::End)
-            || matches!(
+        match self.kind {
+            Kind::Start => false,
+            Kind::End => true,
+            Kind::Event => matches!(
                 self.action,
                 LedgerAction::ServerStart
                     | LedgerAction::ServerStop
                     | LedgerAction::LedgerRecover
-                    | LedgerAction::EnvironmentRelease
                     | LedgerAction::EnvironmentPhase
                     | LedgerAction::EnvironmentOrphan
-                    | LedgerAction::WebhookReceive
-            )
+            ),
+        }
     }
 
     /// Brings it into its written form. What looks like a token or a private key is replaced (rule L1), fractions

@@ -61,6 +61,9 @@ pub enum BrokerError {
     /// No session could be signed.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// A part of the server broke down.
+    #[error("{0}")]
+    BrokeDown(String),
     /// Nothing random, nothing safe.
     #[error(transparent)]
     NoEntropy(#[from] NoEntropy),
@@ -126,6 +129,10 @@ impl BrokerError {
         }
     }
 
+    pub(crate) fn broke_down(why: &dyn std::fmt::Display) -> Self {
+        Self::BrokeDown(why.to_string())
+    }
+
     pub(super) fn token_spent() -> Self {
         Self::Conflict {
             detail: "this token was exchanged before".into(),
@@ -149,7 +156,9 @@ impl BrokerError {
             | Self::Store(StoreError::Database(_) | StoreError::Full { .. }) => {
                 ErrorCode::Unavailable
             }
-            Self::Store(_) | Self::Session(_) | Self::NoEntropy(_) => ErrorCode::Internal,
+            Self::Store(_) | Self::Session(_) | Self::BrokeDown(_) | Self::NoEntropy(_) => {
+                ErrorCode::Internal
+            }
         }
     }
 
@@ -171,7 +180,7 @@ impl BrokerError {
             | Self::Store(StoreError::NotFound(_) | StoreError::Transition(_)) => {
                 (self.to_string(), next())
             }
-            Self::Store(_) | Self::Session(_) | Self::NoEntropy(_) => {
+            Self::Store(_) | Self::Session(_) | Self::BrokeDown(_) | Self::NoEntropy(_) => {
                 ("the server failed".into(), next())
             }
         }

@@ -9,13 +9,19 @@ use kubler_core::policy::Action;
 use serde::Deserialize;
 
 use super::reading::{Answer, Refused, Shared, environment_id, refused, unreadable};
-use crate::broker::Call;
+use crate::broker::{BrokerError, Call};
 
 /// The latest signed checkpoint of the ledger, to be kept elsewhere.
 #[utoipa::path(get, operation_id = "read_checkpoint", path = "/v1/ledger/checkpoint", responses(
     (status = 200, body = Checkpoint), Refused))]
 pub(super) async fn checkpoint(State(api): Shared, call: Call) -> Answer<Json<Checkpoint>> {
-    let read = async || Ok(api.broker.ledger.checkpoint()?);
+    // Signing writes to the disk and waits for it.
+    let ledger = api.broker.ledger.clone();
+    let sign = move || ledger.checkpoint();
+    let read = async || match tokio::task::spawn_blocking(sign).await {
+        Ok(checkpoint) => Ok(checkpoint?),
+        Err(panicked) => Err(BrokerError::broke_down(&panicked)),
+    };
     api.broker
         .read_server(
             &call,

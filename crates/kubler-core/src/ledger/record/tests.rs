@@ -241,7 +241,7 @@ fn a_body_that_is_too_long_is_shortened() {
 #[test]
 fn what_ends_something_may_use_the_room_that_is_kept() {
     assert!(Body::new(Kind::End, LedgerAction::KubernetesRequest).is_ending());
-    assert!(Body::new(Kind::Start, LedgerAction::EnvironmentRelease).is_ending());
+    assert!(!Body::new(Kind::Start, LedgerAction::EnvironmentRelease).is_ending());
     assert!(Body::new(Kind::Event, LedgerAction::EnvironmentPhase).is_ending());
     assert!(!Body::new(Kind::Start, LedgerAction::EnvironmentCreate).is_ending());
     assert!(!Body::new(Kind::Start, LedgerAction::KubernetesRequest).is_ending());
