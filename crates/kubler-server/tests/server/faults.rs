@@ -1,5 +1,5 @@
-//! What goes wrong around an environment: it grows too large, it resists its end, the server's terminal is
-//! interrupted, programs are missing. Each is told to whom it concerns, and nothing else suffers.
+//! What goes wrong around an environment: it grows too large, it resists its end, the server's terminal
+//! is interrupted. Each is told to whom it concerns, and nothing else suffers.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -205,44 +205,27 @@ async fn an_interrupt_from_the_servers_terminal_stops_it_and_no_environment() {
     assert_eq!(reads(&server, &id, &session).await, 200);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_without_programs_says_which_are_missing_and_how_to_get_them() {
-    let buildkite = Buildkite::start();
-    let mut server = Server::of(&buildkite).start().await;
-    server.stop().await;
-    let empty = tempfile::tempdir().unwrap();
-    let output = Command::new(server.programs().server())
-        .args(["serve", "--config"])
-        .arg(server.folder().join("kubler.yaml"))
-        .env_clear()
-        .env("PATH", empty.path())
-        .env("KUBLER_CACHE", empty.path())
-        .output()
-        .unwrap();
-    assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        said.contains("`kubler-control-plane` for Kubernetes `1.34` was not found in")
-            && said.contains(&empty.path().display().to_string())
-            && said.contains("hint: run `kube/build`"),
-        "{said}"
-    );
-}
-
-/// Makes a folder again and again until it is dropped.
+/// Fills a folder with files, faster than they are deleted, until it is dropped.
 struct Planting {
     goes_on: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Planting {
+    /// How many are there when it begins: whoever deletes them is not done before more have come.
+    const FILES: usize = 5000;
+
     fn begin(folder: PathBuf) -> Self {
+        let plant = move |number: usize| {
+            let _ = std::fs::create_dir_all(&folder);
+            let _ = std::fs::write(folder.join(number.to_string()), "");
+        };
+        (0..Self::FILES).for_each(&plant);
         let goes_on = Arc::new(AtomicBool::new(true));
         let asked = Arc::clone(&goes_on);
         let thread = std::thread::spawn(move || {
-            while asked.load(Ordering::Relaxed) {
-                let _ = std::fs::create_dir_all(&folder);
-            }
+            let wanted = (Self::FILES..).take_while(|_| asked.load(Ordering::Relaxed));
+            wanted.for_each(plant);
         });
         let thread = Some(thread);
         Self { goes_on, thread }
