@@ -176,6 +176,8 @@ pub(crate) mod fixtures {
             streams_end_with: crate::profile::StreamEnd::Environment,
             environments_max: None,
             request_bytes_max: 3 * 1024 * 1024,
+            memory_bytes_max: crate::profile::MEMORY_BYTES_DEFAULT,
+            stored_bytes_max: crate::profile::STORED_BYTES_DEFAULT,
             manifests: Vec::new(),
             egress: Vec::new(),
         }

@@ -22,6 +22,19 @@ pub const SESSION_SECONDS_MIN: u64 = 5;
 pub const SESSION_SECONDS_MAX: u64 = 600;
 /// Session when a profile does not say, in seconds.
 pub const SESSION_SECONDS_DEFAULT: u64 = 600;
+/// Least memory that a profile may grant, in bytes: a control plane holds up to 240 MiB while it starts, and 150 MiB
+/// when it is idle.
+pub const MEMORY_BYTES_MIN: u64 = 320 << 20;
+/// Most memory that a profile may grant, in bytes.
+pub const MEMORY_BYTES_MAX: u64 = 16 << 30;
+/// Memory when a profile does not say, in bytes.
+pub const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
+/// Least that a profile may let an environment store, in bytes: an idle one stores some 200 kB.
+pub const STORED_BYTES_MIN: u64 = 1 << 20;
+/// Most that a profile may let an environment store, in bytes: half of what all together may.
+pub const STORED_BYTES_MAX: u64 = 2 << 30;
+/// What an environment may store when a profile does not say, in bytes.
+pub const STORED_BYTES_DEFAULT: u64 = 128 << 20;
 
 /// Smallest bound on one request's body, in bytes: below it hardly a manifest fits.
 pub const REQUEST_BYTES_MIN: u64 = 1024;
@@ -96,6 +109,14 @@ pub struct Profile {
     #[serde(default = "Profile::default_request_bytes_max")]
     #[schemars(range(min = REQUEST_BYTES_MIN, max = REQUEST_BYTES_MAX))]
     pub request_bytes_max: u64,
+    /// Memory that an environment's control plane may hold of its own, in bytes. One that holds more is ended.
+    #[serde(default = "Profile::default_memory_bytes_max")]
+    #[schemars(range(min = MEMORY_BYTES_MIN, max = MEMORY_BYTES_MAX))]
+    pub memory_bytes_max: u64,
+    /// Bytes that an environment's objects may take in the store. One that holds more is ended.
+    #[serde(default = "Profile::default_stored_bytes_max")]
+    #[schemars(range(min = STORED_BYTES_MIN, max = STORED_BYTES_MAX))]
+    pub stored_bytes_max: u64,
     /// Manifest files (YAML, one or more documents each) applied before the environment is Ready,
     /// relative to the configuration's folder.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -121,6 +142,12 @@ impl Profile {
     }
     const fn default_request_bytes_max() -> u64 {
         3 * 1024 * 1024
+    }
+    const fn default_memory_bytes_max() -> u64 {
+        MEMORY_BYTES_DEFAULT
+    }
+    const fn default_stored_bytes_max() -> u64 {
+        STORED_BYTES_DEFAULT
     }
 
     /// The lease.
@@ -168,9 +195,11 @@ mod tests {
     #[test]
     fn the_digest_changes_with_profile_version_and_manifests_and_with_nothing_else() {
         let resolved = environment().resolved;
-        let changes: [fn(&mut ResolvedProfile); 6] = [
+        let changes: [fn(&mut ResolvedProfile); 8] = [
             |_| {},
             |it| it.profile.lease_seconds += 1,
+            |it| it.profile.memory_bytes_max += 1,
+            |it| it.profile.stored_bytes_max += 1,
             |it| it.profile.egress.push("hooks.example:443".into()),
             |it| it.kubernetes_version = "v1.34.5".into(),
             |it| drop(it.manifests.insert("a.yaml".into(), "kind: A".into())),

@@ -10,8 +10,9 @@ use super::{
 };
 use crate::egress::Target;
 use crate::profile::{
-    DEADLINE_SECONDS_MAX, LEASE_SECONDS_MAX, Profile, REQUEST_BYTES_MAX, REQUEST_BYTES_MIN,
-    SESSION_SECONDS_MAX, SESSION_SECONDS_MIN,
+    DEADLINE_SECONDS_MAX, LEASE_SECONDS_MAX, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, Profile,
+    REQUEST_BYTES_MAX, REQUEST_BYTES_MIN, SESSION_SECONDS_MAX, SESSION_SECONDS_MIN,
+    STORED_BYTES_MAX, STORED_BYTES_MIN,
 };
 
 /// Something in the configuration that cannot be.
@@ -259,6 +260,18 @@ impl Profile {
                 self.request_bytes_max,
                 REQUEST_BYTES_MIN,
                 REQUEST_BYTES_MAX,
+            ),
+            (
+                "memory_bytes_max",
+                self.memory_bytes_max,
+                MEMORY_BYTES_MIN,
+                MEMORY_BYTES_MAX,
+            ),
+            (
+                "stored_bytes_max",
+                self.stored_bytes_max,
+                STORED_BYTES_MIN,
+                STORED_BYTES_MAX,
             ),
         ] {
             bound(faults, at(key), value, min, max);

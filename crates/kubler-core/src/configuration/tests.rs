@@ -207,6 +207,18 @@ fn t9_every_fault_is_found_and_named_by_its_key() {
             "1023 is out of bounds",
         ),
         (
+            "/profiles/0/memory_bytes_max",
+            json!(256 << 20),
+            "profiles[0].memory_bytes_max",
+            "268435456 is out of bounds",
+        ),
+        (
+            "/profiles/0/stored_bytes_max",
+            json!(1000),
+            "profiles[0].stored_bytes_max",
+            "1000 is out of bounds",
+        ),
+        (
             "/profiles/0/egress/-",
             json!("hooks.example"),
             "profiles[0].egress[2]",

@@ -16,6 +16,7 @@ mod observe;
 mod process;
 mod provision;
 mod remove;
+mod sizes;
 mod upstream;
 
 use std::collections::HashMap;
@@ -41,6 +42,7 @@ use self::egress::Recorder;
 use self::etcd::Etcd;
 use self::folder::{RunFolder, make_private, write_private};
 use self::process::{Mark, Process};
+use self::sizes::{Excess, PRESSURE_BYTES, SAMPLE_SECONDS_DEFAULT, Sampler, Sizes};
 use super::{Engine, EngineError, ErrorClass, Evidence, Upstream};
 use crate::clock::Clock;
 use crate::ledger::{Durability, Ledger};
@@ -64,6 +66,8 @@ pub struct LocalSettings {
     pub binaries: Binaries,
     /// How long an environment may take to become usable.
     pub start_max: Duration,
+    /// Wait between two looks at how large environments are.
+    pub sample_every: Duration,
 }
 
 impl LocalSettings {
@@ -75,6 +79,7 @@ impl LocalSettings {
             data,
             binaries,
             start_max: Duration::from_secs(START_SECONDS_MAX_DEFAULT),
+            sample_every: Duration::from_secs(SAMPLE_SECONDS_DEFAULT),
         }
     }
 }
@@ -91,6 +96,7 @@ pub enum StopMode {
 /// The engine. Dropped, it leaves environments alive.
 pub struct LocalEngine {
     inner: Arc<Inner>,
+    _sampling: AbortOnDropHandle<()>,
 }
 
 /// What the work on every environment shares.
@@ -101,10 +107,20 @@ struct Inner {
     run: RunFolder,
     etcd: Etcd,
     recorder: Recorder,
-    environments: Mutex<HashMap<EnvironmentId, Arc<Slot>>>,
+    slots: Arc<Slots>,
     changes: Arc<Notify>,
     /// Held as long as the engine: two servers on one folder would take each other's work for left-overs.
     _lock: File,
+}
+
+/// The environments this server knows.
+#[derive(Default)]
+struct Slots(Mutex<HashMap<EnvironmentId, Arc<Slot>>>);
+
+impl Slots {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<EnvironmentId, Arc<Slot>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One environment as this server knows it.
@@ -124,6 +140,10 @@ struct Live {
     ending: Arc<OnceLock<String>>,
     /// Set when it is usable.
     upstream: Option<Arc<Upstream>>,
+    /// How large it may become.
+    sizes: Sizes,
+    /// Set when it is larger.
+    excess: Excess,
     _watching: AbortOnDropHandle<()>,
     _egress: AbortOnDropHandle<()>,
 }
@@ -176,7 +196,6 @@ impl LocalEngine {
             clock.now(),
         )
         .await?;
-        let environments = Mutex::default();
         let inner = Arc::new(Inner {
             settings,
             clock,
@@ -184,14 +203,24 @@ impl LocalEngine {
             run,
             etcd,
             recorder,
-            environments,
+            slots: Arc::default(),
             changes,
             _lock: lock,
         });
         for id in inner.run.environments().map_err(unusable)? {
             inner.adopt(id);
         }
-        Ok(Arc::new(Self { inner }))
+        let sampler = Sampler::new(
+            Arc::clone(&inner.slots),
+            inner.etcd.root(),
+            Arc::clone(&inner.changes),
+            PRESSURE_BYTES,
+        );
+        let sampling = tokio::spawn(sampler.run(inner.settings.sample_every));
+        Ok(Arc::new(Self {
+            inner,
+            _sampling: AbortOnDropHandle::new(sampling),
+        }))
     }
 
     /// Ends the engine's work. The engine cannot be used afterwards; drop it.
@@ -247,7 +276,7 @@ impl Engine for LocalEngine {
     }
 
     fn upstream(&self, id: EnvironmentId) -> Option<Arc<Upstream>> {
-        let slot = Arc::clone(self.inner.slots().get(&id)?);
+        let slot = Arc::clone(self.inner.slots.lock().get(&id)?);
         let live = slot.live();
         let live = live.as_ref().filter(|live| live.ending.get().is_none())?;
         live.upstream.clone()
@@ -259,14 +288,8 @@ impl Engine for LocalEngine {
 }
 
 impl Inner {
-    fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<EnvironmentId, Arc<Slot>>> {
-        self.environments
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn slot(&self, id: EnvironmentId) -> Arc<Slot> {
-        Arc::clone(self.slots().entry(id).or_default())
+        Arc::clone(self.slots.lock().entry(id).or_default())
     }
 
     fn mark(&self, id: EnvironmentId) -> Mark {
@@ -284,7 +307,7 @@ impl Inner {
         };
         let slot = self.slot(id);
         let adopted = self
-            .live(id, Arc::new(process), &record.egress)
+            .live(id, Arc::new(process), &record.egress, record.sizes)
             .and_then(|mut live| {
                 if record.ready {
                     live.upstream = Some(Arc::new(upstream::read(&folder)?));
@@ -303,6 +326,7 @@ impl Inner {
         id: EnvironmentId,
         process: Arc<Process>,
         egress: &[String],
+        sizes: Sizes,
     ) -> io::Result<Live> {
         let socket = self.run.environment(id).egress_socket();
         let egress = egress::serve(&socket, id, egress, Arc::clone(&self.recorder))?;
@@ -322,6 +346,8 @@ impl Inner {
             process,
             ending,
             upstream: None,
+            sizes,
+            excess: Excess::default(),
             _watching: AbortOnDropHandle::new(watching),
             _egress: egress,
         })

@@ -135,6 +135,23 @@ async fn an_environment_whose_control_plane_dies_is_noticed_ended_and_explained(
         .wait_for(id, SOON, |environment| environment["phase"] == "gone")
         .await;
     assert_eq!(gone["end"]["code"], "failed", "{gone}");
+    // The same words for whoever asks: the job, its kubectl, and anybody who finds the id later.
+    let why = "its control plane was ended by signal 9";
+    let own = server
+        .request(
+            Method::GET,
+            &format!("/v1/environments/{id}"),
+            Some(&server.token(&job)),
+            None,
+        )
+        .await;
+    let tombstone = server
+        .request(Method::GET, &format!("/v1/tombstones/{id}"), None, None)
+        .await;
+    for told in [&gone, &own.body, &tombstone.body] {
+        let message = told["end"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains(why), "{told}");
+    }
     let late = server
         .request(
             Method::GET,
@@ -145,7 +162,7 @@ async fn an_environment_whose_control_plane_dies_is_noticed_ended_and_explained(
         .await;
     assert_eq!(late.status, 404);
     assert!(
-        late.body["message"].as_str().unwrap().contains("failed"),
+        late.body["message"].as_str().unwrap().contains(why),
         "{late:?}"
     );
 }

@@ -17,6 +17,7 @@ mod crash;
 mod create;
 mod demo;
 mod environments;
+mod faults;
 mod gateway;
 mod kubectl;
 mod lease;

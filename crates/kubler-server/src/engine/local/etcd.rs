@@ -4,6 +4,7 @@
 
 mod client;
 pub(super) mod keyspace;
+pub(super) mod usage;
 pub(super) mod wire;
 
 use std::io;
@@ -41,7 +42,7 @@ const CERTIFICATE_DAYS: u64 = 3650;
 /// Operations in one transaction: more than a template has keys.
 const TRANSACTION_OPERATIONS_MAX: u32 = 1024;
 /// Bytes that all environments together may hold.
-const STORED_BYTES_MAX: u64 = 4 << 30;
+pub(super) const STORED_BYTES_MAX: u64 = 4 << 30;
 /// Bound of etcd's log before it is turned over, in MiB; one older file is kept.
 const LOG_MEBIBYTES_MAX: u32 = 4;
 /// The user that may do everything.
@@ -128,6 +129,11 @@ impl Etcd {
     /// Its address for control planes.
     pub(super) fn endpoint(&self) -> String {
         format!("https://127.0.0.1:{}", self.shared.port)
+    }
+
+    /// The client of the user that may do everything.
+    pub(super) fn root(&self) -> Client {
+        self.client.clone()
     }
 
     /// The certificate that proves it is this etcd, PEM.

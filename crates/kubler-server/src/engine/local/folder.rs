@@ -11,6 +11,7 @@ use kubler_core::ids::EnvironmentId;
 use serde::{Deserialize, Serialize};
 
 use super::process::ProcessRecord;
+use super::sizes::Sizes;
 
 /// Longest path of a Unix socket, in bytes.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -43,6 +44,9 @@ pub(super) struct EnvironmentRecord {
     pub(super) etcd: String,
     /// What its profile lets out.
     pub(super) egress: Vec<String>,
+    /// How large its profile lets it become.
+    #[serde(default)]
+    pub(super) sizes: Sizes,
     /// Whether everything was made and applied.
     pub(super) ready: bool,
 }

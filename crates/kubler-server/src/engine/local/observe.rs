@@ -62,10 +62,17 @@ impl Inner {
     }
 
     fn fault(&self, id: EnvironmentId, seen: &Seen) -> Option<String> {
-        let slot = self.slots().get(&id).cloned();
-        let ending = slot.and_then(|slot| slot.live().as_ref()?.process.ending());
-        if let Some(how) = ending {
-            return Some(format!("its control plane {how}"));
+        let slot = self.slots.lock().get(&id).cloned();
+        let known = slot.and_then(|slot| {
+            let live = slot.live();
+            let live = live.as_ref()?;
+            let ending = live.process.ending();
+            ending
+                .map(|how| format!("its control plane {how}"))
+                .or_else(|| live.excess.get().cloned())
+        });
+        if known.is_some() {
+            return known;
         }
         if !seen.folders.contains(&id) {
             return Some("its folder is missing".into());

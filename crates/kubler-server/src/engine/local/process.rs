@@ -83,7 +83,8 @@ impl Process {
     }
 
     /// Starts `command` with `mark` and a cleaned environment, in a process group of its own, so that no signal
-    /// of the server's terminal reaches it.
+    /// of the server's terminal reaches it: those go to the foreground group. A session of its own would add
+    /// nothing, as it holds no descriptor of the terminal.
     pub(super) fn start(command: &mut Command, mark: &Mark) -> io::Result<Self> {
         let child = command
             .env_clear()

@@ -156,10 +156,10 @@ impl Making<'_> {
         }
         let process = Arc::new(self.launch(programs)?);
         self.write_record(&process, false)?;
-        let egress = &self.environment.resolved.profile.egress;
+        let profile = &self.environment.resolved.profile;
         let live = self
             .inner
-            .live(id, Arc::clone(&process), egress)
+            .live(id, Arc::clone(&process), &profile.egress, profile.into())
             .map_err(|error| transient(format!("egress: {error}")))?;
         *self.slot.live() = Some(live);
         milliseconds.push(("launched", began.elapsed().as_millis()));
@@ -236,10 +236,12 @@ impl Making<'_> {
     }
 
     fn write_record(&self, process: &Process, ready: bool) -> Result<(), EngineError> {
+        let profile = &self.environment.resolved.profile;
         let record = EnvironmentRecord {
             process: process.record(),
             etcd: self.inner.etcd.endpoint(),
-            egress: self.environment.resolved.profile.egress.clone(),
+            egress: profile.egress.clone(),
+            sizes: profile.into(),
             ready,
         };
         self.folder()

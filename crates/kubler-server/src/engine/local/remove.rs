@@ -12,9 +12,6 @@ use super::process::Process;
 use super::{Inner, Slot, transient};
 use crate::engine::{EngineError, Evidence};
 
-/// What is looked for, in the words of the evidence.
-const LOOKED_FOR: [&str; 6] = ["process", "socket", "key", "user", "role", "file"];
-
 /// Ends it, looks, and forgets it.
 pub(super) async fn remove(
     inner: &Arc<Inner>,
@@ -23,7 +20,7 @@ pub(super) async fn remove(
     guard: &OwnedMutexGuard<()>,
 ) -> Result<Evidence, EngineError> {
     let evidence = take_away(inner, id, slot, guard).await?;
-    let mut slots = inner.slots();
+    let mut slots = inner.slots.lock();
     // The map's and ours: whoever else holds it waits for the work and must find the same one.
     if Arc::strong_count(slot) == 2 {
         slots.remove(&id);
@@ -57,9 +54,9 @@ pub(super) async fn take_away(
         .remove()
         .map_err(|error| transient(format!("its folder cannot be taken away: {error}")))?;
     note("files_deleted");
-    look(inner, id).await?;
+    let looked_for = look(inner, id).await?;
     note("verified");
-    evidence.looked_for = LOOKED_FOR.map(str::to_owned).to_vec();
+    evidence.looked_for = looked_for;
     Ok(evidence)
 }
 
@@ -89,15 +86,15 @@ fn marked(inner: &Inner, id: EnvironmentId) -> Result<Vec<Process>, EngineError>
         .collect())
 }
 
-/// Looks for everything an environment consists of.
-async fn look(inner: &Inner, id: EnvironmentId) -> Result<(), EngineError> {
+/// Looks for everything an environment consists of; gives what was looked for when nothing of it was found.
+async fn look(inner: &Inner, id: EnvironmentId) -> Result<Vec<String>, EngineError> {
     let traces = inner
         .etcd
         .traces(id)
         .await
         .map_err(|error| transient(format!("etcd cannot be asked: {error}")))?;
     let folder = inner.run.environment(id);
-    let left = [
+    let looked_for = [
         ("process", !marked(inner, id)?.is_empty()),
         (
             "socket",
@@ -108,13 +105,13 @@ async fn look(inner: &Inner, id: EnvironmentId) -> Result<(), EngineError> {
         ("role", traces.role),
         ("file", folder.exists()),
     ];
-    let left: Vec<_> = left
-        .into_iter()
+    let left: Vec<_> = looked_for
+        .iter()
         .filter(|(_, is_there)| *is_there)
-        .map(|(what, _)| what)
+        .map(|(what, _)| *what)
         .collect();
     if left.is_empty() {
-        Ok(())
+        Ok(looked_for.map(|(what, _)| what.to_owned()).to_vec())
     } else {
         Err(transient(format!(
             "still there after its end: {}",

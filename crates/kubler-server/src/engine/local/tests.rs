@@ -1,7 +1,11 @@
 //! The engine on the real programs. Each test has an engine of its own, with an etcd of its own.
 
+mod doors;
 mod ending;
 mod making;
+mod ready;
+mod resisting;
+mod sizes;
 mod walls;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +29,8 @@ use crate::config::Surroundings;
 const VERSION: &str = "1.34";
 /// How long the tests wait for anything, in seconds.
 const WAIT_SECONDS: u64 = 60;
+/// How often engines of tests look at sizes, in milliseconds.
+const SAMPLE_MILLISECONDS: u64 = 200;
 
 /// A folder with an engine; whatever lives when it is dropped is ended.
 struct Place {
@@ -44,6 +50,11 @@ impl Place {
     }
 
     async fn engine(&self) -> Arc<LocalEngine> {
+        self.engine_with(|_| {}).await
+    }
+
+    /// An engine with other settings than usual.
+    async fn engine_with(&self, change: impl FnOnce(&mut LocalSettings)) -> Arc<LocalEngine> {
         let surroundings = Surroundings::read();
         let find = || -> Result<_, binaries::BinariesError> {
             let programs = Programs::find(VERSION, None, &surroundings)?;
@@ -59,13 +70,12 @@ impl Place {
             records.lock().unwrap().push(body);
             Box::pin(std::future::ready(true))
         });
-        LocalEngine::start_with(
-            LocalSettings::new(self.folder.path(), found),
-            Arc::new(SystemClock),
-            recorder,
-        )
-        .await
-        .unwrap()
+        let mut settings = LocalSettings::new(self.folder.path(), found);
+        settings.sample_every = Duration::from_millis(SAMPLE_MILLISECONDS);
+        change(&mut settings);
+        LocalEngine::start_with(settings, Arc::new(SystemClock), recorder)
+            .await
+            .unwrap()
     }
 
     /// Process ids and subjects of everything that carries the installation's mark.
@@ -89,10 +99,20 @@ impl Place {
         left.extend(
             folder
                 .exists()
-                .then(|| format!("folder {}", folder.display())),
+                .then(|| format!("file {}", folder.display())),
+        );
+        // Whether its file is there or not. The other socket is the engine's own, closed a moment later.
+        let sockets = fs::read_to_string("/proc/net/unix").unwrap();
+        left.extend(
+            sockets
+                .lines()
+                .filter(|line| line.ends_with(&format!("{id}/api.sock")))
+                .map(|line| format!("socket {line}")),
         );
         let traces = engine.inner.etcd.traces(id).await.unwrap();
-        left.extend((traces != etcd::keyspace::Traces::default()).then(|| format!("{traces:?}")));
+        left.extend((traces.keys != 0).then(|| format!("key: {}", traces.keys)));
+        left.extend(traces.user.then(|| "user".to_owned()));
+        left.extend(traces.role.then(|| "role".to_owned()));
         left
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConfig, RootCertStore};
@@ -20,7 +20,7 @@ use super::wire::Call;
 
 /// How long one request may take, the connection included, in seconds.
 const REQUEST_SECONDS_MAX: u64 = 5;
-/// Largest answer, in bytes: lists of names, never values.
+/// Largest answer, in bytes: lists of names, or a few values.
 const ANSWER_BYTES_MAX: usize = 8 << 20;
 /// Bytes before each message: not compressed, and its length.
 const FRAME_HEAD_BYTES: usize = 5;
@@ -34,6 +34,9 @@ pub(in super::super) enum EtcdError {
     /// It could not be asked.
     #[error("etcd cannot be reached: {0}")]
     Unreachable(#[from] io::Error),
+    /// The answer is larger than any that is read.
+    #[error("etcd's answer is larger than {ANSWER_BYTES_MAX} bytes")]
+    TooLong,
 }
 
 impl EtcdError {
@@ -115,7 +118,13 @@ impl Client {
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
             .collect()
             .await
-            .map_err(io::Error::other)?;
+            .map_err(|error| {
+                if error.is::<LengthLimitError>() {
+                    EtcdError::TooLong
+                } else {
+                    io::Error::other(error).into()
+                }
+            })?;
         // Without a message the outcome stands in the head, else behind the body.
         let outcome = body.trailers().cloned().unwrap_or(head);
         let text = |name: &str| {

@@ -34,7 +34,7 @@ pub(in super::super) struct Traces {
 }
 
 /// Asks; again as long as the request was refused only because a user came or went meanwhile.
-async fn call<C: Call>(client: &Client, request: C) -> Result<C::Answer, EtcdError> {
+pub(super) async fn call<C: Call>(client: &Client, request: C) -> Result<C::Answer, EtcdError> {
     let mut tries = 1;
     loop {
         match client.call(&request).await {
@@ -221,6 +221,6 @@ impl Etcd {
 }
 
 /// The prefix with its slash: without it `/environments/a` would open `/environments/ab` too.
-fn range(id: EnvironmentId) -> String {
+pub(super) fn range(id: EnvironmentId) -> String {
     format!("{}/", Etcd::prefix(id))
 }

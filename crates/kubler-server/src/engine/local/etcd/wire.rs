@@ -32,6 +32,8 @@ calls! {
     RoleGrantPermission => "Auth/RoleGrantPermission" => Done;
     RoleList => "Auth/RoleList" => Names;
     AuthEnable => "Auth/AuthEnable" => Done;
+    Status => "Maintenance/Status" => StatusAnswer;
+    Compact => "KV/Compact" => Done;
 }
 
 /// An answer of which nothing is read.
@@ -53,6 +55,9 @@ pub(in super::super) struct Range {
     pub(in super::super) range_end: Vec<u8>,
     #[prost(int64, tag = "3")]
     pub(in super::super) limit: i64,
+    /// The state as of then; 0: now.
+    #[prost(int64, tag = "4")]
+    pub(in super::super) revision: i64,
     #[prost(bool, tag = "8")]
     pub(in super::super) keys_only: bool,
     #[prost(bool, tag = "9")]
@@ -63,6 +68,8 @@ pub(in super::super) struct Range {
 pub(in super::super) struct RangeAnswer {
     #[prost(message, repeated, tag = "2")]
     pub(in super::super) kvs: Vec<KeyValue>,
+    #[prost(bool, tag = "3")]
+    pub(in super::super) more: bool,
     #[prost(int64, tag = "4")]
     pub(in super::super) count: i64,
 }
@@ -71,6 +78,8 @@ pub(in super::super) struct RangeAnswer {
 pub(in super::super) struct KeyValue {
     #[prost(bytes = "vec", tag = "1")]
     pub(in super::super) key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "5")]
+    pub(in super::super) value: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -151,6 +160,29 @@ pub(in super::super) struct RoleList {}
 
 #[derive(Clone, PartialEq, Message)]
 pub(in super::super) struct AuthEnable {}
+
+#[derive(Clone, PartialEq, Message)]
+pub(in super::super) struct Status {}
+
+#[derive(Clone, PartialEq, Message)]
+pub(in super::super) struct StatusAnswer {
+    #[prost(message, optional, tag = "1")]
+    pub(in super::super) header: Option<Header>,
+    #[prost(int64, tag = "9")]
+    pub(in super::super) bytes_in_use: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(in super::super) struct Header {
+    #[prost(int64, tag = "3")]
+    pub(in super::super) revision: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(in super::super) struct Compact {
+    #[prost(int64, tag = "1")]
+    pub(in super::super) revision: i64,
+}
 
 /// The end of the range of all keys that begin with `prefix`, which must end in a character below `0xff`.
 pub(in super::super) fn prefix_end(prefix: &str) -> Vec<u8> {

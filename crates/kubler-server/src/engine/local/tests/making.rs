@@ -84,14 +84,20 @@ async fn an_environment_is_made_with_its_manifests_and_build_facts_and_removed_w
     engine.provision(&environment).await.unwrap();
     assert_eq!(process_of(&place, id), pid);
 
+    // What an environment consists of, seen from outside while it lives and no more afterwards.
+    let before = place.leftovers(&engine, id).await;
     let evidence = engine.remove(id).await.unwrap();
     println!("removed: {evidence:?}");
     assert_eq!(place.leftovers(&engine, id).await, Vec::<String>::new());
     assert!(engine.upstream(id).is_none() && ids(&engine).await.is_empty());
-    for looked_for in ["process", "socket", "key", "user", "file"] {
+    for part in ["process", "file", "socket", "key", "user", "role"] {
         assert!(
-            evidence.looked_for.iter().any(|what| what == looked_for),
-            "{looked_for}"
+            before.iter().any(|what| what.starts_with(part)),
+            "{part} was not even there: {before:?}"
+        );
+        assert!(
+            evidence.looked_for.iter().any(|what| what == part),
+            "{part} was not looked for: {evidence:?}"
         );
     }
     // Ending it again succeeds, and so does ending what never was.
