@@ -1,4 +1,8 @@
 //! What nobody can do without end, and what is never waited for without end.
+#![allow(
+    clippy::await_holding_lock,
+    reason = "a disk is slow for as long as its lock is held"
+)]
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -224,10 +228,6 @@ async fn h1_a_header_that_slipped_through_is_stopped_before_a_byte_is_sent(
 
 #[rstest]
 #[tokio::test]
-#[allow(
-    clippy::await_holding_lock,
-    reason = "the disk is slow for as long as the lock is held"
-)]
 async fn l4_what_changes_something_waits_for_the_disk_and_a_read_does_not(
     // A way into something behind the API server counts as a change, whatever its method.
     #[values(
