@@ -1,10 +1,11 @@
 //! Puts the parts together, runs them, and takes them apart in order. The only place that knows all of them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kubler_core::configuration::Configuration;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use kubler_core::profile::{Profile, ResolvedProfile};
 use tokio::net::TcpListener;
@@ -132,48 +133,18 @@ impl App {
         let verifier = Verifier::new(&configuration, &loaded.folder, Arc::clone(&clock))?;
         let data = make_data_folder(loaded)?;
 
-        let origin = configuration
-            .ledger
-            .origin
-            .clone()
-            .unwrap_or_else(|| origin(&configuration.url));
-        let ledger = Ledger::open(
-            &data.join("ledger"),
-            &origin,
-            &configuration.ledger,
-            Arc::clone(&clock),
-        )?;
-        let mut started = Body::new(Kind::Event, LedgerAction::ServerStart);
-        started
-            .details
-            .insert("version".into(), env!("CARGO_PKG_VERSION").into());
-        started
-            .details
-            .insert("policy_digest".into(), policies.current().digest().into());
-        ledger.event(started, Durability::Disk).await?;
-
+        let ledger = open_ledger(&configuration, &data, &policies, &clock).await?;
         let directory = Arc::new(Directory::new(clock.now()));
-        let store = Arc::new(
-            Store::open(
-                &data.join(STORE_FILE),
-                Arc::clone(&directory),
-                configuration.limits.clone(),
-            )
-            .await?,
-        );
+        let limits = configuration.limits.clone();
+        let store = Store::open(&data.join(STORE_FILE), Arc::clone(&directory), limits).await?;
+        let store = Arc::new(store);
         let sessions = Arc::new(Sessions::open(&data.join("sessions"), Arc::clone(&clock))?);
         let mut settings = LocalSettings::new(&data, binaries);
         if let Some(run) = &configuration.run {
             settings.run = loaded.path(run);
         }
         let engine = LocalEngine::start(settings, Arc::clone(&clock), ledger.clone()).await?;
-
-        let listener = TcpListener::bind(&configuration.listen)
-            .await
-            .map_err(|source| StartError::Listen {
-                address: configuration.listen.clone(),
-                source,
-            })?;
+        let listener = bind(&configuration.listen).await?;
         let shutdown = CancellationToken::new();
         let wake = Wake::default();
         let gauges = Arc::new(Gauges::default());
@@ -244,7 +215,7 @@ impl App {
         self.shutdown.clone()
     }
 
-    /// Policies, to be loaded anew.
+    /// What the routes share; through it policies are loaded anew.
     pub fn api(&self) -> Arc<Api> {
         Arc::clone(&self.api)
     }
@@ -303,6 +274,38 @@ impl App {
             tracing::error!(%error, "the end could not be recorded");
         }
     }
+}
+
+/// Opens the ledger and writes down the start and what is in force.
+async fn open_ledger(
+    configuration: &Configuration,
+    data: &Path,
+    policies: &Policies,
+    clock: &Arc<dyn Clock>,
+) -> Result<Ledger, LedgerError> {
+    let settings = &configuration.ledger;
+    let of_url = || origin(&configuration.url);
+    let origin = settings.origin.clone().unwrap_or_else(of_url);
+    let ledger = Ledger::open(&data.join("ledger"), &origin, settings, Arc::clone(clock))?;
+    let mut started = Body::new(Kind::Event, LedgerAction::ServerStart);
+    let digest = policies.current().digest().to_owned();
+    let in_force = [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("policy_digest", digest),
+    ];
+    started
+        .details
+        .extend(in_force.map(|(name, value)| (name.to_owned(), value.into())));
+    ledger.event(started, Durability::Disk).await?;
+    Ok(ledger)
+}
+
+async fn bind(address: &str) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| StartError::Listen {
+        address: address.to_owned(),
+        source,
+    })
 }
 
 /// What a configuration comes to.

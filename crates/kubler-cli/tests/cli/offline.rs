@@ -113,7 +113,8 @@ fn l5_what_was_done_to_a_ledger_is_named_with_a_next_step() {
         std::fs::write(path, change(text.split_inclusive('\n').collect()).concat()).unwrap();
     };
     let owned = |lines: Vec<&str>| lines.into_iter().map(str::to_owned).collect::<Vec<_>>();
-    let cases: [(&str, &dyn Fn(&Path)); 5] = [
+    type Deed<'a> = &'a dyn Fn(&Path);
+    let cases: [(&str, Deed<'_>); 5] = [
         ("record 5 was removed", &|folder| {
             edit(&path(folder, 4), &|mut lines| {
                 lines.remove(1);

@@ -85,11 +85,16 @@ pub(super) async fn provision(
     );
     let started = tokio::select! {
         started = making.contents(&manifests, &trouble) => started,
-        how = process.ended() => Err(transient(format!("its control plane {how} while it started: {}", folder.log_tail()))),
+        how = process.ended() => {
+            // The reason is told to late callers whom nobody knows; what stands in logs is the operator's.
+            tracing::warn!(environment = %environment.id, how, log = folder.log_tail(), "a control plane ended while it started");
+            Err(transient(format!("its control plane {how} while it started")))
+        }
         () = cancelled.cancelled() => Err(transient("its end was asked for while it was made")),
-        () = tokio::time::sleep(limit) => Err(transient(format!(
-            "not usable within {} s; last: {}; its log: {}", limit.as_secs(), trouble.last(), folder.log_tail()
-        ))),
+        () = tokio::time::sleep(limit) => {
+            tracing::warn!(environment = %environment.id, log = folder.log_tail(), "a control plane was not usable in time");
+            Err(transient(format!("not usable within {} s; last: {}", limit.as_secs(), trouble.last())))
+        }
     };
     let milliseconds = started?;
     // What is not in this is our own: `make bench` reads it.
