@@ -353,6 +353,16 @@ async fn e1_e3_a_watch_and_whoever_comes_after_the_end_are_told_when_and_why() {
     assert_eq!(desk.exchanges().await, 1, "the kept session was used");
 }
 
+/// A program that does not end by itself; it ends with this, also when the test fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Sessions of the shortest life there is.
 fn short(draft: ServerDraft) -> ServerDraft {
     draft.profile_line("session_seconds: 5")
@@ -425,12 +435,10 @@ async fn e3_a_401_makes_a_client_run_its_exec_plugin_again_and_go_on() {
     };
 
     // A client that lives longer than its session.
-    let mut proxy = desk
-        .command(&["proxy", "--port=0", "--append-server-path"])
-        .spawn()
-        .unwrap();
+    let mut proxy = desk.command(&["proxy", "--port=0", "--append-server-path"]);
+    let mut proxy = Running(proxy.spawn().unwrap());
     let mut line = String::new();
-    BufReader::new(proxy.stdout.take().unwrap())
+    BufReader::new(proxy.0.stdout.take().unwrap())
         .read_line(&mut line)
         .unwrap();
     let address = line.trim().rsplit(' ').next().unwrap().to_owned();
@@ -452,6 +460,4 @@ async fn e3_a_401_makes_a_client_run_its_exec_plugin_again_and_go_on() {
     assert_eq!(runs(), 2, "the 401 ran the plugin");
     let (status, body) = get().await;
     assert_eq!((status, runs()), (200, 2), "{body}");
-    proxy.kill().unwrap();
-    proxy.wait().unwrap();
 }
