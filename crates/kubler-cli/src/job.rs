@@ -1,6 +1,11 @@
 //! What a job's hooks and its renewer know of each environment: in the job's private folder, found by the job's
 //! id alone, since what a failed hook exported is lost.
 
+pub mod abandoned;
+pub mod agent_api;
+pub mod folder;
+pub mod token;
+
 use std::path::PathBuf;
 
 use kubler_api::error::ErrorCode;
@@ -9,7 +14,7 @@ use kubler_core::environment::{NAME_BYTES_MAX, is_name};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{Exit, Failure, Outcome};
-use crate::folder::PrivateFolder;
+use crate::job::folder::PrivateFolder;
 use crate::variables;
 
 /// One environment of this job.

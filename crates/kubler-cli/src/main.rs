@@ -5,29 +5,17 @@
     reason = "in a program, `pub` says what a module offers to the others"
 )]
 
-mod abandoned;
 mod arguments;
-mod client;
 mod clock;
 mod commands;
-mod connected;
-mod creation;
-mod ending;
 mod exit;
-mod folder;
 mod hook;
 mod job;
-mod job_api;
 mod output;
 mod process;
-mod renewal;
 mod renewer;
-mod session;
-mod signals;
-mod token;
-mod trust;
+mod server;
 mod variables;
-mod watched;
 
 use std::process::ExitCode;
 

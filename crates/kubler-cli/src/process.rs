@@ -1,5 +1,8 @@
 //! Programs that `kubler` starts: always with a bound in time and in bytes, and stoppable from outside.
 
+pub mod signals;
+pub mod watched;
+
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};

@@ -5,6 +5,8 @@
 //! it got: by then the job may be unable to mint another. It never looks whether a process "can be signalled":
 //! a dead one that nobody collected can.
 
+pub mod renewal;
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -18,16 +20,16 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
 use crate::arguments::Connection;
-use crate::client::Caller;
 use crate::clock::Deadline;
-use crate::connected::Connected;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::folder::PrivateFolder;
+use crate::job::agent_api::JobApi;
+use crate::job::folder::PrivateFolder;
 use crate::job::{self, JobEnvironment};
-use crate::job_api::JobApi;
-use crate::renewal::{Renewal, Tally};
+use crate::process::watched::{self, Process};
+use crate::renewer::renewal::{Renewal, Tally};
+use crate::server::client::Caller;
+use crate::server::connected::Connected;
 use crate::variables;
-use crate::watched::{self, Process};
 
 /// Longest time for ending the environment, in seconds: mint if need be, release, read the checkpoint.
 const END_SECONDS_MAX: u64 = 3;

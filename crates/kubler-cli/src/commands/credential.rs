@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::arguments::Connection;
 use crate::clock::{self, Deadline};
-use crate::connected::Connected;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::folder::PrivateFolder;
+use crate::job::folder::PrivateFolder;
 use crate::output;
-use crate::session;
-use crate::trust::Trust;
+use crate::server::connected::Connected;
+use crate::server::session;
+use crate::server::trust::Trust;
 use crate::variables;
 
 /// What an exec plugin speaks.

@@ -15,15 +15,15 @@ use secrecy::ExposeSecret as _;
 use serde_json::Value;
 
 use crate::arguments::{Connection, Format};
-use crate::client::Caller;
 use crate::clock::{self, Deadline};
 use crate::commands::doctor::findings::Findings;
-use crate::connected::Connected;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::folder::PrivateFolder;
-use crate::job_api::JobApi;
+use crate::job::agent_api::JobApi;
+use crate::job::folder::PrivateFolder;
+use crate::job::token::CLAIMS;
 use crate::output;
-use crate::token::CLAIMS;
+use crate::server::client::Caller;
+use crate::server::connected::Connected;
 use crate::variables;
 
 /// Difference between two clocks from which tokens may be refused, in seconds.

@@ -6,14 +6,14 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use crate::arguments::{Connection, Existing, Format, Wanted};
-use crate::client::{CALL_SECONDS_MAX, Filter};
 use crate::clock::{self, Deadline};
 use crate::commands::ASK_SECONDS_MAX;
 use crate::commands::kubeconfig;
-use crate::connected::Connected;
-use crate::creation;
 use crate::exit::Outcome;
 use crate::output;
+use crate::server::client::{CALL_SECONDS_MAX, Filter};
+use crate::server::connected::Connected;
+use crate::server::creation;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -86,7 +86,7 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
         )?,
         Command::Renew(existing) => {
             let token = connected.token(deadline, None)?;
-            crate::client::retrying(deadline, || {
+            crate::server::client::retrying(deadline, || {
                 connected
                     .client
                     .renew(&token, &existing.environment, deadline)

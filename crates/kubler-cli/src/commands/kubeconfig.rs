@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use crate::arguments::{Connection, Existing, Format};
 use crate::clock::Deadline;
 use crate::commands::ASK_SECONDS_MAX;
-use crate::connected::Connected;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::folder::{self, PrivateFolder};
+use crate::job::folder::{self, PrivateFolder};
 use crate::output;
+use crate::server::connected::Connected;
 use crate::variables;
 
 #[derive(Debug, Args)]

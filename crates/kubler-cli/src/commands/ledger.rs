@@ -13,9 +13,9 @@ use kubler_core::ledger::verify::{self, Kept, Report};
 use crate::arguments::{Connection, Format};
 use crate::clock::Deadline;
 use crate::commands::ASK_SECONDS_MAX;
-use crate::connected::Connected;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::output;
+use crate::server::connected::Connected;
 
 /// Longest line of a ledger, in bytes. A longer one was never written.
 const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;

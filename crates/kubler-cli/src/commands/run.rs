@@ -16,20 +16,20 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use secrecy::SecretString;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 
-use crate::abandoned;
 use crate::arguments::{Connection, Wanted};
 use crate::clock::Deadline;
 use crate::commands::kubeconfig;
-use crate::connected::{Connected, Proof};
-use crate::creation::{self, Created};
-use crate::ending::Ending;
 use crate::exit::{Exit, Failure, Outcome, SIGNAL_BASE};
-use crate::folder::PrivateFolder;
+use crate::job::abandoned;
+use crate::job::folder::PrivateFolder;
 use crate::output;
-use crate::renewal::{self, Renewal};
-use crate::signals::{Came, Signals, Work};
+use crate::process::signals::{Came, Signals, Work};
+use crate::process::watched;
+use crate::renewer::renewal::{self, Renewal};
+use crate::server::connected::{Connected, Proof};
+use crate::server::creation::{self, Created};
+use crate::server::ending::Ending;
 use crate::variables;
-use crate::watched;
 
 /// Signals that a person or a supervisor sends to this process and means for the command.
 const PASSED_ON: &[i32] = &[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];

@@ -7,8 +7,8 @@ use clap::Args;
 use crate::arguments::{Connection, Format};
 use crate::clock::Deadline;
 use crate::commands::{ASK_SECONDS_MAX, environment};
-use crate::connected::Connected;
 use crate::exit::{Exit, Failure, Outcome};
+use crate::server::connected::Connected;
 
 #[derive(Debug, Args)]
 pub struct Arguments {

@@ -9,9 +9,9 @@ use kubler_api::Environment;
 use crate::clock::Deadline;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::job::JobEnvironment;
+use crate::job::token;
 use crate::output;
 use crate::process;
-use crate::token;
 use crate::variables;
 
 /// Longest time for one call of the agent, in seconds.

@@ -6,21 +6,21 @@ use std::time::Duration;
 
 use kubler_api::Environment;
 
-use crate::abandoned;
 use crate::clock::{self, Deadline};
 use crate::commands::kubeconfig;
-use crate::connected::{Connected, Proof};
-use crate::creation;
 use crate::exit::Outcome;
-use crate::folder::PrivateFolder;
 use crate::hook::Phase;
 use crate::hook::announce;
 use crate::hook::configuration::{Annotation, Configuration};
 use crate::job::JobEnvironment;
+use crate::job::abandoned;
+use crate::job::folder::PrivateFolder;
 use crate::output;
-use crate::renewal;
 use crate::renewer;
-use crate::session;
+use crate::renewer::renewal;
+use crate::server::connected::{Connected, Proof};
+use crate::server::creation;
+use crate::server::session;
 
 /// Longest time for telling the build about the environment, in seconds. It is made meanwhile.
 const ANNOUNCE_SECONDS_MAX: u64 = 5;

@@ -6,17 +6,17 @@ use std::time::Duration;
 use kubler_api::Scope;
 
 use crate::arguments::Connection;
-use crate::client::Caller;
 use crate::clock::Deadline;
-use crate::connected::Connected;
 use crate::exit::{Failure, Outcome};
-use crate::folder::PrivateFolder;
 use crate::hook::announce;
 use crate::hook::configuration::{Annotation, Configuration};
+use crate::job::folder::PrivateFolder;
 use crate::job::{self, JobEnvironment};
 use crate::output;
-use crate::renewal::Tally;
+use crate::renewer::renewal::Tally;
 use crate::renewer::{self, Report};
+use crate::server::client::Caller;
+use crate::server::connected::Connected;
 
 /// Longest time for all of it, in milliseconds: a cancelled job shares a few seconds with its command's own end.
 /// Three seconds are promised; the rest is for starting and ending the hook itself.

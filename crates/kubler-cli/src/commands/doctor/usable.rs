@@ -7,14 +7,14 @@ use kubler_api::error::ErrorCode;
 use kubler_api::{CreateEnvironment, Environment, Phase, Scope};
 
 use super::{Arguments, LOOK_SECONDS_MAX};
-use crate::client::{Filter, PendingPod};
 use crate::clock::{self, Deadline};
 use crate::commands::doctor::findings::Findings;
-use crate::connected::Connected;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::folder::PrivateFolder;
+use crate::job::folder::PrivateFolder;
 use crate::output;
-use crate::session;
+use crate::server::client::{Filter, PendingPod};
+use crate::server::connected::Connected;
+use crate::server::session;
 use crate::variables;
 
 /// The engine whose environments have no nodes.

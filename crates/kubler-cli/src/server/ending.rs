@@ -8,13 +8,13 @@ use std::time::Duration;
 use kubler_api::{Phase, Scope};
 use secrecy::SecretString;
 
-use crate::client::{CALL_SECONDS_MAX, Caller};
 use crate::clock::Deadline;
-use crate::connected::Connected;
 use crate::exit::{Failure, Outcome};
 use crate::job;
 use crate::output;
-use crate::signals::{Came, Signals, Work};
+use crate::process::signals::{Came, Signals, Work};
+use crate::server::client::{CALL_SECONDS_MAX, Caller};
+use crate::server::connected::Connected;
 
 /// Longest time that the verified end is waited for, in seconds. Most take less than one.
 const GONE_SECONDS_MAX: u64 = 20;

@@ -11,7 +11,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::clock::Deadline;
-use crate::watched;
+use crate::process::watched;
 
 /// How often a wait without a bound is begun anew.
 const WAIT_BEGUN_ANEW: Duration = Duration::from_secs(3600);

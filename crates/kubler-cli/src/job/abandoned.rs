@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Outcome;
-use crate::folder::PrivateFolder;
-use crate::watched::Process;
+use crate::job::folder::PrivateFolder;
+use crate::process::watched::Process;
 
 /// The file that says whose a folder is.
 pub const OWNER: &str = "owner";
@@ -158,7 +158,7 @@ mod tests {
         let process = Process::of(i32::try_from(child.id()).unwrap()).unwrap();
         let watch = process.watch().unwrap();
         let soon = crate::clock::Deadline::after(std::time::Duration::from_secs(10));
-        assert!(crate::watched::ended_by(&watch, soon));
+        assert!(crate::process::watched::ended_by(&watch, soon));
         clear_beside(&place.folder("this"));
         assert!(!folder.path().exists());
         child.wait().unwrap();

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use secrecy::SecretString;
 
 use crate::arguments::Connection;
-use crate::client::{Caller, Client};
 use crate::clock::Deadline;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::token::TokenSource;
-use crate::trust::{self, ClientCertificate, Trust};
+use crate::job::token::TokenSource;
+use crate::server::client::{Caller, Client};
+use crate::server::trust::{self, ClientCertificate, Trust};
 
 /// A server, and who calls it.
 pub struct Connected {

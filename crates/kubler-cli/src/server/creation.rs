@@ -7,11 +7,11 @@ use jiff::Timestamp;
 use kubler_api::{CreateEnvironment, Environment, Phase, WAIT_SECONDS_MAX};
 
 use crate::arguments::Wanted;
-use crate::client::CALL_SECONDS_MAX;
 use crate::clock::{self, Deadline};
-use crate::connected::{Connected, Proof};
 use crate::exit::{Exit, Failure, Outcome};
-use crate::watched;
+use crate::process::watched;
+use crate::server::client::CALL_SECONDS_MAX;
+use crate::server::connected::{Connected, Proof};
 
 /// A token is good for several calls, but not to its last second.
 const TOKEN_REUSE_SECONDS_MAX: i64 = 120;

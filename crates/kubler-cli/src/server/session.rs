@@ -11,11 +11,11 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{self, Deadline};
-use crate::connected::Connected;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::folder::PrivateFolder;
-use crate::job_api::JobApi;
+use crate::job::agent_api::JobApi;
+use crate::job::folder::PrivateFolder;
 use crate::output;
+use crate::server::connected::Connected;
 
 /// How much earlier than the server a session's end is reported, in seconds, so that a 401 is the exception.
 pub const EARLY_SECONDS: u64 = 60;

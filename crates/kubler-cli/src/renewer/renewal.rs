@@ -12,11 +12,11 @@ use kubler_api::error::ErrorCode;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use crate::client::CALL_SECONDS_MAX;
 use crate::clock::Deadline;
-use crate::connected::Connected;
 use crate::exit::{Failure, Outcome};
-use crate::token::{MINT_SECONDS_MAX, TOKEN_SECONDS};
+use crate::job::token::{MINT_SECONDS_MAX, TOKEN_SECONDS};
+use crate::server::client::CALL_SECONDS_MAX;
+use crate::server::connected::Connected;
 
 /// Longest time between two renewals, in seconds.
 const EVERY_SECONDS_MAX: u64 = 90;

@@ -10,8 +10,8 @@ use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::abandoned;
 use crate::exit::{Exit, Failure, Outcome};
+use crate::job::abandoned;
 use crate::variables;
 
 /// Where the folders of jobs are, when `KUBLER_JOBS_FOLDER` does not say. Not the temporary folder of the job:

@@ -1,0 +1,8 @@
+//! What `kubler` asks of a server: environments, sessions, their ends.
+
+pub mod client;
+pub mod connected;
+pub mod creation;
+pub mod ending;
+pub mod session;
+pub mod trust;
