@@ -1,5 +1,7 @@
 //! `kubler ledger`: check a ledger from its files and public key alone, and keep its checkpoints elsewhere.
 
+mod records;
+
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -29,6 +31,8 @@ pub enum Command {
     Verify(Verify),
     /// Print the ledger's latest signed checkpoint, to keep elsewhere.
     Checkpoint,
+    /// Print records of the server's ledger. For operators, or whom a policy names.
+    Records(records::Arguments),
 }
 
 #[derive(Debug, Args)]
@@ -48,6 +52,9 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
     match command {
         Command::Verify(arguments) => verify(arguments, format),
         Command::Checkpoint => checkpoint(connection, format).map(|()| Exit::Done),
+        Command::Records(arguments) => {
+            records::run(arguments, connection, format).map(|()| Exit::Done)
+        }
     }
 }
 

@@ -62,6 +62,19 @@ pub struct Filter {
     pub phase: Option<String>,
 }
 
+/// Which records of the ledger.
+#[derive(Debug)]
+pub struct RecordsFilter<'a> {
+    /// About this environment.
+    pub environment: Option<&'a str>,
+    /// Of this job.
+    pub job: Option<&'a str>,
+    /// From this sequence on.
+    pub from: u64,
+    /// At most so many.
+    pub limit: usize,
+}
+
 impl Client {
     /// A client of `server`: `https://name:port`. Nothing is sent yet.
     pub fn new(server: &str, tls: TlsConfig) -> Outcome<Self> {
@@ -215,6 +228,27 @@ impl Client {
         deadline: Deadline,
     ) -> Outcome<ledger::Checkpoint> {
         self.get(caller, paths::CHECKPOINT, deadline)
+    }
+
+    /// Records of the ledger, oldest first.
+    pub fn records(
+        &self,
+        caller: Caller<'_>,
+        filter: &RecordsFilter<'_>,
+        deadline: Deadline,
+    ) -> Outcome<ledger::Records> {
+        let mut path = format!(
+            "{}?from={}&limit={}",
+            paths::LEDGER_RECORDS,
+            filter.from,
+            filter.limit
+        );
+        for (name, value) in [("environment", filter.environment), ("job", filter.job)] {
+            if let Some(value) = value {
+                path.push_str(&format!("&{name}={}", segment(value)));
+            }
+        }
+        retrying(deadline, || self.get(caller, &path, deadline))
     }
 
     /// The pods of an environment that wait for a node, at most `PODS_MAX`. `session` is the environment's.

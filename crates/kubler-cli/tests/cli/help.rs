@@ -33,6 +33,7 @@ fn help_pages() {
         &["run"],
         &["credential"],
         &["ledger", "verify"],
+        &["ledger", "records"],
         &["policy", "explain"],
     ];
     for page in pages {

@@ -133,6 +133,9 @@ pub struct Body {
     /// The job, when the caller is one or the environment belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Box<Identity>>,
+    /// For an end: the job of its start, which says the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<String>,
     /// The operator, when the caller is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator: Option<String>,
@@ -424,6 +427,7 @@ impl Body {
             token_id: None,
             clock_skew_seconds: None,
             identity: None,
+            job_id: None,
             operator: None,
             peer: None,
             decision: None,

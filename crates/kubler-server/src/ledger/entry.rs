@@ -13,6 +13,7 @@ pub struct Entry {
     request_id: Option<RequestId>,
     environment_id: Option<EnvironmentId>,
     session_id: Option<SessionId>,
+    job_id: Option<String>,
 }
 
 impl Entry {
@@ -24,6 +25,10 @@ impl Entry {
             request_id: body.request_id,
             environment_id: body.environment_id,
             session_id: body.session_id,
+            job_id: body
+                .identity
+                .as_ref()
+                .map(|identity| identity.job.id.clone()),
         }
     }
 
@@ -69,6 +74,7 @@ impl Entry {
         body.request_id = self.request_id;
         body.environment_id = self.environment_id;
         body.session_id = self.session_id;
+        body.job_id = self.job_id.take();
         body.outcome = Some(outcome);
         change(&mut body);
         // The work is done or refused: a failure here is said, not returned. The next start closes what stayed open.

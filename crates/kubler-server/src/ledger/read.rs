@@ -46,13 +46,9 @@ impl Mark {
     }
 
     pub(super) fn of(body: &Body) -> Self {
-        Self {
-            environment: body.environment_id,
-            job: body
-                .identity
-                .as_ref()
-                .map(|identity| identity.job.id.clone()),
-        }
+        let identity = body.identity.as_ref();
+        let job = identity.map(|identity| identity.job.id.clone());
+        Self::new(body.environment_id, job.or_else(|| body.job_id.clone()))
     }
 }
 
@@ -130,14 +126,12 @@ impl Index {
             .job
             .as_ref()
             .map(|job| self.jobs.get(job).copied().unwrap_or(nothing));
-        // Ends of a job's requests carry its environment but not its name: only a lower bound is certain for jobs.
-        let first = [environment, job]
-            .into_iter()
-            .flatten()
-            .map(|stretch| stretch.first)
-            .max()
-            .unwrap_or(0);
-        let to = environment.map_or(size, |stretch| size.min(stretch.last.saturating_add(1)));
+        let stretches = || [environment, job].into_iter().flatten();
+        let first = stretches().map(|stretch| stretch.first).max().unwrap_or(0);
+        let last = stretches()
+            .map(|stretch| stretch.last.saturating_add(1))
+            .min();
+        let to = last.map_or(size, |last| size.min(last));
         let from = query.from.max(first);
         let start = self
             .places
@@ -199,9 +193,11 @@ fn matches(query: &Query, record: &Value) -> bool {
     let environment = query.environment.is_none_or(|id| {
         record.get("environment_id").and_then(Value::as_str) == Some(&id.to_string())
     });
-    let job = query
-        .job
-        .as_deref()
-        .is_none_or(|job| record.pointer("/identity/job/id").and_then(Value::as_str) == Some(job));
-    environment && job
+    let job = || {
+        record
+            .pointer("/identity/job/id")
+            .or_else(|| record.get("job_id"))
+    };
+    let of_job = |wanted: &str| job().and_then(Value::as_str) == Some(wanted);
+    environment && query.job.as_deref().is_none_or(of_job)
 }

@@ -21,6 +21,7 @@ mod faults;
 mod gateway;
 mod kubectl;
 mod lease;
+mod ledger;
 mod refusals;
 mod release;
 mod secrets;
