@@ -133,7 +133,7 @@ pub fn uuid(claims: &Claims, name: &'static str) -> Result<Option<String>, Claim
     }
 }
 
-/// A claim that must be a UUID; see [`uuid`].
+/// A claim that must be a UUID; see [`uuid()`].
 ///
 /// # Errors
 /// When it is absent or not one.
