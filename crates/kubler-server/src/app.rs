@@ -106,7 +106,8 @@ impl StartError {
             Self::Policy(_) => "`kubler policy check` shows every fault with its line".into(),
             Self::Binaries(error) => error.hint(),
             Self::Listen { .. } => "another server may be running; `listen` in the configuration chooses another address".into(),
-            Self::Folder { .. } | Self::Store(_) | Self::Ledger(_) | Self::Session(_) => "check the data folder's owner and the free space".into(),
+            Self::Ledger(error) => error.hint(),
+            Self::Folder { .. } | Self::Store(_) | Self::Session(_) => "check the data folder's owner and the free space".into(),
             Self::Identity(_) | Self::Engine(_) | Self::Certificate(_) => "`kubler-server check` reads everything without starting".into(),
         }
     }

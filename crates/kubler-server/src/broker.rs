@@ -21,7 +21,7 @@ use kubler_core::profile::ResolvedProfile;
 use kubler_core::tombstone::Tombstone;
 use secrecy::SecretString;
 
-pub use self::call::{CLOCK_SKEW_SECONDS, Call, Who};
+pub use self::call::{Call, Who};
 pub use self::error::BrokerError;
 pub use self::trace::Found;
 use crate::clock::Clock;

@@ -28,7 +28,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 pub use self::routes::{ACCESS, Access, RouteAccess, openapi, router};
 use crate::broker::webhook::WebhookSecret;
-use crate::broker::{Broker, CLOCK_SKEW_SECONDS, Call, Who};
+use crate::broker::{Broker, Call, Who};
 use crate::clock::Clock;
 use crate::entropy;
 use crate::gateway::Gateway;
@@ -179,10 +179,7 @@ impl Api {
             let detail = UntrustedText::new(&detail);
             body.details.insert("detail".into(), detail.as_str().into());
         }
-        if refusal.clock_skew_seconds != 0 {
-            let skew = refusal.clock_skew_seconds;
-            body.details.insert(CLOCK_SKEW_SECONDS.into(), skew.into());
-        }
+        body.note_clock_skew(refusal.clock_skew_seconds);
         if let Err(error) = self.broker.ledger.event(body, Durability::Process).await {
             tracing::error!(%error, "a refusal could not be recorded");
         }

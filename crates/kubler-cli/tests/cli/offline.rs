@@ -107,14 +107,14 @@ fn l5_a_changed_record_is_named_and_the_code_says_so() {
 /// What a ledger's folder can be turned into, and what must be said of it first.
 #[test]
 fn l5_what_was_done_to_a_ledger_is_named_with_a_next_step() {
+    type Done<'a> = &'a dyn Fn(&Path);
     let path = |folder: &Path, first| folder.join(layout::segment_name(first));
     let edit = |path: &Path, change: &dyn Fn(Vec<&str>) -> Vec<String>| {
         let text = std::fs::read_to_string(path).unwrap();
         std::fs::write(path, change(text.split_inclusive('\n').collect()).concat()).unwrap();
     };
     let owned = |lines: Vec<&str>| lines.into_iter().map(str::to_owned).collect::<Vec<_>>();
-    type Deed<'a> = &'a dyn Fn(&Path);
-    let cases: [(&str, Deed<'_>); 5] = [
+    let cases: [(&str, Done<'_>); 5] = [
         ("record 5 was removed", &|folder| {
             edit(&path(folder, 4), &|mut lines| {
                 lines.remove(1);

@@ -8,9 +8,6 @@ use kubler_core::ids::RequestId;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use kubler_core::policy::{Caller, Operator};
 
-/// The ledger's name for seconds by which an issuer's clock and ours are seen to differ (rule T6).
-pub const CLOCK_SKEW_SECONDS: &str = "clock_skew_seconds";
-
 /// One request by one verified caller.
 #[derive(Debug, Clone)]
 pub struct Call {
@@ -52,10 +49,7 @@ impl Call {
                 body.identity = Some(Box::new(token.identity.clone()));
                 body.token_sha256 = Some(token.digest.to_string());
                 body.token_id.clone_from(&token.token_id);
-                let skew = token.clock_skew_seconds(self.now);
-                if skew != 0 {
-                    body.details.insert(CLOCK_SKEW_SECONDS.into(), skew.into());
-                }
+                body.note_clock_skew(token.clock_skew_seconds(self.now));
             }
             Who::Operator(operator) => body.operator = Some(operator.name.clone()),
         }

@@ -59,7 +59,7 @@ async fn t6_the_ledger_says_by_how_much_clocks_differ_and_the_caller_does_not_le
     let skews: Vec<_> = records(&server, |record| record["kind"] != "end")
         .await
         .iter()
-        .filter_map(|record| record["details"]["clock_skew_seconds"].as_i64())
+        .filter_map(|record| record["clock_skew_seconds"].as_i64())
         .collect();
     assert!(matches!(skews.as_slice(), [5..=7, 45..=47]), "{skews:?}");
 }

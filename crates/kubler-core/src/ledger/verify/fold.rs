@@ -315,7 +315,10 @@ impl<'a, E: Display, L: Iterator<Item = Result<Hash, E>>> Fold<'a, L> {
                     checkpoint: last,
                 });
             }
-            None if size > 0 => record_faults.push(Fault::NoCheckpoint),
+            // One that is there and does not hold is a fault by itself, and says more.
+            None if size > 0 && self.report.checkpoints == 0 => {
+                record_faults.push(Fault::NoCheckpoint);
+            }
             _ => {}
         }
         // A torn line inside of what was signed is part of the cut that is already named.

@@ -321,7 +321,7 @@ fn l5_re_signing_with_another_key_is_named() {
     // Checked with the key that was kept.
     let report = other.verify(&[]);
     assert_eq!(
-        report.faults.get(1),
+        report.faults.first(),
         Some(&Fault::ForeignCheckpoint {
             number: 1,
             signer: theirs.public().id(),
