@@ -40,7 +40,7 @@ const SERVER_NAME: &str = "kubernetes.default.svc";
 pub(crate) async fn latency(world: World) -> Vec<Measured> {
     let scene = Scene::new(&world).await;
     let mut samples: [Samples; 6] = Default::default();
-    for _ in 0..world.length.rounds(LATENCY_ROUNDS) {
+    for round in 0..world.length.rounds(LATENCY_ROUNDS) {
         let sides = scene.sides().await;
         let http2 = |mut side: Vec<String>| {
             side.push("--http2".to_owned());
@@ -55,12 +55,12 @@ pub(crate) async fn latency(world: World) -> Vec<Measured> {
             http2(direct),
             http2(gateway),
         ];
-        for (arm, into) in arms.into_iter().zip(&mut samples) {
-            let mut arguments = arm;
+        for turn in in_turns(round, arms.len()) {
+            let mut arguments = arms[turn].clone();
             arguments.push(format!("--count={REQUESTS}"));
             let got = world.baseline("get", &arguments).await;
             let got = got["milliseconds"].as_array().expect("samples");
-            into.extend(got.iter().filter_map(Value::as_f64));
+            samples[turn].extend(got.iter().filter_map(Value::as_f64));
         }
     }
     let [
@@ -92,7 +92,7 @@ pub(crate) async fn latency(world: World) -> Vec<Measured> {
 pub(crate) async fn throughput(world: World) -> Vec<Measured> {
     let scene = Scene::new(&world).await;
     let mut samples: [Samples; 4] = Default::default();
-    for _ in 0..world.length.rounds(THROUGHPUT_ROUNDS) {
+    for round in 0..world.length.rounds(THROUGHPUT_ROUNDS) {
         let sides = scene.sides().await;
         let arms = [
             sides.direct,
@@ -100,12 +100,12 @@ pub(crate) async fn throughput(world: World) -> Vec<Measured> {
             sides.kubectl_proxy,
             sides.gateway,
         ];
-        for (arm, into) in arms.into_iter().zip(&mut samples) {
-            let mut arguments = arm;
+        for turn in in_turns(round, arms.len()) {
+            let mut arguments = arms[turn].clone();
             arguments.push(format!("--connections={CONNECTIONS}"));
             arguments.push(format!("--for={SECONDS}s"));
             let measured = world.baseline("throughput", &arguments).await;
-            into.add(number(&measured, "requests_per_second"));
+            samples[turn].add(number(&measured, "requests_per_second"));
         }
     }
     let [direct, forwarded, kubectl_proxy, gateway] = samples;
@@ -113,6 +113,11 @@ pub(crate) async fn throughput(world: World) -> Vec<Measured> {
         Measured::of("gateway_throughput", &gateway).against(kubectl_proxy.median()),
         Measured::of("throughput_direct", &direct).against(forwarded.median()),
     ]
+}
+
+/// Each of `count` sides once, another one first in each round: none is always the one after the pause.
+fn in_turns(round: usize, count: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |turn| (round + turn) % count)
 }
 
 /// One environment with everything through which it is reached. The server goes last.
