@@ -248,10 +248,11 @@ impl Environment {
         Ok(Some(next))
     }
 
-    /// The first reason stays, and so does the moment at which credentials died.
+    /// The first reason stays, and so does the moment at which credentials died: never before they could live.
     fn end(&mut self, reason: EndReason, now: Timestamp) {
+        let born = self.ready_at.unwrap_or(self.created_at);
         self.reason.get_or_insert(reason);
-        self.dead_at.get_or_insert(now);
+        self.dead_at.get_or_insert(now.max(born));
     }
 
     /// What owns it.

@@ -449,26 +449,25 @@ impl Broker {
         let mut body = call.body(Kind::Start, action);
         body.environment_id = id;
         let entry = match self.ledger.start(body.clone(), durability(action)).await {
-            Ok(entry) => Some(entry),
+            Ok(entry) => entry,
             Err(error) if action == LedgerAction::EnvironmentRelease => {
                 tracing::error!(%error, request_id = %call.request_id, "a release could not be recorded; it goes on all the same");
-                None
+                // Whoever may not end it learns nothing without a record.
+                return operation(&mut body).await.map_err(|_| error.into());
             }
             Err(error) => return Err(error.into()),
         };
         let outcome = operation(&mut body).await;
         let told = BrokerError::outcome(outcome.as_ref().err(), call.now, self.clock.now());
         // What happened is already durable or refused: a ledger that fails now must not turn it into an error.
-        if let Some(entry) = entry {
-            entry
-                .end_with(told, |end| {
-                    end.environment_id = body.environment_id;
-                    end.session_id = body.session_id;
-                    end.decision = body.decision;
-                    end.details = body.details;
-                })
-                .await;
-        }
+        entry
+            .end_with(told, |end| {
+                end.environment_id = body.environment_id;
+                end.session_id = body.session_id;
+                end.decision = body.decision;
+                end.details = body.details;
+            })
+            .await;
         outcome
     }
 }

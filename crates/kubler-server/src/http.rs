@@ -1,5 +1,6 @@
 //! The HTTP API: reads a request, finds out who calls, asks the broker, writes the answer. Decides nothing.
 
+mod bodies;
 mod environments;
 pub mod error;
 mod health;
@@ -11,14 +12,15 @@ mod sessions;
 mod view;
 mod webhooks;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use kubler_api::error::ErrorCode;
+use jiff::Timestamp;
 use kubler_core::configuration::Configuration;
 use kubler_core::ids::{RequestId, TokenDigest};
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
@@ -59,27 +61,31 @@ pub struct Api {
     pub clock: Arc<dyn Clock>,
 }
 
-/// Refusals that were recorded a short while ago, bounded in number.
+/// Refusals that have a record of their own in this minute. So many and no more: the others are counted, whoever they
+/// come from.
 #[derive(Debug)]
-pub struct Told(moka::sync::Cache<(&'static str, TokenDigest), ()>);
+pub struct Told(Mutex<(Timestamp, HashSet<(&'static str, TokenDigest)>)>);
 
 impl Told {
-    /// How long a refusal that was recorded is only counted.
-    const FOR: Duration = Duration::from_secs(60);
-    /// How many are remembered.
-    const MAX: u64 = 4096;
+    /// How long a refusal that was recorded is only counted, in seconds.
+    const SECONDS: i64 = 60;
+    /// How many records of their own refusals get in that time.
+    const MAX: usize = 120;
 
-    fn is_news(&self, refusal: (&'static str, TokenDigest)) -> bool {
-        self.0.entry(refusal).or_insert(()).is_fresh()
+    fn is_news(&self, refusal: (&'static str, TokenDigest), now: Timestamp) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, known) = &mut *told;
+        if now.as_second().saturating_sub(since.as_second()) >= Self::SECONDS {
+            *since = now;
+            known.clear();
+        }
+        known.len() < Self::MAX && known.insert(refusal)
     }
 }
 
 impl Default for Told {
     fn default() -> Self {
-        let cache = moka::sync::Cache::builder()
-            .max_capacity(Self::MAX)
-            .time_to_live(Self::FOR);
-        Self(cache.build())
+        Self(Mutex::new((Timestamp::MIN, HashSet::new())))
     }
 }
 
@@ -166,7 +172,7 @@ impl Api {
     async fn refuse_token(&self, arrival: &Arrival, digest: TokenDigest, refusal: Refusal) {
         let reason = refusal.reason.as_str();
         let is_signed = refusal.identity.is_some() || refusal.detail.is_some();
-        if !is_signed || !self.told.is_news((reason, digest)) {
+        if !is_signed || !self.told.is_news((reason, digest), self.clock.now()) {
             return self.refuse(arrival, reason);
         }
         let mut body = Body::new(Kind::Event, LedgerAction::CallerRefuse);
@@ -218,5 +224,22 @@ fn bearer(parts: &Parts) -> Result<Option<SecretString>, ApiError> {
     match (token, values.next()) {
         (Some((_, token)), None) => Ok(Some(SecretString::from(token.trim()))),
         _ => Err(ApiError::unauthenticated(None)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_get_so_many_records_of_their_own_in_a_minute_and_no_more() {
+        let told = Told::default();
+        let at = |second| Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let token = |nth: usize| ("token_expired", TokenDigest::of(&nth.to_string()));
+        assert!(told.is_news(token(0), at(0)));
+        assert!(!told.is_news(token(0), at(59)), "the same again");
+        let others = (1..5000).filter(|nth| told.is_news(token(*nth), at(1))).count();
+        assert_eq!(others, Told::MAX - 1);
+        assert!(told.is_news(token(0), at(60)));
     }
 }

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::error::ApiError;
+use super::bodies::Bodies;
 use super::{Api, Peer};
 
 /// How long a TLS handshake may take.
@@ -116,6 +117,7 @@ pub async fn serve(
 ) {
     let door = Arc::new(Door {
         router: super::router(Arc::clone(&api)),
+        bodies: Bodies::default(),
         api,
         acceptor: TlsAcceptor::from(tls),
     });
@@ -149,6 +151,7 @@ pub async fn serve(
 
 struct Door {
     api: Arc<Api>,
+    bodies: Bodies,
     router: Router,
     acceptor: TlsAcceptor,
 }
@@ -198,7 +201,7 @@ impl Door {
 
     async fn answer(
         self: Arc<Self>,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
         peer: Peer,
     ) -> Result<Response<Body>, Infallible> {
         if request.uri().path().starts_with(paths::GATEWAY) {
@@ -208,6 +211,11 @@ impl Door {
             return Ok(ApiError::internal().into_response());
         };
         let request_id = arrival.request_id.to_string();
+        // The body first: who calls, and when, is asked once all is there, so that nobody acts in the past.
+        let mut request = match self.bodies.read(request).await {
+            Ok(request) => request,
+            Err(refused) => return Ok(refused.of(&arrival).into_response()),
+        };
         request.extensions_mut().insert(arrival);
         // A task of its own: what has begun goes to its end, also when its caller has gone. A commit that is
         // cut off in the middle is durable, and nobody would know.
