@@ -19,8 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use kubler_api::error::ErrorCode;
 use jiff::Timestamp;
+use kubler_api::error::ErrorCode;
 use kubler_core::configuration::Configuration;
 use kubler_core::ids::{RequestId, TokenDigest};
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
@@ -234,11 +234,13 @@ mod tests {
     #[test]
     fn refusals_get_so_many_records_of_their_own_in_a_minute_and_no_more() {
         let told = Told::default();
-        let at = |second| Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
         let token = |nth: usize| ("token_expired", TokenDigest::of(&nth.to_string()));
         assert!(told.is_news(token(0), at(0)));
         assert!(!told.is_news(token(0), at(59)), "the same again");
-        let others = (1..5000).filter(|nth| told.is_news(token(*nth), at(1))).count();
+        let others = (1..5000)
+            .filter(|nth| told.is_news(token(*nth), at(1)))
+            .count();
         assert_eq!(others, Told::MAX - 1);
         assert!(told.is_news(token(0), at(60)));
     }

@@ -184,6 +184,19 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("the runtime cannot start")
 }
 
+/// Takes all the descriptors that this process may have: each open request needs two.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, open_files = limit.current, "the limit of open files stays as it is");
+    }
+}
+
 fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env(config::KUBLER_LOG)
         .unwrap_or_else(|_| "info".into());
@@ -192,6 +205,7 @@ fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
+    raise_open_files();
     runtime()?.block_on(async {
         let loaded = config::load(&arguments.config.config)?;
         let app = App::start(&loaded, &Surroundings::read(), Arc::new(SystemClock)).await?;
@@ -208,7 +222,7 @@ fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
                     _ = hangup.recv() => api.broker.reload_policies().await,
                 }
             }
-            tracing::info!("stopping: open requests may end, environments stay alive");
+            tracing::info!("stopping: open requests may end");
             shutdown.cancel();
         });
         let stop = match arguments.on_stop {

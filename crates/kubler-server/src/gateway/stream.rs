@@ -202,26 +202,15 @@ pub(super) struct AnswerBody {
 }
 
 impl AnswerBody {
-    /// The body of `stream`. One that goes on is watched from the beginning; one that is short only when it
-    /// does not come at once.
+    /// The body of `stream`, under watch from the beginning: a client that does not read must not keep it open.
     pub(super) fn new(stream: Arc<OpenStream>, gate: Arc<Gate>, length: Option<u64>) -> Self {
-        let is_long = stream.span != Span::Short;
-        let mut body = Self {
+        let place = Some(gate.enter(&stream));
+        Self {
             stream,
             gate,
-            place: None,
+            place,
             length,
             is_over: false,
-        };
-        if is_long {
-            body.enter();
-        }
-        body
-    }
-
-    fn enter(&mut self) {
-        if self.place.is_none() {
-            self.place = Some(self.gate.enter(&self.stream));
         }
     }
 
@@ -255,8 +244,6 @@ impl AnswerBody {
                     Some(waker) => waker.clone_from(context.waker()),
                     none => *none = Some(context.waker().clone()),
                 }
-                drop(state);
-                self.enter();
                 Poll::Pending
             }
             Poll::Ready(Some(Ok(bytes))) => {

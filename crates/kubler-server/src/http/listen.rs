@@ -25,8 +25,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use super::error::ApiError;
 use super::bodies::Bodies;
+use super::error::ApiError;
 use super::{Api, Peer};
 
 /// How long a TLS handshake may take.

@@ -17,7 +17,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 async fn a_release_goes_to_its_end_when_its_caller_hangs_up() {
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;
-    for patience_ms in [1, 4, 9] {
+    for patience_us in [400, 1000, 2000, 4000, 7000] {
         let job = buildkite.build("app").start().job("test").run();
         let environment = server.create(&job, "main").await;
         let id = environment["id"].as_str().unwrap();
@@ -27,7 +27,7 @@ async fn a_release_goes_to_its_end_when_its_caller_hangs_up() {
             .post(format!("{}/v1/environments/{id}/release", server.url()))
             .bearer_auth(server.token(&job));
         // The caller goes away at some moment of the operation; most of them are before its answer.
-        let _ = tokio::time::timeout(Duration::from_millis(patience_ms), release.send()).await;
+        let _ = tokio::time::timeout(Duration::from_micros(patience_us), release.send()).await;
 
         // Whether it had arrived or not: what the store says and what the gateway says are one.
         let says_it_ended = server.environment(id).await["end"] != serde_json::Value::Null;
@@ -84,6 +84,31 @@ async fn an_open_request_is_answered_before_the_server_stops() {
     let made: serde_json::Value = made.json().await.unwrap();
     assert_eq!(made["phase"], "ready", "{made:#}");
     server.restart().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_come_keeps_no_place_and_does_nothing() {
+    let buildkite = Buildkite::start();
+    let server = Server::of(&buildkite).start().await;
+    let job = buildkite.build("app").start().job("test").run();
+    let (address, ca) = (
+        server.url().trim_start_matches("https://"),
+        std::fs::read(server.ca()).unwrap(),
+    );
+    let mut stream = kubler_testkit::tls::connect(address, &ca).await;
+    let head = format!(
+        "POST /v1/environments HTTP/1.1\r\nHost: kubler\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\nContent-Length: 25\r\n\r\n{{\"profile\":",
+        server.token(&job)
+    );
+    tokio::io::AsyncWriteExt::write_all(&mut stream, head.as_bytes())
+        .await
+        .unwrap();
+    let mut answer = [0; 12];
+    let answered = tokio::time::timeout(SILENCE_MAX, stream.read_exact(&mut answer)).await;
+    answered.expect("an answer").unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 400");
+    let listed = server.operator(Method::GET, "/v1/environments").await;
+    assert_eq!(listed.body["environments"], json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
