@@ -155,8 +155,9 @@ impl Api {
                 let answer = if refusal.reason.is_temporary() {
                     ApiError::new(
                         ErrorCode::Unavailable,
-                        "the caller cannot be verified at this moment",
+                        "the caller cannot be verified at this moment: the issuer's keys cannot be had",
                     )
+                    .hint("try again in a moment; if it stays so, the operator finds the reason in the server's log")
                 } else {
                     ApiError::unauthenticated(refusal.disclosed.clone())
                 };

@@ -63,6 +63,14 @@ pub enum InitError {
         /// Why.
         source: std::io::Error,
     },
+    /// A file that was named could not be read.
+    #[error("`{path}` cannot be read: {source}")]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// No certificate could be made.
     #[error("no certificate could be made: {0}")]
     Certificate(#[from] rcgen::Error),
@@ -79,7 +87,10 @@ impl InitError {
             Self::NotAUrl(_) => {
                 "kubectl sends no credentials over plain http; give a name that the jobs can resolve"
             }
-            Self::Unwritable { .. } => "check the folder's owner and the free space",
+            Self::Unwritable { .. } => {
+                "check the folder's owner and the free space; a folder that was begun has to be removed first"
+            }
+            Self::Unreadable { .. } => "check the path and who may read it; nothing was written",
             Self::Certificate(_) => "this is a fault of the server; please report it",
         }
     }
@@ -100,6 +111,16 @@ pub fn init(init: &Init, now: Timestamp) -> Result<(), InitError> {
     if init.folder.join(CONFIGURATION_FILE).exists() {
         return Err(InitError::Exists(init.folder.join(CONFIGURATION_FILE)));
     }
+    // Read before anything is written, so that a mistake leaves nothing behind.
+    let issuer_ca = init.issuer.as_ref().and_then(|issuer| issuer.ca.as_ref());
+    let issuer_ca = issuer_ca
+        .map(|path| {
+            std::fs::read(path).map_err(|source| InitError::Unreadable {
+                path: path.clone(),
+                source,
+            })
+        })
+        .transpose()?;
     for folder in ["", "tls", "policies", "manifests", "secrets"] {
         create_private_folder(&init.folder.join(folder))?;
     }
@@ -108,11 +129,7 @@ pub fn init(init: &Init, now: Timestamp) -> Result<(), InitError> {
     {
         write(&init.folder.join("policies").join(name), text.as_bytes())?;
     }
-    if let Some(ca) = init.issuer.as_ref().and_then(|issuer| issuer.ca.as_ref()) {
-        let pem = std::fs::read(ca).map_err(|source| InitError::Unwritable {
-            path: ca.clone(),
-            source,
-        })?;
+    if let Some(pem) = issuer_ca {
         write(&init.folder.join("tls/issuer-ca.pem"), &pem)?;
     }
     write(
@@ -309,7 +326,8 @@ pub fn next_steps(init: &Init) -> String {
 
 1. Start the server:
      kubler-server serve --config {folder}/{CONFIGURATION_FILE}
-2. Put the CA where your agents can read it (it is public): {folder}/tls/ca.pem
+2. Put the CA where your agents can read it (it is public):
+     install -m 644 {folder}/tls/ca.pem /etc/kubler-ca.pem
 3. Paste into a pipeline:
 
      steps:
@@ -319,12 +337,18 @@ pub fn next_steps(init: &Init) -> String {
            - kubler/kubler#v0.1.0:
                server: {url}
                profile: ci-small
-               ca: /path/to/ca.pem
+               ca: /etc/kubler-ca.pem
+
+   Builds that a push or a pull request starts (`webhook`) get the profile `untrusted` only, since the fork of a
+   stranger may be behind them. If every pipeline prefixes branches of third-party forks, say so with
+   `fork_branches_are_prefixed: true` in {CONFIGURATION_FILE}, and they may use `ci-small` too.
 
 4. Look around as an operator:
      export KUBLER_SERVER={url} KUBLER_CA={folder}/tls/ca.pem
      export KUBLER_CLIENT_CERTIFICATE={folder}/tls/operator.pem KUBLER_CLIENT_KEY={folder}/tls/operator.key
      kubler env list
+5. Stop it: SIGTERM leaves environments alive for the next start. To end them all:
+     kubler-server serve --config {folder}/{CONFIGURATION_FILE} --on-stop end   (and then SIGTERM)
 "#
     )
 }

@@ -251,6 +251,16 @@ fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
         policies.current().len(),
         policies.current().digest()
     );
+    for issuer in &loaded.configuration.issuers {
+        let (audience, url) = (&issuer.audience, &loaded.configuration.url);
+        if audience != url {
+            println!(
+                "note: tokens of {} must be for `{audience}`, which is not the server's `url` `{url}`: jobs must ask for it \
+                 (`audience` in the plugin, `--audience` of `kubler`)",
+                issuer.url
+            );
+        }
+    }
     println!("{} is fine", argument.config.display());
     Ok(())
 }

@@ -101,7 +101,8 @@ fn errors() -> String {
     format!(
         "Every refusal is `application/problem+json` (RFC 9457) with a stable `code`. `detail` says what was wrong and \
          where, `hint` what to do next; the hint below stands there when there is no better one. `request_id` names the \
-         request in the ledger.\n\n{}",
+         request in the ledger, but for those that were refused before anybody knew who called: they are counted, by \
+         source and reason.\n\n{}",
         table(["code", "status", "what", "what next"], rows)
     )
 }

@@ -15,6 +15,7 @@ use ureq::tls::TlsConfig;
 
 use crate::clock::Deadline;
 use crate::exit::{Exit, Failure, Outcome, Retry};
+use crate::output;
 
 mod pods;
 
@@ -327,6 +328,7 @@ impl Client {
 /// Tries again while that can help and time is left, and returns the last failure.
 pub fn retrying<T>(deadline: Deadline, mut call: impl FnMut() -> Outcome<T>) -> Outcome<T> {
     let mut pause = Duration::from_millis(RETRY_MILLISECONDS_MIN);
+    let mut has_said_so = false;
     loop {
         let failure = match call() {
             Ok(value) => return Ok(value),
@@ -339,6 +341,16 @@ pub fn retrying<T>(deadline: Deadline, mut call: impl FnMut() -> Outcome<T>) -> 
         };
         if wait >= deadline.left() {
             return Err(failure);
+        }
+        // Once it takes longer than a moment: whoever waits wants to know for what.
+        if pause > Duration::from_millis(RETRY_MILLISECONDS_MIN)
+            && !std::mem::replace(&mut has_said_so, true)
+        {
+            let left = deadline.left().as_secs();
+            output::remark(&format!(
+                "kubler: {}; trying again for up to {left} s",
+                failure.message
+            ));
         }
         std::thread::sleep(wait);
         pause = (pause * 2).min(Duration::from_millis(RETRY_MILLISECONDS_MAX));

@@ -225,11 +225,20 @@ impl Inner {
             }
             Err(error) => {
                 let failure = describe(&error);
-                tracing::warn!(
-                    issuer = self.fetcher.issuer(),
-                    failure,
-                    "keys could not be fetched; known ones stay in use"
-                );
+                let issuer = self.fetcher.issuer();
+                if self.known.load().is_some() {
+                    tracing::warn!(
+                        issuer,
+                        failure,
+                        "keys could not be fetched; known ones stay in use"
+                    );
+                } else {
+                    tracing::error!(
+                        issuer,
+                        failure,
+                        "keys could not be fetched and none are known: its jobs are refused until they can be"
+                    );
+                }
                 Some(failure)
             }
         };

@@ -21,7 +21,7 @@ use crate::directory::Directory;
 use crate::engine::{Engine, EngineError, ErrorClass};
 use crate::ledger::{Durability, Ledger};
 use crate::metrics::Gauges;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// Longest time between two looks at leases and deadlines.
 const TICK_MAX: Duration = Duration::from_millis(500);
@@ -330,6 +330,10 @@ impl Reconciler {
                 self.wake.wake();
             }
             Ok(None) => {}
+            // Somebody was faster, such as a release while it was made: the next round sees what is so.
+            Err(StoreError::Transition(error)) => {
+                tracing::debug!(environment = %id, %error, "a change came too late");
+            }
             Err(error) => {
                 tracing::error!(environment = %id, %error, "a change could not be written; trying again");
             }

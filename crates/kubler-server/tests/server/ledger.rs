@@ -36,12 +36,14 @@ async fn an_operator_finds_what_a_job_did_by_whatever_is_at_hand() {
         String::from_utf8(output.stdout).unwrap()
     };
     let number = format!("app/{}", build.record().number);
+    let as_shown = format!("{}/{number}", job.organization().slug);
     let build_id = build.id().to_string();
     let job_id = job.id().to_string();
     for at_hand in [
         id.as_str(),
         &job_id,
         &number,
+        &as_shown,
         &build_id,
         commit,
         &commit[..8],

@@ -148,6 +148,8 @@ pub(crate) fn client(server: &Server) -> Client {
     Client::builder()
         .use_rustls_tls()
         .tls_certs_only([reqwest::Certificate::from_pem(&ca).expect("a CA")])
+        // The server closes what rests for 15 s: a connection that is taken up just then would count as no answer.
+        .pool_idle_timeout(Duration::from_secs(5))
         .build()
         .expect("a client")
 }
