@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use kubler_api::error::ErrorCode;
 use kubler_api::paths;
@@ -18,6 +18,8 @@ use crate::broker::webhook::WEBHOOK_BYTES_MAX;
 
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is read of a body past its bound, in bytes.
+const DISCARDED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Ordinary bodies that are read at once: 64 MiB at most.
 const BODIES_MAX: usize = 1024;
 /// Webhooks that are read at once: 16 MiB at most.
@@ -58,22 +60,41 @@ impl Bodies {
             let Ok(_room) = room.acquire().await else {
                 return Err(ApiError::internal());
             };
-            let collected = Limited::new(body, bytes_max).collect().await;
-            collected.map_err(|error| {
-                if error.is::<LengthLimitError>() {
-                    let detail = format!("the body is longer than {bytes_max} bytes");
-                    ApiError::new(ErrorCode::TooLarge, detail)
-                } else {
-                    ApiError::new(ErrorCode::InvalidRequest, "the body broke off")
-                }
-            })
+            collect(body, bytes_max).await
         };
         let read = tokio::time::timeout(BODY_TIMEOUT, whole).await;
         let slow = || {
             let detail = format!("the body did not come within {} s", BODY_TIMEOUT.as_secs());
             ApiError::new(ErrorCode::InvalidRequest, detail).hint("send the request again")
         };
-        let bytes = read.unwrap_or_else(|_| Err(slow()))?.to_bytes();
+        let bytes = read.unwrap_or_else(|_| Err(slow()))?;
         Ok(Request::from_parts(head, Body::from(bytes)))
     }
+}
+
+/// All of a body. Of one that is too long some more is read and thrown away: most clients read no answer before they
+/// have written everything, and would only see a connection that broke.
+async fn collect(mut body: Incoming, bytes_max: usize) -> Result<Vec<u8>, ApiError> {
+    let (mut bytes, mut length) = (Vec::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        let frame =
+            frame.map_err(|_| ApiError::new(ErrorCode::InvalidRequest, "the body broke off"))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        length = length.saturating_add(data.len());
+        if length <= bytes_max {
+            bytes.extend_from_slice(&data);
+        } else {
+            bytes = Vec::new();
+        }
+        if length > bytes_max.saturating_add(DISCARDED_BYTES_MAX) {
+            break;
+        }
+    }
+    if length > bytes_max {
+        let detail = format!("the body is longer than {bytes_max} bytes");
+        return Err(ApiError::new(ErrorCode::TooLarge, detail));
+    }
+    Ok(bytes)
 }

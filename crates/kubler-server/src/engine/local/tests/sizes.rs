@@ -8,7 +8,7 @@ use super::resisting::Put;
 use super::*;
 
 /// What an idle environment may hold of its own, in bytes.
-const IDLE_MEMORY_BYTES_MAX: u64 = 150 << 20;
+const IDLE_MEMORY_BYTES_MAX: u64 = 200 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_environment_that_stores_more_than_its_bound_is_ended_and_a_neighbour_lives() {
@@ -84,7 +84,7 @@ async fn an_environment_that_holds_more_memory_than_its_bound_is_ended_also_when
         Some(Condition::Whole)
     );
 
-    // The bar that profiles are measured against: what an idle environment holds once it has settled.
+    // What an idle environment holds once it has settled, with room for a busy machine: `make bench` measures the bar.
     let process = &engine.inner.mark(neighbour.id).processes()[0];
     let settled = eventually("it settles", || async {
         memory_bytes(process).filter(|bytes| *bytes <= IDLE_MEMORY_BYTES_MAX)
