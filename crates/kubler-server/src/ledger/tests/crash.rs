@@ -93,6 +93,8 @@ async fn l4_a_record_that_was_torn_anywhere_is_cut_and_said() {
     let begin = text.iter().position(|byte| *byte == b'\n').unwrap() + 1;
     for torn in 1..text.len() - begin {
         std::fs::write(world.records(), &text[..begin + torn]).unwrap();
+        let before = world.verify();
+        assert!(before.is_intact() && before.torn, "{torn}: {before}");
         drop(world.open().unwrap());
         let lines = world.lines();
         assert_eq!(lines.len(), 2, "{torn}");
