@@ -371,8 +371,14 @@ impl Body {
     }
 
     fn to_json(&self) -> Vec<u8> {
+        // Most records fit, so that memory is asked for once.
+        const USUAL_BYTES: usize = 2048;
+        let mut bytes = Vec::with_capacity(USUAL_BYTES);
         // Fails only for maps whose keys are not text, of which there are none.
-        serde_json::to_vec(self).unwrap_or_default()
+        if serde_json::to_writer(&mut bytes, self).is_err() {
+            bytes.clear();
+        }
+        bytes
     }
 
     fn shorten(&mut self) {

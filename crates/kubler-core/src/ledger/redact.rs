@@ -96,21 +96,15 @@ fn redact_word(word: &str) -> String {
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
-    let Some((first, _)) = part.split_first() else {
-        return true;
-    };
-    text.iter().enumerate().any(|(at, byte)| {
-        byte == first && text.get(at..).is_some_and(|rest| rest.starts_with(part))
-    })
+    memchr::memmem::find(text, part).is_some()
 }
 
+/// Looked for by its blank: written JSON has few.
 fn contains_bearer(text: &[u8]) -> bool {
-    let length = BEARER.len();
-    text.iter().enumerate().any(|(at, byte)| {
-        byte.eq_ignore_ascii_case(&b'b')
-            && text
-                .get(at..at + length)
-                .is_some_and(|word| word.eq_ignore_ascii_case(BEARER.as_bytes()))
+    let word = BEARER.trim_end().as_bytes();
+    memchr::memchr_iter(b' ', text).any(|blank| {
+        text.get(blank.saturating_sub(word.len())..blank)
+            .is_some_and(|before| before.eq_ignore_ascii_case(word))
     })
 }
 
