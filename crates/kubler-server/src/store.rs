@@ -6,6 +6,7 @@ mod environments;
 mod exchanges;
 mod rows;
 mod search;
+mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use tokio::sync::Mutex;
 pub use self::environments::Created;
 pub use self::exchanges::{EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged};
 pub use self::search::{Place, SEARCH_MAX, SEARCH_PAGE, Search};
+use self::writer::Writer;
 use crate::directory::Directory;
 
 /// How long a tombstone is kept, in hours: a week.
@@ -37,12 +39,16 @@ const CHECK_EVERY_MICROSECONDS: i64 = 1_000_000;
 /// How long to wait for another process's lock on the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Connections that read at once.
+const READERS_MAX: u32 = 4;
+
 /// Environments and exchanges in one SQLite file.
 #[derive(Debug)]
 pub struct Store {
+    /// For reading. However slow, it never holds up an end.
     pool: SqlitePool,
-    /// SQLite has one writer; waiting here is fair and cannot time out half-way.
-    writer: Mutex<()>,
+    /// SQLite has one writer, which has a connection of its own; waiting here is fair and cannot time out half-way.
+    writer: Mutex<Writer>,
     directory: Arc<Directory>,
     limits: Limits,
     /// When the file was last found writable.
@@ -55,6 +61,9 @@ pub enum StoreError {
     /// The database refused or could not be reached.
     #[error("the store failed: {0}")]
     Database(#[from] sqlx::Error),
+    /// The disk has no room for anything new: what is left is kept for ends.
+    #[error("the store has no room for anything new")]
+    NoRoom,
     /// The schema could not be brought up to date.
     #[error("the store could not be migrated: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
@@ -88,6 +97,22 @@ pub enum StoreError {
     },
 }
 
+/// SQLite's word for a disk without room (`SQLITE_FULL`).
+const SQLITE_FULL: &str = "13";
+
+impl StoreError {
+    /// Whether it is the disk that has no room.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::NoRoom => true,
+            Self::Database(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| code == SQLITE_FULL)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Whose limit was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Own {
@@ -116,13 +141,14 @@ impl Store {
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true);
         let pool = SqlitePoolOptions::new()
-            .max_connections(4)
-            .connect_with(options)
+            .max_connections(READERS_MAX)
+            .connect_with(options.clone())
             .await?;
         migrations().run(&pool).await?;
+        let writer = Writer::connect(file, options).await?;
         let store = Self {
             pool,
-            writer: Mutex::new(()),
+            writer: Mutex::new(writer),
             directory,
             limits,
             written_at: AtomicI64::new(i64::MIN),
@@ -142,15 +168,17 @@ impl Store {
     /// When it cannot: the disk is full, the file is read-only, or somebody else holds its lock.
     pub async fn check(&self, now: Timestamp) -> Result<(), StoreError> {
         let now = now.as_microsecond();
-        let _writer = self.writer.lock().await;
+        let mut writer = self.writer.lock().await;
         let since = now.saturating_sub(self.written_at.load(Ordering::Relaxed));
         if (0..CHECK_EVERY_MICROSECONDS).contains(&since) {
             return Ok(());
         }
+        let mut transaction = writer.begin_new().await?;
         sqlx::query("INSERT INTO written (id, at) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET at = excluded.at")
             .bind(now)
-            .execute(&self.pool)
+            .execute(&mut *transaction)
             .await?;
+        transaction.commit().await?;
         self.written_at.store(now, Ordering::Relaxed);
         Ok(())
     }
@@ -161,25 +189,29 @@ impl Store {
     /// When it cannot be written.
     pub async fn forget(&self, now: Timestamp) -> Result<(), StoreError> {
         let hour = |hours: i64| now.as_microsecond() - hours * 3_600_000_000;
-        let _writer = self.writer.lock().await;
+        let mut writer = self.writer.lock().await;
+        let mut transaction = writer.begin().await?;
+        let mut forgotten = Vec::new();
         let old = sqlx::query("SELECT id FROM environments WHERE phase = 'gone' AND gone_at < ?")
             .bind(hour(TOMBSTONE_HOURS))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *transaction)
             .await?;
         for row in old {
             let id: String = row.try_get(0)?;
             sqlx::query("DELETE FROM environments WHERE id = ?")
                 .bind(&id)
-                .execute(&self.pool)
+                .execute(&mut *transaction)
                 .await?;
-            if let Ok(id) = id.parse() {
-                self.directory.remove(id);
-            }
+            forgotten.extend(id.parse::<EnvironmentId>());
         }
         sqlx::query("DELETE FROM exchanges WHERE token_expires_at < ?")
             .bind(hour(1))
-            .execute(&self.pool)
+            .execute(&mut *transaction)
             .await?;
+        transaction.commit().await?;
+        forgotten
+            .into_iter()
+            .for_each(|id| self.directory.remove(id));
         Ok(())
     }
 }
@@ -203,6 +235,7 @@ fn migrations() -> Migrator {
         ),
         file(2, "search", include_str!("../migrations/0002_search.sql")),
         file(3, "written", include_str!("../migrations/0003_written.sql")),
+        file(4, "ledger", include_str!("../migrations/0004_ledger.sql")),
     ])
 }
 

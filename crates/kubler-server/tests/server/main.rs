@@ -18,6 +18,7 @@ mod create;
 mod demo;
 mod environments;
 mod faults;
+mod full_disk;
 mod gateway;
 mod kubectl;
 mod lease;
