@@ -8,6 +8,7 @@ mod rows;
 mod search;
 mod writer;
 
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -18,11 +19,13 @@ use kubler_core::configuration::Limits;
 use kubler_core::environment::TransitionError;
 use kubler_core::ids::EnvironmentId;
 use kubler_core::invariants;
+use kubler_core::ledger::checkpoint::PublicKey;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
 };
-use sqlx::{Row as _, SqlSafeStr as _};
+use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqlSafeStr as _};
 use tokio::sync::Mutex;
 
 pub use self::environments::Created;
@@ -30,6 +33,7 @@ pub use self::exchanges::{EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged};
 pub use self::search::{Place, SEARCH_MAX, SEARCH_PAGE, Search};
 use self::writer::Writer;
 use crate::directory::Directory;
+use crate::ledger::Witness;
 
 /// How long a tombstone is kept, in hours: a week.
 pub const TOMBSTONE_HOURS: i64 = 168;
@@ -183,6 +187,39 @@ impl Store {
         Ok(())
     }
 
+    /// Remembers a checkpoint of the ledger: from now on the ledger must hold it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn saw_ledger(&self, key: &PublicKey, note: &str) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock().await;
+        let mut transaction = writer.begin().await?;
+        sqlx::query("INSERT INTO ledger_seen (id, key, note) VALUES (1, ?, ?) ON CONFLICT (id) DO UPDATE SET key = excluded.key, note = excluded.note")
+            .bind(key.to_string())
+            .bind(note)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// What this store saw of its ledger, if anything.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn witness(&self) -> Result<Option<Witness>, StoreError> {
+        let row = sqlx::query("SELECT note FROM ledger_seen")
+            .fetch_optional(&self.pool)
+            .await?;
+        let witness = |row: SqliteRow| -> Result<Witness, StoreError> {
+            Ok(Witness {
+                name: "the store".into(),
+                note: row.try_get(0)?,
+            })
+        };
+        row.map(witness).transpose()
+    }
+
     /// Forgets what is of no use any more: tombstones past their week, exchanges of tokens that expired an hour ago.
     ///
     /// # Errors
@@ -213,6 +250,57 @@ impl Store {
             .into_iter()
             .for_each(|id| self.directory.remove(id));
         Ok(())
+    }
+}
+
+/// Copies the store in the file `from` into the new file `to`, as it is at one moment; a server may be using it.
+///
+/// # Errors
+/// When it cannot be read, or the copy cannot be written.
+pub async fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
+    let options = SqliteConnectOptions::new()
+        .filename(from)
+        .create_if_missing(false)
+        .busy_timeout(BUSY_TIMEOUT);
+    // Made beforehand, so that nobody else can read it at any moment.
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to)
+        .map_err(sqlx::Error::Io)?;
+    let mut connection = options.connect().await?;
+    sqlx::query("VACUUM INTO ?")
+        .bind(to.to_string_lossy().into_owned())
+        .execute(&mut connection)
+        .await?;
+    connection.close().await?;
+    file.sync_all().map_err(sqlx::Error::Io)?;
+    Ok(())
+}
+
+/// Whether the file holds a store that is whole. Changes nothing.
+///
+/// # Errors
+/// When it does not.
+pub async fn check_file(file: &Path) -> Result<(), StoreError> {
+    let options = SqliteConnectOptions::new()
+        .filename(file)
+        .read_only(true)
+        .immutable(true);
+    let mut connection = options.connect().await?;
+    let row = sqlx::query("PRAGMA integrity_check")
+        .fetch_one(&mut connection)
+        .await?;
+    let said: String = row.try_get(0)?;
+    connection.close().await?;
+    if said == "ok" {
+        Ok(())
+    } else {
+        Err(StoreError::Unreadable {
+            id: file.display().to_string(),
+            message: said,
+        })
     }
 }
 

@@ -271,6 +271,15 @@ impl Writer {
         Arc::clone(self.records.file())
     }
 
+    /// Records that are there.
+    pub(super) const fn size(&self) -> u64 {
+        self.frontier.size()
+    }
+
+    pub(super) const fn index(&self) -> &Index {
+        &self.index
+    }
+
     pub(super) fn plan(&self, query: &Query) -> Plan {
         self.index.plan(query, self.frontier.size())
     }

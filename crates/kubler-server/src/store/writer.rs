@@ -37,9 +37,6 @@ pub(super) struct Writer {
     /// Up to where blocks of the log are its own, in bytes.
     own: u64,
     folder: PathBuf,
-    /// No room can be had: for tests.
-    #[cfg(test)]
-    filled: bool,
 }
 
 impl Writer {
@@ -65,8 +62,6 @@ impl Writer {
             log,
             own: 0,
             folder,
-            #[cfg(test)]
-            filled: false,
         };
         // On a disk that was full before, what is there is what was kept.
         match writer.make_room().await {
@@ -94,10 +89,6 @@ impl Writer {
     /// # Errors
     /// `NoRoom` when it cannot be had.
     pub(super) async fn make_room(&mut self) -> Result<(), StoreError> {
-        #[cfg(test)]
-        if self.filled {
-            return Err(StoreError::NoRoom);
-        }
         self.keep_log()?;
         if self.free_pages().await? < PAGES_KEPT {
             self.grow().await?;
@@ -149,12 +140,6 @@ impl Writer {
             .execute(&mut self.connection)
             .await?;
         Ok(())
-    }
-
-    /// As if the disk were full.
-    #[cfg(test)]
-    pub(super) fn fill(&mut self, filled: bool) {
-        self.filled = filled;
     }
 }
 

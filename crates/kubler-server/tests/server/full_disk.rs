@@ -26,7 +26,7 @@ async fn the_whole_server() {
     let Some(disk) = disk::disk() else { return };
     let data = disk.join("data");
     let buildkite = Buildkite::start();
-    let server = Server::of(&buildkite)
+    let mut server = Server::of(&buildkite)
         .edit("data: data", &format!("data: {}", data.display()))
         .profile_line("lease_seconds: 120")
         .start()
@@ -84,11 +84,31 @@ async fn the_whole_server() {
     wait_until_gone(&server, &jobs[0], &ids[0]).await;
 
     neighbour.moves_out();
-    // By itself, without a restart.
+    // By itself, without a restart; and who lived through it lives.
     let deadline = Instant::now() + SOON;
     while ask(&server, &build.job("again").run()).await.status != 200 {
         assert!(Instant::now() < deadline, "{}", server.log());
     }
+    let session = server.session(&jobs[1], &ids[1]).await;
+    let path = format!("/k8s/{}/api/v1/namespaces", ids[1]);
+    assert_eq!(get(&server, &path, &session).await.status, 200);
+    for id in &ids[..1] {
+        let records = server.cli(&["ledger", "records", "--environment", id, "--output", "json"]);
+        let records = String::from_utf8_lossy(&records.stdout).into_owned();
+        assert!(records.contains("\"gone\""), "{records}");
+    }
+    // With the last checkpoint.
+    server.stop().await;
+    let verified = server.cli(&[
+        "ledger",
+        "verify",
+        data.join("ledger").to_str().unwrap(),
+        "--output",
+        "json",
+    ]);
+    let verified = String::from_utf8_lossy(&verified.stdout).into_owned();
+    assert!(verified.contains("\"intact\": true"), "{verified}");
+    server.restart().await;
 }
 
 async fn get(server: &Server, path: &str, session: &str) -> Answer {
@@ -110,7 +130,7 @@ async fn wait_until_gone(server: &Server, job: &Job, id: &str) {
         let told = server
             .request(
                 Method::POST,
-                &format!("/v1/environments/{id}/release?wait_seconds=20"),
+                &format!("/v1/environments/{id}/release"),
                 Some(&server.token(job)),
                 None,
             )

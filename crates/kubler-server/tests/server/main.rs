@@ -20,6 +20,7 @@ mod environments;
 mod faults;
 mod full_disk;
 mod gateway;
+mod keeping;
 mod kubectl;
 mod lease;
 mod ledger;

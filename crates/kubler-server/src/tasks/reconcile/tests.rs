@@ -127,6 +127,7 @@ impl Bench {
             provisioning_max: 1,
             downtime: Arc::new(Downtime::new(at(0))),
             gauges: Arc::default(),
+            lost: Vec::new(),
         });
         let shutdown = CancellationToken::new();
         tokio::spawn(Arc::clone(&reconciler).run(shutdown.clone()));
