@@ -22,6 +22,7 @@ const BITE_BYTES: usize = 4096;
 ///
 /// # Panics
 /// With what it printed, when that test fails.
+#[allow(clippy::print_stdout)] // a test that was skipped says so
 pub fn on_a_disk_of(size: &str, name: &str) {
     let disk = tempfile::Builder::new()
         .prefix("kd")

@@ -6,6 +6,7 @@ use kubler_testkit::buildkite::{Buildkite, Job};
 use kubler_testkit::disk::{self, Neighbour};
 use kubler_testkit::kubler::{Answer, Server};
 use reqwest::Method;
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::SOON;
@@ -32,7 +33,7 @@ async fn the_whole_server() {
         .start()
         .await;
     let build = buildkite.build("app").start();
-    let jobs = ["released", "lapsing", "ended"].map(|key| build.job(key).run());
+    let jobs = ["released", "living", "late", "restarted"].map(|key| build.job(key).run());
     let mut ids = Vec::new();
     for job in &jobs {
         let made = server.create(job, "main").await;
@@ -67,21 +68,34 @@ async fn the_whole_server() {
         "{refused:?}"
     );
 
-    // Ends: by the job, by a webhook's way, and by nobody.
-    for (job, id) in jobs.iter().zip(&ids).take(1) {
-        let released = server
-            .request(
-                Method::POST,
-                &format!("/v1/environments/{id}/release"),
-                Some(&server.token(job)),
-                None,
-            )
-            .await;
-        assert_eq!(released.status, 200, "{released:?}");
-    }
+    // An end is none of that: its credential is dead at once, and nothing of it is left.
+    let released = server
+        .request(
+            Method::POST,
+            &format!("/v1/environments/{}/release", ids[0]),
+            Some(&server.token(&jobs[0])),
+            None,
+        )
+        .await;
+    assert_eq!(released.status, 200, "{released:?}");
     let dead = get(&server, &path, &session).await;
     assert_eq!(dead.status, 404, "{dead:?}");
     wait_until_gone(&server, &jobs[0], &ids[0]).await;
+
+    // etcd dies on the full disk, and comes back there.
+    let etcd: Vec<_> = server
+        .processes()
+        .into_iter()
+        .filter(|process| process.command.contains("--data-dir=data"))
+        .collect();
+    assert_eq!(etcd.len(), 1, "{etcd:?}");
+    etcd[0].signal(Signal::KILL);
+    wait_until_gone(&server, &jobs[2], &ids[2]).await;
+
+    // A restart there finds its room again, and still refuses and ends.
+    server.restart().await;
+    assert_eq!(ask(&server, &build.job("later").run()).await.status, 507);
+    wait_until_gone(&server, &jobs[3], &ids[3]).await;
 
     neighbour.moves_out();
     // By itself, without a restart; and who lived through it lives.
@@ -92,7 +106,7 @@ async fn the_whole_server() {
     let session = server.session(&jobs[1], &ids[1]).await;
     let path = format!("/k8s/{}/api/v1/namespaces", ids[1]);
     assert_eq!(get(&server, &path, &session).await.status, 200);
-    for id in &ids[..1] {
+    for id in [&ids[0], &ids[2], &ids[3]] {
         let records = server.cli(&["ledger", "records", "--environment", id, "--output", "json"]);
         let records = String::from_utf8_lossy(&records.stdout).into_owned();
         assert!(records.contains("\"gone\""), "{records}");
@@ -138,6 +152,7 @@ async fn wait_until_gone(server: &Server, job: &Job, id: &str) {
         if told.body["phase"] == "gone" {
             return;
         }
-        assert!(Instant::now() < deadline, "{told:?}\n{}", server.log());
+        let phase = &told.body["phase"];
+        assert!(Instant::now() < deadline, "{phase}\n{}", server.log());
     }
 }

@@ -287,10 +287,12 @@ fn launch(program: &Path, folder: &Path, mark: &Mark, port: u16) -> io::Result<P
         process: process.record(),
         port,
     };
-    replace_private(
-        &folder.join("record.json"),
-        &serde_json::to_string(&record).map_err(io::Error::other)?,
-    )?;
+    let text = serde_json::to_string(&record).map_err(io::Error::other)?;
+    if let Err(error) = replace_private(&folder.join("record.json"), &text) {
+        // On a full disk it must run all the same, or nothing ends. A later server finds it by its mark, and starts
+        // another in its place.
+        tracing::warn!(%error, "etcd runs and could not be written down");
+    }
     Ok(process)
 }
 
