@@ -79,6 +79,7 @@ pub fn disk() -> Option<PathBuf> {
 /// Whoever shares the disk: writes as long as there is a byte.
 pub struct Neighbour {
     path: PathBuf,
+    rests: Arc<AtomicBool>,
     moves_out: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
@@ -96,10 +97,13 @@ impl Neighbour {
         };
         fill();
         let moves_out = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&moves_out);
+        let rests = Arc::new(AtomicBool::new(false));
+        let (told, resting) = (Arc::clone(&moves_out), Arc::clone(&rests));
         let thread = std::thread::spawn(move || {
             while !told.load(Ordering::Relaxed) {
-                fill();
+                if !resting.load(Ordering::Relaxed) {
+                    fill();
+                }
                 if pause.is_zero() {
                     std::thread::yield_now();
                 } else {
@@ -109,9 +113,15 @@ impl Neighbour {
         });
         Self {
             path,
+            rests,
             moves_out,
             thread,
         }
+    }
+
+    /// Keeps what it has, and takes no more.
+    pub fn rests(&self) {
+        self.rests.store(true, Ordering::Relaxed);
     }
 
     /// Gives back all of it.
