@@ -64,7 +64,23 @@ fn run(server: &Server, arguments: &[&str]) -> Output {
 /// A start that must end at once, with what it said.
 fn refused(server: &Server, says: &[&str]) {
     let before = files(&ledger(server), LEDGER);
-    let output = run(server, &["serve"]);
+    let mut started = Command::new(server.programs().server())
+        .args(["serve", "--config"])
+        .arg(server.folder().join("kubler.yaml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + SOON;
+    while started.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            let _ = started.kill();
+            panic!("it starts: {}", said(&started.wait_with_output().unwrap()));
+        }
+        std::thread::yield_now();
+    }
+    let output = started.wait_with_output().unwrap();
     let text = said(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     for part in says {
