@@ -304,9 +304,6 @@ impl App {
             tracing::error!(%error, "the end could not be recorded");
         }
         checkpoints.finish().await;
-        // Its connection is not closed but ends with the process: closing would give away the room that is kept for
-        // ends, which the next start could not have again on a full disk.
-        std::mem::forget(Arc::clone(&api.broker.store));
     }
 }
 
