@@ -62,7 +62,9 @@ codes! {
     TooMany = "too_many", 429, "wait for the time in `Retry-After`, or release what is not needed";
     /// A fault of the server's own.
     Internal = "internal", 500, "try again; give the operator the `request_id`";
-    /// Not now: starting, full, or unable to record the request.
+    /// The disk of the server is full: nothing new is taken, what exists can still end.
+    StorageFull = "storage_full", 507, "tell the operator: as soon as there is room on the disk of the server's data folder, it goes on by itself";
+    /// Not now: starting, at a limit, or unable to record the request.
     Unavailable = "unavailable", 503, "wait for the time in `Retry-After` and try again";
 }
 

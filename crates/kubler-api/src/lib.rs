@@ -269,6 +269,9 @@ pub struct Health {
     pub status: String,
     /// Each thing that was checked: `ok`, or what is wrong.
     pub checks: BTreeMap<String, String>,
+    /// What stops nothing and deserves a look all the same, such as a sink of the ledger that is behind.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub remarks: BTreeMap<String, String>,
     /// The server's version.
     pub version: String,
     /// The server's clock, so that a caller can compare its own.

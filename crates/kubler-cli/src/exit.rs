@@ -122,12 +122,17 @@ impl Failure {
             code: Some(problem.code),
             request_id: Some(problem.request_id).filter(|id| !id.is_empty()),
             retry: match (problem.code, retry_after) {
-                (ErrorCode::Unavailable | ErrorCode::TooMany, Some(seconds)) => {
-                    Retry::After(seconds)
-                }
-                (ErrorCode::Unavailable | ErrorCode::TooMany | ErrorCode::Internal, None) => {
-                    Retry::Soon
-                }
+                (
+                    ErrorCode::Unavailable | ErrorCode::StorageFull | ErrorCode::TooMany,
+                    Some(seconds),
+                ) => Retry::After(seconds),
+                (
+                    ErrorCode::Unavailable
+                    | ErrorCode::StorageFull
+                    | ErrorCode::TooMany
+                    | ErrorCode::Internal,
+                    None,
+                ) => Retry::Soon,
                 _ => Retry::Never,
             },
         }
@@ -158,6 +163,9 @@ const fn exit_of(code: ErrorCode) -> Exit {
         ErrorCode::Unauthenticated | ErrorCode::Denied => Exit::Denied,
         ErrorCode::NotFound | ErrorCode::EnvironmentEnded => Exit::Ended,
         ErrorCode::Conflict => Exit::Failed,
-        ErrorCode::TooMany | ErrorCode::Internal | ErrorCode::Unavailable => Exit::Unavailable,
+        ErrorCode::TooMany
+        | ErrorCode::Internal
+        | ErrorCode::StorageFull
+        | ErrorCode::Unavailable => Exit::Unavailable,
     }
 }

@@ -67,6 +67,9 @@ pub struct Configuration {
     pub ledger: Ledger,
 }
 
+/// Most sinks of a ledger.
+pub const SINKS_MAX: usize = 8;
+
 /// Certificates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -200,6 +203,31 @@ pub struct Ledger {
     /// Bytes per hour for refusals that happen before a caller is known.
     #[schemars(range(min = REFUSAL_BYTES_PER_HOUR_MIN, max = REFUSAL_BYTES_PER_HOUR_MAX))]
     pub refusal_bytes_per_hour_max: u64,
+    /// Where every checkpoint is kept besides, outside of the data folder: they name a ledger that was rolled back. The
+    /// server does not start on a ledger that is behind one of them.
+    pub sinks: Vec<Sink>,
+}
+
+/// A place outside of the ledger for its checkpoints: either `file` or `url`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sink {
+    /// A file that always holds the latest one, or a folder that gets a file a day; best on another file system.
+    pub file: Option<String>,
+    /// An `https` address that takes each one as the body of a POST. What a GET of it answers is compared at a start.
+    pub url: Option<String>,
+    /// File with the bearer token for `url`; read anew for each request.
+    pub token_file: Option<String>,
+    /// PEM file of the CA that signs the certificate of `url`. Absent: the system's own.
+    pub ca: Option<String>,
+}
+
+impl Sink {
+    /// What it is called in messages and metrics.
+    pub fn name(&self) -> &str {
+        let named = self.file.as_deref().or(self.url.as_deref());
+        named.unwrap_or_default()
+    }
 }
 
 impl Default for Ledger {
@@ -208,6 +236,7 @@ impl Default for Ledger {
             origin: None,
             checkpoint_seconds: 10,
             refusal_bytes_per_hour_max: 1024 * 1024,
+            sinks: Vec::new(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Puts the parts together, runs them, and takes them apart in order. The only place that knows all of them.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,18 +24,23 @@ use crate::gateway::{Gateway, GatewayParts};
 use crate::http::listen::{self, CertificateError, Certificates};
 use crate::http::{Api, Told, listen::serve};
 use crate::identity::{IdentityError, Verifier};
-use crate::ledger::{Durability, Ledger, LedgerError};
+use crate::ledger::sinks::{SinkError, Sinks};
+use crate::ledger::{Durability, Ledger, LedgerError, LedgerLock, Witness};
 use crate::metrics::Gauges;
 use crate::policy::{Policies, PolicyLoadError};
 use crate::session::{SessionError, Sessions};
 use crate::store::{Store, StoreError};
 use crate::tasks::downtime::Downtime;
 use crate::tasks::reconcile::Reconciler;
+use crate::tasks::restored::{self, RestoreError};
+use crate::tasks::upkeep::Checkpoints;
 use crate::tasks::{Wake, upkeep};
 
 /// How long environments may take to end when the server ends them all.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The ledger's folder in the data folder.
+pub const LEDGER_FOLDER: &str = "ledger";
 /// The store's file in the data folder.
 pub const STORE_FILE: &str = "store.sqlite";
 
@@ -68,6 +73,9 @@ pub enum StartError {
     /// The ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// A sink of the ledger.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -98,6 +106,15 @@ pub enum StartError {
     },
 }
 
+impl From<RestoreError> for StartError {
+    fn from(error: RestoreError) -> Self {
+        match error {
+            RestoreError::Ledger(error) => Self::Ledger(error),
+            RestoreError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
 impl StartError {
     /// What to do next.
     pub fn hint(&self) -> String {
@@ -107,6 +124,7 @@ impl StartError {
             Self::Binaries(error) => error.hint(),
             Self::Listen { .. } => "another server may be running; `listen` in the configuration chooses another address".into(),
             Self::Ledger(error) => error.hint(),
+            Self::Sink(_) => "a sink that is there must be readable: mend it, or take it out of `ledger.sinks`".into(),
             Self::Folder { .. } | Self::Store(_) | Self::Session(_) => "check the data folder's owner and the free space".into(),
             Self::Identity(_) | Self::Engine(_) | Self::Certificate(_) => "`kubler-server check` reads everything without starting".into(),
         }
@@ -134,11 +152,17 @@ impl App {
         let verifier = Verifier::new(&configuration, &loaded.folder, Arc::clone(&clock))?;
         let data = make_data_folder(loaded)?;
 
-        let ledger = open_ledger(&configuration, &data, &policies, &clock).await?;
+        let lock = LedgerLock::take(&data.join(LEDGER_FOLDER))?;
         let directory = Arc::new(Directory::new(clock.now()));
         let limits = configuration.limits.clone();
         let store = Store::open(&data.join(STORE_FILE), Arc::clone(&directory), limits).await?;
         let store = Arc::new(store);
+        let sinks = Arc::new(Sinks::new(&configuration.ledger.sinks, &loaded.folder)?);
+        let witnesses = witnesses(&store, &sinks).await?;
+        let ledger = open_ledger(&configuration, lock, &witnesses, &policies, &clock).await?;
+        let lost = restored::compare(&store, &directory, &ledger, clock.now()).await?;
+        // Reading a large ledger took its time, and nobody could renew meanwhile.
+        directory.resumed(clock.now());
         let sessions = Arc::new(Sessions::open(&data.join("sessions"), Arc::clone(&clock))?);
         let mut settings = LocalSettings::new(&data, binaries);
         if let Some(run) = &configuration.run {
@@ -169,6 +193,7 @@ impl App {
             provisioning_max: configuration.limits.provisioning_max as usize,
             downtime: Arc::new(Downtime::new(clock.now())),
             gauges: Arc::clone(&gauges),
+            lost,
         });
         let checkpoint_every = Duration::from_secs(configuration.ledger.checkpoint_seconds.max(1));
         let broker = Broker {
@@ -189,6 +214,7 @@ impl App {
             webhook_secrets: webhook_secrets(loaded)?,
             configuration,
             gauges,
+            sinks,
             told: Told::default(),
             clock,
         });
@@ -233,6 +259,12 @@ impl App {
             shutdown,
         } = self;
         let ledger = api.broker.ledger.clone();
+        let checkpoints = Arc::new(Checkpoints {
+            ledger: ledger.clone(),
+            store: Arc::clone(&api.broker.store),
+            sinks: Arc::clone(&api.sinks),
+            clock: Arc::clone(&api.clock),
+        });
         // What works in the background goes on while the doors close, so that what was asked for is still done.
         let work_over = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -247,11 +279,8 @@ impl App {
             Arc::clone(&api.clock),
             work_over.clone(),
         ));
-        tasks.spawn(upkeep::checkpoint(
-            ledger.clone(),
-            checkpoint_every,
-            work_over.clone(),
-        ));
+        tasks.spawn(Arc::clone(&checkpoints).run(checkpoint_every, work_over.clone()));
+        tasks.spawn(Arc::clone(&api.sinks).run(Arc::clone(&api.clock), work_over.clone()));
         let (fresh, over) = (Arc::clone(&api), work_over.clone());
         tasks.spawn(async move { fresh.verifier.keep_fresh(over).await });
 
@@ -271,23 +300,24 @@ impl App {
                 Durability::Disk,
             )
             .await;
-        if let Err(error) = stopped.and_then(|_| ledger.checkpoint().map(|_| 0)) {
+        if let Err(error) = stopped {
             tracing::error!(%error, "the end could not be recorded");
         }
+        checkpoints.finish().await;
     }
 }
 
 /// Opens the ledger and writes down the start and what is in force.
 async fn open_ledger(
     configuration: &Configuration,
-    data: &Path,
+    lock: LedgerLock,
+    witnesses: &[Witness],
     policies: &Policies,
     clock: &Arc<dyn Clock>,
 ) -> Result<Ledger, LedgerError> {
     let settings = &configuration.ledger;
-    let of_url = || origin(&configuration.url);
-    let origin = settings.origin.clone().unwrap_or_else(of_url);
-    let ledger = Ledger::open(&data.join("ledger"), &origin, settings, Arc::clone(clock))?;
+    let origin = ledger_origin(configuration);
+    let ledger = Ledger::open_before(lock, &origin, settings, witnesses, Arc::clone(clock))?;
     let mut started = Body::new(Kind::Event, LedgerAction::ServerStart);
     let digest = policies.current().digest().to_owned();
     let in_force = [
@@ -335,6 +365,7 @@ pub fn check(
     let policies = Policies::load(&folder, Arc::clone(&configuration))?;
     Verifier::new(&configuration, &loaded.folder, clock)?;
     webhook_secrets(loaded)?;
+    Sinks::new(&configuration.ledger.sinks, &loaded.folder)?;
     Ok(Checked { profiles, policies })
 }
 
@@ -430,7 +461,21 @@ fn webhook_secrets(loaded: &Loaded) -> Result<Vec<WebhookSecret>, StartError> {
     Ok(secrets)
 }
 
-/// A checkpoint's origin is a name without a scheme.
-fn origin(url: &str) -> String {
-    format!("{}/ledger", url.trim_start_matches("https://"))
+/// The ledger's name when it is made: a name without a scheme.
+pub fn ledger_origin(configuration: &Configuration) -> String {
+    let of_url = || {
+        let name = configuration.url.trim_start_matches("https://");
+        format!("{name}/ledger")
+    };
+    configuration.ledger.origin.clone().unwrap_or_else(of_url)
+}
+
+/// Everybody who saw the ledger before.
+///
+/// # Errors
+/// When what somebody saw is there and cannot be read.
+pub async fn witnesses(store: &Store, sinks: &Sinks) -> Result<Vec<Witness>, StartError> {
+    let mut all = sinks.witnesses().await?;
+    all.extend(store.witness().await?);
+    Ok(all)
 }

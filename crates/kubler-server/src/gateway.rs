@@ -40,7 +40,7 @@ use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::engine::Engine;
 use crate::entropy;
-use crate::ledger::{Durability, Ledger};
+use crate::ledger::{Durability, Ledger, LedgerError};
 use crate::policy::Policies;
 use crate::session::{Session, Sessions};
 use admission::Denied;
@@ -228,7 +228,10 @@ impl Shared {
         };
         let entry = self.parts.ledger.start(record, durability).await.map_err(|error| {
             tracing::error!(%error, "a request was refused because it could not be recorded");
-            Refused::unavailable("NotRecorded", "the request could not be recorded, so it was not sent on; try again in a moment")
+            match error {
+                LedgerError::Full => Refused::unavailable("StorageFull", "the server's disk is full, so the request was not sent on; it goes on by itself when there is room"),
+                _ => Refused::unavailable("NotRecorded", "the request could not be recorded, so it was not sent on; try again in a moment"),
+            }
         })?;
         forward(gate, admitted, arrival.body, entry).await
     }

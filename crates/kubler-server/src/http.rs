@@ -36,6 +36,7 @@ use crate::entropy;
 use crate::gateway::Gateway;
 use crate::http::error::ApiError;
 use crate::identity::{Refusal, Verifier};
+use crate::ledger::sinks::Sinks;
 use crate::ledger::{Durability, RefusalBeforeVerification};
 use crate::metrics::Gauges;
 
@@ -55,6 +56,8 @@ pub struct Api {
     pub webhook_secrets: Vec<WebhookSecret>,
     /// Numbers.
     pub gauges: Arc<Gauges>,
+    /// Where the ledger's checkpoints are kept outside.
+    pub sinks: Arc<Sinks>,
     /// Refused tokens that have their record.
     pub told: Told,
     /// Time.

@@ -9,15 +9,19 @@ mod extent;
 mod open;
 mod phase;
 mod read;
+pub mod recover;
 mod replay;
 mod signing;
+pub mod sinks;
 mod sync;
+mod witness;
 mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kubler_core::configuration::Ledger as LedgerSettings;
+use kubler_core::ids::EnvironmentId;
 use kubler_core::ledger::checkpoint::PublicKey;
 use kubler_core::ledger::record::{Body, Outcome, TooLong};
 use kubler_core::ledger::refusals::Refusals;
@@ -25,11 +29,18 @@ use kubler_core::ledger::refusals::Refusals;
 pub use kubler_core::ledger::refusals::RefusalBeforeVerification;
 
 pub use self::entry::Entry;
+pub use self::open::LedgerLock;
+use self::open::{Judge, Opening};
 pub use self::read::Query;
+pub use self::replay::segments;
 use self::signing::Signer;
 use self::sync::Syncer;
+pub use self::witness::Witness;
 use self::writer::{Bounds, Purpose, Writer};
 use crate::clock::Clock;
+
+/// The command that puts a ledger in order.
+const RECOVER: &str = "kubler-server ledger recover --reason TEXT";
 
 /// How far a record must have got before it is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +73,25 @@ pub enum LedgerError {
         /// What differs.
         message: String,
     },
+    /// It is not the one that others know.
+    #[error("the ledger in `{folder}` is not the one that is known: {message}")]
+    NotTheKnown {
+        /// Where.
+        folder: PathBuf,
+        /// Who knows what.
+        message: String,
+    },
+    /// It is a copy of another one.
+    #[error("the ledger in `{0}` is a copy: its private key came from another folder")]
+    Copied(PathBuf),
+    /// Its key cannot be used.
+    #[error("the ledger in `{folder}` cannot be signed: {message}")]
+    Key {
+        /// Where.
+        folder: PathBuf,
+        /// Why.
+        message: String,
+    },
     /// There is no room, but for the records of ends.
     #[error("the ledger has no room for new records")]
     Full,
@@ -89,8 +119,18 @@ impl LedgerError {
                 "check the owner, the free space and the disk of the data folder; its file system must know `fallocate`, as ext4, XFS, Btrfs and tmpfs do".into()
             }
             Self::Damaged { folder, .. } => format!(
-                "nothing was changed; `kubler ledger verify {0}` names what differs; put a backup back, or move `{0}` away to begin another ledger",
+                "nothing was changed; `kubler ledger verify {0}` names what differs; put a backup back, or `{RECOVER}` goes on with what is sound: the rest is set aside, and the ledger says so for ever",
                 folder.display()
+            ),
+            Self::NotTheKnown { .. } => format!(
+                "nothing was changed; put the newest copy of the ledger back; when there is none, `{RECOVER}` goes on with what is here, and the ledger says for ever what is missing"
+            ),
+            Self::Copied(folder) => format!(
+                "two servers must never sign with one key, nor look after the same environments: start the original; when it will never start again, `{RECOVER}` makes `{}` the ledger's home",
+                folder.display()
+            ),
+            Self::Key { .. } => format!(
+                "put the right key back; when it is lost, `{RECOVER} --begin-anew` sets this ledger aside and begins another, which says so"
             ),
             Self::Full => "make room on the disk of the data folder: ends are still recorded, and new work is taken as soon as there is room".into(),
             Self::TooLong(_) => "shorten what the caller wrote: names, selectors and paths go into the record".into(),
@@ -110,7 +150,7 @@ struct Inner {
     signer: Mutex<Signer>,
     public: PublicKey,
     refusals: Mutex<Refusals>,
-    _lock: open::Lock,
+    _lock: LedgerLock,
 }
 
 impl Ledger {
@@ -125,7 +165,59 @@ impl Ledger {
         settings: &LedgerSettings,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, LedgerError> {
-        open::open(folder, origin, settings, Bounds::ORDINARY, clock)
+        Self::open_before(LedgerLock::take(folder)?, origin, settings, &[], clock)
+    }
+
+    /// The same before `witnesses`, who saw it earlier.
+    ///
+    /// # Errors
+    /// Besides, when it is not the ledger that one of them saw.
+    pub fn open_before(
+        lock: LedgerLock,
+        origin: &str,
+        settings: &LedgerSettings,
+        witnesses: &[Witness],
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, LedgerError> {
+        let opening = Opening {
+            origin,
+            settings,
+            bounds: Bounds::ORDINARY,
+            witnesses,
+            judge: Judge::Refuse,
+            clock,
+        };
+        open::open(lock, opening).map(|(ledger, _)| ledger)
+    }
+
+    /// Environments of which it does not tell that they are gone.
+    pub fn alive(&self) -> Vec<EnvironmentId> {
+        self.writer().index().alive().iter().copied().collect()
+    }
+
+    /// Whether it tells that this environment is gone.
+    ///
+    /// # Errors
+    /// When files cannot be read.
+    pub fn tells_gone(&self, id: EnvironmentId) -> Result<bool, LedgerError> {
+        if self.writer().index().alive().contains(&id) {
+            return Ok(false);
+        }
+        let mut query = Query {
+            environment: Some(id),
+            limit: Some(read::READ_MAX),
+            ..Query::default()
+        };
+        loop {
+            let found = self.read(&query)?;
+            if found.records.iter().any(read::tells_gone) {
+                return Ok(true);
+            }
+            match found.next {
+                Some(next) => query.from = next,
+                None => return Ok(false),
+            }
+        }
     }
 
     /// Writes down that something begins. Nothing may be done before this returns. What was begun gets its end also
@@ -267,6 +359,25 @@ impl Ledger {
             .refusals
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads the ledger in `folder`, which nobody writes, and compares it with its own checkpoints and `note`. Changes nothing.
+///
+/// # Errors
+/// When it is not what they say.
+pub fn check(folder: &Path, key: &PublicKey, note: &str) -> Result<(), LedgerError> {
+    let witness = Witness {
+        name: "its checkpoint".into(),
+        note: note.to_owned(),
+    };
+    let mut found = replay::Found::read(folder, key, &[witness])?;
+    match found.disagreements().first() {
+        None => Ok(()),
+        Some(first) => Err(LedgerError::NotTheKnown {
+            folder: folder.to_owned(),
+            message: first.to_string(),
+        }),
     }
 }
 

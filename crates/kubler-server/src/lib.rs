@@ -14,6 +14,7 @@ pub mod http;
 pub mod identity;
 pub mod init;
 pub mod ledger;
+pub mod maintenance;
 pub mod metrics;
 pub mod policy;
 pub mod reference;

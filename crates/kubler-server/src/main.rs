@@ -12,6 +12,9 @@ use kubler_server::clock::{Clock as _, SystemClock};
 use kubler_server::config::{self, Surroundings};
 use kubler_server::engine::local::StopMode;
 use kubler_server::init::{Init, InitError, TrialIssuer, init, next_steps};
+use kubler_server::ledger::recover::{GoOn, Recovered};
+use kubler_server::maintenance::backup::{self, BackupError, Keys};
+use kubler_server::maintenance::{self, restore};
 use kubler_server::reference::Page;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -31,6 +34,13 @@ enum Command {
     Serve(ServeArguments),
     /// Read configuration, policies, manifests and programs without starting.
     Check(ConfigArgument),
+    /// Put the ledger in order.
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
+    /// Copy the store and the ledger into a folder, also while the server runs.
+    Backup(BackupArguments),
+    /// Put a back-up into the empty data folder.
+    Restore(RestoreArguments),
     /// Bring the store's schema up to date without serving.
     Migrate(ConfigArgument),
     /// Print the configuration's JSON Schema.
@@ -59,6 +69,47 @@ struct ServeArguments {
     /// What becomes of living environments when the server stops.
     #[arg(long, value_enum, default_value_t = OnStop::Keep)]
     on_stop: OnStop,
+}
+
+#[derive(Subcommand)]
+enum LedgerCommand {
+    /// Go on with what is sound of a ledger that the server does not start on. What is not is set aside, nothing is
+    /// deleted, and a record tells for ever what was found and why it was done. The server must be stopped.
+    Recover(RecoverArguments),
+}
+
+#[derive(clap::Args)]
+struct RecoverArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Why, for whoever reads the ledger later.
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    reason: String,
+    /// Set all of it aside and begin another ledger with another key: for a key that is lost, or in other hands.
+    #[arg(long)]
+    begin_anew: bool,
+}
+
+#[derive(clap::Args)]
+struct BackupArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// The folder to write; it must not exist, or be empty.
+    folder: PathBuf,
+    /// Private keys too: the ledger's, and those that sign sessions. Whoever reads such a back-up can use them.
+    #[arg(long)]
+    with_keys: bool,
+}
+
+#[derive(clap::Args)]
+struct RestoreArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// The back-up.
+    folder: PathBuf,
+    /// Why, for whoever reads the ledger later.
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    reason: String,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -123,6 +174,11 @@ fn report(error: &anyhow::Error) {
             error
                 .downcast_ref::<InitError>()
                 .map(|error| error.hint().to_owned())
+        })
+        .or_else(|| {
+            error
+                .downcast_ref::<BackupError>()
+                .map(|error| error.hint().to_owned())
         });
     if let Some(hint) = hint {
         eprintln!("hint: {hint}");
@@ -140,6 +196,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Serve(arguments) => serve(&arguments),
         Command::Check(argument) => check(&argument),
+        Command::Ledger(LedgerCommand::Recover(arguments)) => {
+            runtime()?.block_on(recover(&arguments))
+        }
+        Command::Backup(arguments) => runtime()?.block_on(backup(&arguments)),
+        Command::Restore(arguments) => runtime()?.block_on(restore(&arguments)),
         Command::Migrate(argument) => runtime()?.block_on(migrate(&argument)),
         Command::Schema => {
             println!(
@@ -262,6 +323,79 @@ fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
         }
     }
     println!("{} is fine", argument.config.display());
+    Ok(())
+}
+
+async fn recover(arguments: &RecoverArguments) -> anyhow::Result<()> {
+    let loaded = config::load(&arguments.config.config)?;
+    let go_on = if arguments.begin_anew {
+        GoOn::Anew
+    } else {
+        GoOn::WithWhatIsSound
+    };
+    let clock = Arc::new(SystemClock);
+    tell(&maintenance::recover_ledger(&loaded, &arguments.reason, go_on, clock).await?);
+    Ok(())
+}
+
+#[allow(clippy::print_stdout)]
+fn tell(recovered: &Recovered) {
+    for found in &recovered.found {
+        println!("found: {found}");
+    }
+    if recovered.found.is_empty() {
+        println!("found: nothing that is wrong");
+    }
+    println!("kept: {} records", recovered.kept);
+    if let Some(folder) = &recovered.set_aside {
+        println!("set aside: {}", folder.display());
+    }
+    println!(
+        "told: record {}, signed up to {} by {}",
+        recovered.sequence,
+        recovered.checkpoint.size,
+        recovered.key.id()
+    );
+}
+
+#[allow(clippy::print_stdout)]
+async fn backup(arguments: &BackupArguments) -> anyhow::Result<()> {
+    let loaded = config::load(&arguments.config.config)?;
+    let data = loaded.path(&loaded.configuration.data);
+    let keys = if arguments.with_keys {
+        Keys::Included
+    } else {
+        Keys::Left
+    };
+    let made = backup::backup(&data, &arguments.folder, keys, SystemClock.now()).await?;
+    print!("{}", made.checkpoint);
+    println!(
+        "{} files in {}",
+        made.files.len(),
+        arguments.folder.display()
+    );
+    Ok(())
+}
+
+#[allow(clippy::print_stdout)]
+async fn restore(arguments: &RestoreArguments) -> anyhow::Result<()> {
+    let loaded = config::load(&arguments.config.config)?;
+    let data = loaded.path(&loaded.configuration.data);
+    let manifest = restore::restore(&arguments.folder, &data).await?;
+    println!("restored as of {}", manifest.made_at);
+    if manifest.with_keys {
+        let clock = Arc::new(SystemClock);
+        let go_on = GoOn::WithWhatIsSound;
+        let recovered =
+            maintenance::recover_ledger(&loaded, &arguments.reason, go_on, clock).await?;
+        tell(&recovered);
+    } else {
+        println!(
+            "the ledger's private key is not in this back-up: put it into {}/ledger/key with mode 0600, then run \
+             `kubler-server ledger recover --reason TEXT`; without it, add `--begin-anew`",
+            data.display()
+        );
+    }
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::directory::Directory;
+use crate::ledger::sinks::Standing;
 
 /// What the reconciler knows that nobody else does.
 #[derive(Debug, Default)]
@@ -64,11 +65,17 @@ const ENVIRONMENTS_STUCK: Metric = Metric {
     help: "Environments that resist their end: an alarm when above zero",
 };
 
+const LEDGER_SINK_BEHIND: Metric = Metric {
+    name: "ledger_sink_behind_seconds",
+    labels: &["sink"],
+    help: "Since when a sink does not have the ledger's latest checkpoint: an alarm when above 300",
+};
+
 /// Every metric; all are gauges.
-pub const METRICS: [Metric; 2] = [ENVIRONMENTS, ENVIRONMENTS_STUCK];
+pub const METRICS: [Metric; 3] = [ENVIRONMENTS, ENVIRONMENTS_STUCK, LEDGER_SINK_BEHIND];
 
 /// The whole page.
-pub fn render(directory: &Directory, gauges: &Gauges) -> String {
+pub fn render(directory: &Directory, gauges: &Gauges, sinks: &[Standing]) -> String {
     let mut registry = Registry::with_prefix(PREFIX);
     let phases = Family::<Vec<(String, String)>, Gauge>::default();
     for phase in Phase::ALL.into_iter().filter(|phase| *phase != Phase::Gone) {
@@ -85,6 +92,13 @@ pub fn render(directory: &Directory, gauges: &Gauges) -> String {
     let stuck: Gauge = Gauge::default();
     stuck.set(i64::try_from(gauges.stuck()).unwrap_or(i64::MAX));
     registry.register(ENVIRONMENTS_STUCK.name, ENVIRONMENTS_STUCK.help, stuck);
+    let behind = Family::<Vec<(String, String)>, Gauge>::default();
+    for sink in sinks {
+        behind
+            .get_or_create(&vec![("sink".into(), sink.name.clone())])
+            .set(sink.behind_seconds);
+    }
+    registry.register(LEDGER_SINK_BEHIND.name, LEDGER_SINK_BEHIND.help, behind);
     let mut text = String::new();
     // Writing to a String cannot fail; an empty page says more than a panic would.
     let _ = encode(&mut text, &registry);
@@ -100,6 +114,11 @@ mod tests {
         let page = render(
             &Directory::new(jiff::Timestamp::UNIX_EPOCH),
             &Gauges::default(),
+            &[Standing {
+                name: "https://log.example/kubler".into(),
+                behind_seconds: 7,
+                message: None,
+            }],
         );
         let named: Vec<_> = page
             .lines()

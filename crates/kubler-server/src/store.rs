@@ -6,7 +6,9 @@ mod environments;
 mod exchanges;
 mod rows;
 mod search;
+mod writer;
 
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -17,17 +19,21 @@ use kubler_core::configuration::Limits;
 use kubler_core::environment::TransitionError;
 use kubler_core::ids::EnvironmentId;
 use kubler_core::invariants;
+use kubler_core::ledger::checkpoint::PublicKey;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
 };
-use sqlx::{Row as _, SqlSafeStr as _};
+use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqlSafeStr as _};
 use tokio::sync::Mutex;
 
 pub use self::environments::Created;
 pub use self::exchanges::{EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged};
 pub use self::search::{Place, SEARCH_MAX, SEARCH_PAGE, Search};
+use self::writer::Writer;
 use crate::directory::Directory;
+use crate::ledger::Witness;
 
 /// How long a tombstone is kept, in hours: a week.
 pub const TOMBSTONE_HOURS: i64 = 168;
@@ -37,12 +43,16 @@ const CHECK_EVERY_MICROSECONDS: i64 = 1_000_000;
 /// How long to wait for another process's lock on the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Connections that read at once.
+const READERS_MAX: u32 = 4;
+
 /// Environments and exchanges in one SQLite file.
 #[derive(Debug)]
 pub struct Store {
+    /// For reading. However slow, it never holds up an end.
     pool: SqlitePool,
-    /// SQLite has one writer; waiting here is fair and cannot time out half-way.
-    writer: Mutex<()>,
+    /// SQLite has one writer, which has a connection of its own; waiting here is fair and cannot time out half-way.
+    writer: Mutex<Writer>,
     directory: Arc<Directory>,
     limits: Limits,
     /// When the file was last found writable.
@@ -55,6 +65,9 @@ pub enum StoreError {
     /// The database refused or could not be reached.
     #[error("the store failed: {0}")]
     Database(#[from] sqlx::Error),
+    /// The disk has no room for anything new: what is left is kept for ends.
+    #[error("the store has no room for anything new")]
+    NoRoom,
     /// The schema could not be brought up to date.
     #[error("the store could not be migrated: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
@@ -88,6 +101,22 @@ pub enum StoreError {
     },
 }
 
+/// SQLite's word for a disk without room (`SQLITE_FULL`).
+const SQLITE_FULL: &str = "13";
+
+impl StoreError {
+    /// Whether it is the disk that has no room.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::NoRoom => true,
+            Self::Database(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| code == SQLITE_FULL)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Whose limit was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Own {
@@ -116,13 +145,14 @@ impl Store {
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true);
         let pool = SqlitePoolOptions::new()
-            .max_connections(4)
-            .connect_with(options)
+            .max_connections(READERS_MAX)
+            .connect_with(options.clone())
             .await?;
         migrations().run(&pool).await?;
+        let writer = Writer::connect(file, options).await?;
         let store = Self {
             pool,
-            writer: Mutex::new(()),
+            writer: Mutex::new(writer),
             directory,
             limits,
             written_at: AtomicI64::new(i64::MIN),
@@ -142,17 +172,52 @@ impl Store {
     /// When it cannot: the disk is full, the file is read-only, or somebody else holds its lock.
     pub async fn check(&self, now: Timestamp) -> Result<(), StoreError> {
         let now = now.as_microsecond();
-        let _writer = self.writer.lock().await;
+        let mut writer = self.writer.lock().await;
         let since = now.saturating_sub(self.written_at.load(Ordering::Relaxed));
         if (0..CHECK_EVERY_MICROSECONDS).contains(&since) {
             return Ok(());
         }
+        let mut transaction = writer.begin_new().await?;
         sqlx::query("INSERT INTO written (id, at) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET at = excluded.at")
             .bind(now)
-            .execute(&self.pool)
+            .execute(&mut *transaction)
             .await?;
+        transaction.commit().await?;
         self.written_at.store(now, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Remembers a checkpoint of the ledger: from now on the ledger must hold it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn saw_ledger(&self, key: &PublicKey, note: &str) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock().await;
+        let mut transaction = writer.begin().await?;
+        sqlx::query("INSERT INTO ledger_seen (id, key, note) VALUES (1, ?, ?) ON CONFLICT (id) DO UPDATE SET key = excluded.key, note = excluded.note")
+            .bind(key.to_string())
+            .bind(note)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// What this store saw of its ledger, if anything.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn witness(&self) -> Result<Option<Witness>, StoreError> {
+        let row = sqlx::query("SELECT note FROM ledger_seen")
+            .fetch_optional(&self.pool)
+            .await?;
+        let witness = |row: SqliteRow| -> Result<Witness, StoreError> {
+            Ok(Witness {
+                name: "the store".into(),
+                note: row.try_get(0)?,
+            })
+        };
+        row.map(witness).transpose()
     }
 
     /// Forgets what is of no use any more: tombstones past their week, exchanges of tokens that expired an hour ago.
@@ -161,26 +226,81 @@ impl Store {
     /// When it cannot be written.
     pub async fn forget(&self, now: Timestamp) -> Result<(), StoreError> {
         let hour = |hours: i64| now.as_microsecond() - hours * 3_600_000_000;
-        let _writer = self.writer.lock().await;
+        let mut writer = self.writer.lock().await;
+        let mut transaction = writer.begin().await?;
+        let mut forgotten = Vec::new();
         let old = sqlx::query("SELECT id FROM environments WHERE phase = 'gone' AND gone_at < ?")
             .bind(hour(TOMBSTONE_HOURS))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *transaction)
             .await?;
         for row in old {
             let id: String = row.try_get(0)?;
             sqlx::query("DELETE FROM environments WHERE id = ?")
                 .bind(&id)
-                .execute(&self.pool)
+                .execute(&mut *transaction)
                 .await?;
-            if let Ok(id) = id.parse() {
-                self.directory.remove(id);
-            }
+            forgotten.extend(id.parse::<EnvironmentId>());
         }
         sqlx::query("DELETE FROM exchanges WHERE token_expires_at < ?")
             .bind(hour(1))
-            .execute(&self.pool)
+            .execute(&mut *transaction)
             .await?;
+        transaction.commit().await?;
+        forgotten
+            .into_iter()
+            .for_each(|id| self.directory.remove(id));
         Ok(())
+    }
+}
+
+/// Copies the store in the file `from` into the new file `to`, as it is at one moment; a server may be using it.
+///
+/// # Errors
+/// When it cannot be read, or the copy cannot be written.
+pub async fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
+    let options = SqliteConnectOptions::new()
+        .filename(from)
+        .create_if_missing(false)
+        .busy_timeout(BUSY_TIMEOUT);
+    // Made beforehand, so that nobody else can read it at any moment.
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to)
+        .map_err(sqlx::Error::Io)?;
+    let mut connection = options.connect().await?;
+    sqlx::query("VACUUM INTO ?")
+        .bind(to.to_string_lossy().into_owned())
+        .execute(&mut connection)
+        .await?;
+    connection.close().await?;
+    file.sync_all().map_err(sqlx::Error::Io)?;
+    Ok(())
+}
+
+/// Whether the file holds a store that is whole. Changes nothing.
+///
+/// # Errors
+/// When it does not.
+pub async fn check_file(file: &Path) -> Result<(), StoreError> {
+    let options = SqliteConnectOptions::new()
+        .filename(file)
+        .read_only(true)
+        .immutable(true);
+    let mut connection = options.connect().await?;
+    let row = sqlx::query("PRAGMA integrity_check")
+        .fetch_one(&mut connection)
+        .await?;
+    let said: String = row.try_get(0)?;
+    connection.close().await?;
+    if said == "ok" {
+        Ok(())
+    } else {
+        Err(StoreError::Unreadable {
+            id: file.display().to_string(),
+            message: said,
+        })
     }
 }
 
@@ -203,6 +323,7 @@ fn migrations() -> Migrator {
         ),
         file(2, "search", include_str!("../migrations/0002_search.sql")),
         file(3, "written", include_str!("../migrations/0003_written.sql")),
+        file(4, "ledger", include_str!("../migrations/0004_ledger.sql")),
     ])
 }
 

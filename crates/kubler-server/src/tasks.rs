@@ -2,6 +2,7 @@
 
 pub mod downtime;
 pub mod reconcile;
+pub mod restored;
 pub mod upkeep;
 
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{
     CHECKPOINT_SECONDS_MAX, CLOCK_SKEW_SECONDS_MAX, CONNECTIONS_MAX, Configuration,
     ENVIRONMENTS_MAX, Issuer, LEASE_SECONDS_MIN, REFUSAL_BYTES_PER_HOUR_MAX,
-    REFUSAL_BYTES_PER_HOUR_MIN, TOKEN_LIFE_SECONDS_MAX, TOKEN_LIFE_SECONDS_MIN,
+    REFUSAL_BYTES_PER_HOUR_MIN, SINKS_MAX, TOKEN_LIFE_SECONDS_MAX, TOKEN_LIFE_SECONDS_MIN,
     canonical_organization_id,
 };
 use crate::egress::Target;
@@ -47,6 +47,7 @@ impl Configuration {
         self.issuer_faults(&mut faults);
         self.profile_faults(&mut faults);
         self.limit_faults(&mut faults);
+        self.sink_faults(&mut faults);
         faults
     }
 
@@ -119,6 +120,53 @@ impl Configuration {
                 ));
             }
             profile.faults(&at, faults);
+        }
+    }
+
+    fn sink_faults(&self, faults: &mut Vec<ConfigurationFault>) {
+        let sinks = &self.ledger.sinks;
+        if sinks.len() > SINKS_MAX {
+            faults.push(fault(
+                "ledger.sinks",
+                format!("{} sinks are more than {SINKS_MAX}", sinks.len()),
+                "a few in places that do not fail together are enough",
+            ));
+        }
+        let mut names = BTreeSet::new();
+        for (index, sink) in sinks.iter().enumerate() {
+            let at = |key: &str| format!("ledger.sinks[{index}]{key}");
+            if sink.file.is_some() == sink.url.is_some() {
+                faults.push(fault(
+                    at(""),
+                    "it is neither a file nor an address, or both",
+                    "name one of `file` and `url`; a second place is a second entry",
+                ));
+            }
+            if !names.insert(sink.name()) {
+                faults.push(fault(
+                    at(""),
+                    format!("`{}` is listed twice", sink.name()),
+                    "one entry for each place",
+                ));
+            }
+            if sink.url.is_none() && (sink.token_file.is_some() || sink.ca.is_some()) {
+                faults.push(fault(
+                    at(""),
+                    "`token_file` and `ca` belong to a `url`",
+                    "a file needs neither",
+                ));
+            }
+            if let Some(url) = &sink.url
+                && !url
+                    .strip_prefix("https://")
+                    .is_some_and(|rest| !rest.is_empty() && !rest.contains(['@', '#', ' ']))
+            {
+                faults.push(fault(
+                    at(".url"),
+                    format!("`{url}` is not `https://name/path`"),
+                    "plain http could be anybody; a token goes into `token_file`, not into the address",
+                ));
+            }
         }
     }
 

@@ -272,6 +272,30 @@ fn t9_every_fault_is_found_and_named_by_its_key() {
             "ledger.refusal_bytes_per_hour_max",
             "0 is out of bounds",
         ),
+        (
+            "/ledger",
+            json!({ "sinks": [{}] }),
+            "ledger.sinks[0]",
+            "neither a file nor an address",
+        ),
+        (
+            "/ledger",
+            json!({ "sinks": [{ "file": "a", "token_file": "t" }] }),
+            "ledger.sinks[0]",
+            "belong to a `url`",
+        ),
+        (
+            "/ledger",
+            json!({ "sinks": [{ "url": "http://log.example" }] }),
+            "ledger.sinks[0].url",
+            "is not `https://name/path`",
+        ),
+        (
+            "/ledger",
+            json!({ "sinks": [{ "file": "a" }, { "file": "a" }] }),
+            "ledger.sinks[1]",
+            "listed twice",
+        ),
     ];
     for (pointer, value, key, message) in cases {
         let faults = changed(pointer, &value).faults();

@@ -7,6 +7,7 @@
 //! | `checkpoints` | signed notes in the order in which they were signed, each followed by an empty line |
 //! | `key.pub` | the public key as a C2SP verifier key |
 //! | `key` | the private key, readable by the server alone |
+//! | `home` | which file `key` is: another one in a copy of the folder |
 //! | `lock` | held by the one server that writes |
 
 /// Leaf hashes, see the module.
@@ -17,6 +18,8 @@ pub const CHECKPOINTS: &str = "checkpoints";
 pub const PUBLIC_KEY: &str = "key.pub";
 /// The private key.
 pub const PRIVATE_KEY: &str = "key";
+/// Where the private key is at home.
+pub const HOME: &str = "home";
 /// The lock.
 pub const LOCK: &str = "lock";
 

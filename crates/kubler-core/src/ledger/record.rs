@@ -53,8 +53,10 @@ actions! {
     ServerStart = "server.start";
     /// The server stopped on purpose.
     ServerStop = "server.stop";
-    /// An incomplete end of the ledger was cut off after a crash.
+    /// The ledger was put in order: after a crash by itself, otherwise by an operator who said why.
     LedgerRecover = "ledger.recover";
+    /// The store was older than the ledger: what only the ledger knew is ended, what it tells gone stays so.
+    StoreBehind = "store.behind";
     /// Policies were loaded, or a bad change was kept out.
     PolicyLoad = "policy.load";
     /// A token or certificate was refused.
@@ -340,6 +342,7 @@ impl Body {
                 LedgerAction::ServerStart
                     | LedgerAction::ServerStop
                     | LedgerAction::LedgerRecover
+                    | LedgerAction::StoreBehind
                     | LedgerAction::EnvironmentPhase
                     | LedgerAction::EnvironmentOrphan
             ),

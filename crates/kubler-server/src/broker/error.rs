@@ -16,6 +16,9 @@ use crate::ledger::LedgerError;
 use crate::session::SessionError;
 use crate::store::{Own, StoreError};
 
+/// What everybody is told whose request finds no room.
+const FULL: &str = "the server's disk is full: nothing new is taken until there is room";
+
 /// Why an operation did not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
@@ -141,7 +144,7 @@ impl BrokerError {
     }
 
     /// The stable code.
-    pub const fn code(&self) -> ErrorCode {
+    pub fn code(&self) -> ErrorCode {
         match self {
             Self::Invalid { .. } => ErrorCode::InvalidRequest,
             Self::Denied(_) => ErrorCode::Denied,
@@ -151,6 +154,8 @@ impl BrokerError {
             Self::Store(StoreError::Full {
                 own: Own::Caller, ..
             }) => ErrorCode::TooMany,
+            Self::Ledger(LedgerError::Full) => ErrorCode::StorageFull,
+            Self::Store(error) if error.is_full() => ErrorCode::StorageFull,
             Self::NotReady(_)
             | Self::Ledger(_)
             | Self::Store(StoreError::Database(_) | StoreError::Full { .. }) => {
@@ -172,6 +177,8 @@ impl BrokerError {
             Self::Denied(denial) => (denial.to_string(), denial.hint.clone()),
             Self::Ended(tombstone) => (tombstone.sentence(), next()),
             Self::Store(StoreError::Full { message, .. }) => (message.clone(), next()),
+            Self::Ledger(LedgerError::Full) => (FULL.into(), next()),
+            Self::Store(error) if error.is_full() => (FULL.into(), next()),
             Self::Ledger(_) => (
                 "the request cannot be recorded, so it is not carried out".into(),
                 next(),

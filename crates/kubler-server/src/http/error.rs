@@ -112,7 +112,7 @@ impl IntoResponse for ApiError {
             ErrorCode::Unauthenticated => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
-            ErrorCode::TooMany | ErrorCode::Unavailable => {
+            ErrorCode::TooMany | ErrorCode::StorageFull | ErrorCode::Unavailable => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_SECONDS));
             }
             _ => {}

@@ -15,12 +15,18 @@ use super::Api;
 use super::reading::{Answer, Refused, Shared, refused};
 use super::routes::openapi;
 use crate::broker::Call;
+use crate::ledger::sinks::Standing;
 
 /// OpenMetrics.
 #[utoipa::path(get, path = "/metrics", responses(
     (status = 200, body = String, content_type = "application/openmetrics-text"), Refused))]
 pub(super) async fn metrics(State(api): Shared, call: Call) -> Answer<Response> {
-    let read = async || Ok(crate::metrics::render(&api.broker.directory, &api.gauges));
+    let read = async || {
+        Ok({
+            let standings = api.sinks.standings(api.clock.now());
+            crate::metrics::render(&api.broker.directory, &api.gauges, &standings)
+        })
+    };
     let text = api
         .broker
         .read_server(&call, Action::ReadMetrics, LedgerAction::MetricsRead, read)
@@ -72,7 +78,8 @@ pub(super) async fn readyz(State(api): Shared) -> (StatusCode, Json<Health>) {
             Err("cannot look at the world".into())
         }),
     );
-    let health = api.health(checks);
+    let mut health = api.health(checks);
+    health.remarks = api.sink_remarks();
     let status = if health.status == "ok" {
         StatusCode::OK
     } else {
@@ -87,9 +94,25 @@ impl Api {
         Health {
             status: if well { "ok" } else { "unavailable" }.into(),
             checks,
+            remarks: BTreeMap::new(),
             version: env!("CARGO_PKG_VERSION").into(),
             now: self.clock.now(),
         }
+    }
+
+    /// Sinks that are behind: nothing waits for them, and somebody should look.
+    fn sink_remarks(&self) -> BTreeMap<String, String> {
+        let standings = self.sinks.standings(self.clock.now());
+        let behind = standings
+            .into_iter()
+            .enumerate()
+            .filter(|(_, standing)| standing.is_alarming());
+        // By number: anybody may ask, and a place is nobody's business.
+        let remark = |(nth, standing): (usize, Standing)| {
+            let name = format!("ledger.sinks[{nth}]");
+            (name, format!("behind since {} s", standing.behind_seconds))
+        };
+        behind.map(remark).collect()
     }
 }
 

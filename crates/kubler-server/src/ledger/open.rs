@@ -2,8 +2,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use kubler_core::configuration::Ledger as LedgerSettings;
@@ -18,28 +18,60 @@ use super::extent::sync_folder;
 use super::replay::{Found, Repairs};
 use super::signing::Signer;
 use super::sync::Syncer;
+use super::witness::{Disagreement, Witness};
 use super::writer::{Bounds, Writer};
 use super::{Entry, Inner, Ledger, LedgerError};
 use crate::clock::Clock;
 use crate::entropy;
 
+/// How a ledger is opened.
+pub(super) struct Opening<'a> {
+    /// Its name when it is made.
+    pub(super) origin: &'a str,
+    pub(super) settings: &'a LedgerSettings,
+    pub(super) bounds: Bounds,
+    /// Who saw it before.
+    pub(super) witnesses: &'a [Witness],
+    /// What becomes of those who saw something else.
+    pub(super) judge: Judge,
+    pub(super) clock: Arc<dyn Clock>,
+}
+
+/// What becomes of witnesses that saw another ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Judge {
+    /// The ledger is not opened.
+    Refuse,
+    /// An operator decides: they are told, and the caller writes down that they were overruled.
+    Tell,
+}
+
+/// Opens the ledger whose lock is held; gives what was told of witnesses besides.
 pub(super) fn open(
-    folder: &Path,
-    origin: &str,
-    settings: &LedgerSettings,
-    bounds: Bounds,
-    clock: Arc<dyn Clock>,
-) -> Result<Ledger, LedgerError> {
+    lock: LedgerLock,
+    opening: Opening<'_>,
+) -> Result<(Ledger, Vec<Disagreement>), LedgerError> {
+    let Opening {
+        origin,
+        settings,
+        bounds,
+        witnesses,
+        judge,
+        clock,
+    } = opening;
+    let folder = &*lock.folder.clone();
     let unusable = |error: io::Error| LedgerError::unusable(folder, &error);
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(unusable)?;
-    let lock = Lock::take(folder)?;
-    let key = key(folder, origin).map_err(|error| LedgerError::unusable(folder, &error))?;
+    let key = key(folder, origin)?;
+    check_name(folder, &key, settings)?;
     let public = key.public().clone();
-    let found = Found::read(folder, &public)?;
+    let mut found = Found::read(folder, &public, witnesses)?;
+    let disagreements = found.disagreements();
+    if let (Judge::Refuse, [first, ..]) = (judge, disagreements.as_slice()) {
+        return Err(LedgerError::NotTheKnown {
+            folder: folder.to_owned(),
+            message: first.to_string(),
+        });
+    }
     let left_open = found.read_open()?;
     let repairs = found.repair().map_err(unusable)?;
     let open_count = found.open_count();
@@ -73,7 +105,23 @@ pub(super) fn open(
         _lock: lock,
     }));
     ledger.close_after_crash(left_open, repairs)?;
-    Ok(ledger)
+    Ok((ledger, disagreements))
+}
+
+/// A name that the configuration states must be the ledger's. One that is made of `url` may change with it.
+fn check_name(
+    folder: &Path,
+    key: &PrivateKey,
+    settings: &LedgerSettings,
+) -> Result<(), LedgerError> {
+    let name = key.public().name();
+    match &settings.origin {
+        Some(stated) if stated != name => Err(LedgerError::NotTheKnown {
+            folder: folder.to_owned(),
+            message: format!("it is the ledger `{name}`, and `ledger.origin` is `{stated}`"),
+        }),
+        _ => Ok(()),
+    }
 }
 
 impl Ledger {
@@ -101,56 +149,144 @@ impl Ledger {
 }
 
 /// Held as long as the ledger: two writers would break the tree.
-pub(super) struct Lock(File);
+#[derive(Debug)]
+pub struct LedgerLock {
+    pub(super) folder: PathBuf,
+    file: File,
+}
 
-impl Lock {
-    fn take(folder: &Path) -> Result<Self, LedgerError> {
+impl LedgerLock {
+    /// Takes the lock of the ledger in `folder`, which is made when it is not there.
+    ///
+    /// # Errors
+    /// `InUse` when another server has it, `Copied` when the folder is a copy of the one that has.
+    pub fn take(folder: &Path) -> Result<Self, LedgerError> {
+        let lock = Self::take_anywhere(folder)?;
+        let place = Place::read(folder).map_err(|error| LedgerError::unusable(folder, &error))?;
+        match place {
+            Place::Other => Err(LedgerError::Copied(folder.to_owned())),
+            Place::Unknown | Place::Home => Ok(lock),
+        }
+    }
+
+    /// The same wherever the folder came from.
+    ///
+    /// # Errors
+    /// `InUse` when another server has it.
+    pub fn take_anywhere(folder: &Path) -> Result<Self, LedgerError> {
+        let unusable = |error: io::Error| LedgerError::unusable(folder, &error);
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(unusable)?;
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
             .open(folder.join(layout::LOCK))
-            .map_err(|error| LedgerError::unusable(folder, &error))?;
+            .map_err(unusable)?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| LedgerError::InUse(folder.to_owned()))?;
-        Ok(Self(file))
+        Ok(Self {
+            folder: folder.to_owned(),
+            file,
+        })
     }
 }
 
-impl Drop for Lock {
+impl Drop for LedgerLock {
     fn drop(&mut self) {
         // A child that is being started shares the file until it is its own program: closing alone would leave it
         // locked for that moment.
-        let _ = rustix::fs::flock(&self.0, rustix::fs::FlockOperation::Unlock);
+        let _ = rustix::fs::flock(&self.file, rustix::fs::FlockOperation::Unlock);
     }
 }
 
-type KeyFault = Box<dyn std::error::Error + Send + Sync>;
+/// Where a ledger is: the file of its private key is one and the same as long as the folder is only moved, and another
+/// one in every copy. No wall against anybody: it names an accident before two servers sign with one key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nobody wrote it down yet.
+    Unknown,
+    /// Where it was made, or an operator put it.
+    Home,
+    /// Somewhere else.
+    Other,
+}
+
+impl Place {
+    fn read(folder: &Path) -> io::Result<Self> {
+        let here = match std::fs::metadata(folder.join(layout::PRIVATE_KEY)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::Unknown),
+            found => found?.ino(),
+        };
+        match std::fs::read_to_string(folder.join(layout::HOME)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Unknown),
+            text => Ok(if text?.trim() == here.to_string() {
+                Self::Home
+            } else {
+                Self::Other
+            }),
+        }
+    }
+
+    /// Writes down that it is here.
+    fn settle(folder: &Path) -> io::Result<()> {
+        let here = std::fs::metadata(folder.join(layout::PRIVATE_KEY))?.ino();
+        write_whole(folder, layout::HOME, &format!("{here}\n"))
+    }
+}
 
 /// Reads the key, or makes it. A folder that has records but no key has lost it: a new one would be another ledger.
-fn key(folder: &Path, origin: &str) -> Result<PrivateKey, KeyFault> {
+fn key(folder: &Path, origin: &str) -> Result<PrivateKey, LedgerError> {
+    let unusable = |error: &dyn std::fmt::Display| LedgerError::unusable(folder, error);
+    let failed = |error: io::Error| unusable(&error);
+    let wrong = |message: String| LedgerError::Key {
+        folder: folder.to_owned(),
+        message,
+    };
     let public = folder.join(layout::PUBLIC_KEY);
     let key = match std::fs::read_to_string(folder.join(layout::PRIVATE_KEY)) {
-        Ok(text) => PrivateKey::parse(&SecretString::from(text))
-            .map_err(|error| format!("its private key `{}`: {error}", layout::PRIVATE_KEY))?,
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        Err(_) if public.exists() => return Err("its private key is lost".into()),
+        Ok(text) => PrivateKey::parse(&SecretString::from(text)).map_err(|error| {
+            wrong(format!(
+                "its private key `{}`: {error}",
+                layout::PRIVATE_KEY
+            ))
+        })?,
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        Err(_) if public.exists() => return Err(wrong("its private key is lost".into())),
         Err(_) => {
-            let key = PrivateKey::from_random(origin, &Zeroizing::new(entropy::random_bytes()?))?;
-            write_whole(folder, layout::PRIVATE_KEY, key.to_text().expose_secret())?;
+            let seed = entropy::random_bytes().map_err(|error| unusable(&error))?;
+            let key = PrivateKey::from_random(origin, &Zeroizing::new(seed))
+                .map_err(|error| unusable(&error))?;
+            write_whole(folder, layout::PRIVATE_KEY, key.to_text().expose_secret())
+                .map_err(failed)?;
             key
         }
     };
     // Also after a crash between the two.
     if !public.exists() {
-        write_whole(folder, layout::PUBLIC_KEY, &format!("{}\n", key.public()))?;
+        write_whole(folder, layout::PUBLIC_KEY, &format!("{}\n", key.public())).map_err(failed)?;
+    }
+    let stated = std::fs::read_to_string(public).map_err(failed)?;
+    if stated.trim() != key.public().to_string() {
+        return Err(wrong(format!(
+            "its private key is that of `{}`, and `{}` says `{}`: one of them was copied from elsewhere",
+            key.public(),
+            layout::PUBLIC_KEY,
+            stated.trim()
+        )));
+    }
+    if Place::read(folder).map_err(failed)? != Place::Home {
+        Place::settle(folder).map_err(failed)?;
     }
     Ok(key)
 }
 
 /// The file is there with all of `text`, or not at all.
-fn write_whole(folder: &Path, name: &str, text: &str) -> io::Result<()> {
+pub(super) fn write_whole(folder: &Path, name: &str, text: &str) -> io::Result<()> {
     let unfinished = folder.join(format!("{name}.new"));
     let mut file = OpenOptions::new()
         .create(true)

@@ -1,15 +1,16 @@
 //! Reading on in the ledger. What is kept in memory is small: where every 256th record begins, and between which
 //! records each environment and job lies. A search by one of them reads that stretch of the file, nothing else.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::path::Path;
 
 use kubler_api::ledger::Records;
+use kubler_core::environment::Phase;
 use kubler_core::ids::EnvironmentId;
 use kubler_core::ledger::layout;
-use kubler_core::ledger::record::Body;
+use kubler_core::ledger::record::{Body, LedgerAction};
 use serde_json::Value;
 
 /// Records that one answer holds at most, and when the caller does not say.
@@ -38,17 +39,35 @@ pub struct Query {
 pub(super) struct Mark {
     environment: Option<EnvironmentId>,
     job: Option<String>,
+    /// Whether the record tells that the environment is gone, or that it is in a phase before that.
+    gone: Option<bool>,
 }
 
 impl Mark {
     pub(super) const fn new(environment: Option<EnvironmentId>, job: Option<String>) -> Self {
-        Self { environment, job }
+        Self {
+            environment,
+            job,
+            gone: None,
+        }
+    }
+
+    /// Likewise, of a record that tells what became of an environment.
+    pub(super) fn telling(mut self, action: LedgerAction, phase: Option<Phase>) -> Self {
+        self.gone = match action {
+            LedgerAction::EnvironmentPhase => phase.map(|phase| phase == Phase::Gone),
+            LedgerAction::EnvironmentOrphan => Some(true),
+            _ => None,
+        };
+        self
     }
 
     pub(super) fn of(body: &Body) -> Self {
         let identity = body.identity.as_ref();
         let job = identity.map(|identity| identity.job.id.clone());
+        let phase = body.phase.as_ref().map(|phase| phase.to);
         Self::new(body.environment_id, job.or_else(|| body.job_id.clone()))
+            .telling(body.action, phase)
     }
 }
 
@@ -71,6 +90,8 @@ pub(super) struct Index {
     segments: Vec<u64>,
     places: Vec<Place>,
     environments: HashMap<EnvironmentId, Stretch>,
+    /// Environments of which no record tells that they are gone.
+    alive: BTreeSet<EnvironmentId>,
     jobs: HashMap<String, Stretch>,
 }
 
@@ -107,11 +128,21 @@ impl Index {
             last: sequence,
         };
         if let Some(id) = mark.environment {
+            match mark.gone {
+                Some(true) => drop(self.alive.remove(&id)),
+                Some(false) => drop(self.alive.insert(id)),
+                None => {}
+            }
             self.environments.entry(id).or_insert(stretch).last = sequence;
         }
         if let Some(job) = mark.job {
             self.jobs.entry(job).or_insert(stretch).last = sequence;
         }
+    }
+
+    /// Environments of which no record tells that they are gone.
+    pub(super) const fn alive(&self) -> &BTreeSet<EnvironmentId> {
+        &self.alive
     }
 
     pub(super) fn plan(&self, query: &Query, size: u64) -> Plan {
@@ -200,4 +231,11 @@ fn matches(query: &Query, record: &Value) -> bool {
     };
     let of_job = |wanted: &str| job().and_then(Value::as_str) == Some(wanted);
     environment && query.job.as_deref().is_none_or(of_job)
+}
+
+/// Whether a record says that its environment is gone.
+pub(super) fn tells_gone(record: &Value) -> bool {
+    let says = |pointer: &str| record.pointer(pointer).and_then(Value::as_str);
+    says("/action") == Some(LedgerAction::EnvironmentOrphan.as_str())
+        || says("/phase/to") == Some(Phase::Gone.as_str())
 }

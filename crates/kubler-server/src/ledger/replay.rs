@@ -11,16 +11,18 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use kubler_core::environment::Phase;
 use kubler_core::ids::EnvironmentId;
 use kubler_core::ledger::checkpoint::{Checkpoint, PublicKey};
 use kubler_core::ledger::layout;
 use kubler_core::ledger::merkle::{Frontier, Hash, leaf_hash};
 use kubler_core::ledger::notes::{Notes, Tail};
-use kubler_core::ledger::record::{Body, Kind, Record};
+use kubler_core::ledger::record::{Body, Kind, LedgerAction, Record};
 use serde::Deserialize;
 
 use super::LedgerError;
 use super::read::{Index, Mark};
+use super::witness::{Disagreement, Overruled, Witness, Witnesses};
 
 /// Bytes of one leaf hash in its file.
 pub(super) const LEAF_BYTES: u64 = 32;
@@ -39,6 +41,9 @@ pub(super) struct Found {
     open: BTreeMap<u64, Line>,
     leaves: Leaves,
     crash: Crash,
+    witnesses: Option<Witnesses>,
+    /// What operators overruled before.
+    pub(super) overruled: Overruled,
 }
 
 /// Where a line is.
@@ -73,12 +78,20 @@ struct Leaves {
 struct Glance<'a> {
     sequence: u64,
     kind: Kind,
+    action: LedgerAction,
+    #[serde(default)]
+    phase: Option<GlancePhase>,
     #[serde(default)]
     start: Option<u64>,
     #[serde(default)]
     environment_id: Option<EnvironmentId>,
     #[serde(default, borrow)]
     identity: Option<GlanceIdentity<'a>>,
+}
+
+#[derive(Deserialize)]
+struct GlancePhase {
+    to: Phase,
 }
 
 #[derive(Deserialize)]
@@ -93,12 +106,29 @@ struct GlanceJob<'a> {
     id: Cow<'a, str>,
 }
 
+/// The first records of the files of records in `folder`, in order.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn segments(folder: &Path) -> io::Result<Vec<u64>> {
+    let mut segments = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        segments.extend(entry?.file_name().to_str().and_then(layout::segment_first));
+    }
+    segments.sort_unstable();
+    Ok(segments)
+}
+
 /// What opening had to put in order, for the ledger's own record of it.
 pub(super) type Repairs = serde_json::Map<String, serde_json::Value>;
 
 impl Found {
-    /// Reads the ledger in `folder`.
-    pub(super) fn read(folder: &Path, key: &PublicKey) -> Result<Self, LedgerError> {
+    /// Reads the ledger in `folder`, and compares it with what `witnesses` saw.
+    pub(super) fn read(
+        folder: &Path,
+        key: &PublicKey,
+        witnesses: &[Witness],
+    ) -> Result<Self, LedgerError> {
         let unusable = |error: io::Error| LedgerError::unusable(folder, &error);
         let mut found = Self {
             folder: folder.to_owned(),
@@ -109,9 +139,11 @@ impl Found {
             open: BTreeMap::new(),
             leaves: Leaves::open(folder).map_err(unusable)?,
             crash: Crash::default(),
+            witnesses: Some(Witnesses::new(key, witnesses)),
+            overruled: Overruled::default(),
         };
         found.read_notes(key)?;
-        let mut segments = found.segments().map_err(unusable)?;
+        let mut segments = segments(folder).map_err(unusable)?;
         // Without records in it the one before has not been left yet.
         if let [_, .., last] = *segments
             && found.length(last).map_err(unusable)? == 0
@@ -137,8 +169,17 @@ impl Found {
 
     fn read_notes(&mut self, key: &PublicKey) -> Result<(), LedgerError> {
         let bytes = match std::fs::read(self.folder.join(layout::CHECKPOINTS)) {
-            // Only a file that is not there is an empty one: what cannot be read must not pass for nothing.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            // Made before the first record is written: with records beside it, somebody took it away.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let first = self.length(0).unwrap_or(0);
+                if first > 0 {
+                    return Err(self.damaged(&format!(
+                        "its file `{}` is missing, and nothing else vouches for its records",
+                        layout::CHECKPOINTS
+                    )));
+                }
+                Vec::new()
+            }
             read => read.map_err(|error| LedgerError::unusable(&self.folder, &error))?,
         };
         let notes = Notes::read(&bytes);
@@ -162,15 +203,6 @@ impl Found {
             self.signed = Some((checkpoint, (*note).to_owned()));
         }
         Ok(())
-    }
-
-    fn segments(&self) -> io::Result<Vec<u64>> {
-        let mut segments = Vec::new();
-        for entry in std::fs::read_dir(&self.folder)? {
-            segments.extend(entry?.file_name().to_str().and_then(layout::segment_first));
-        }
-        segments.sort_unstable();
-        Ok(segments)
     }
 
     fn length(&self, segment: u64) -> io::Result<u64> {
@@ -238,14 +270,23 @@ impl Found {
             }
             Kind::Event => {}
         }
+        if glance.action == LedgerAction::LedgerRecover {
+            let record = Record::from_line(text)
+                .map_err(|error| self.damaged(&format!("record {sequence}: {error}")))?;
+            self.overruled.note(&record.body.details);
+        }
         let job = glance.identity.map(|identity| identity.job.id.into_owned());
-        let mark = Mark::new(glance.environment_id, job);
+        let mark = Mark::new(glance.environment_id, job)
+            .telling(glance.action, glance.phase.map(|phase| phase.to));
         self.index.note(sequence, here.offset, mark);
         self.push(sequence, leaf_hash(text))
     }
 
     fn push(&mut self, sequence: u64, leaf: Hash) -> Result<(), LedgerError> {
         self.frontier.push(leaf);
+        if let Some(witnesses) = &mut self.witnesses {
+            witnesses.compare(&self.frontier);
+        }
         let signed = self.signed.as_ref().map(|(checkpoint, _)| checkpoint);
         if signed.is_none_or(|signed| sequence >= signed.size) {
             self.unsigned.push(leaf);
@@ -263,6 +304,15 @@ impl Found {
             }
             _ => Ok(()),
         }
+    }
+
+    /// In what the ledger and the witnesses differ, and nobody has overruled yet.
+    pub(super) fn disagreements(&mut self) -> Vec<Disagreement> {
+        let size = self.frontier.size();
+        let witnesses = self.witnesses.take();
+        let mut all = witnesses.map_or_else(Vec::new, |all| all.finish(size));
+        all.retain(|one| !self.overruled.holds(one));
+        all
     }
 
     /// How many starts have no end.

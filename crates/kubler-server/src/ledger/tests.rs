@@ -37,13 +37,15 @@ impl World {
     }
 
     fn open_within(&self, bounds: Bounds) -> Result<Ledger, LedgerError> {
-        super::open::open(
-            &self.folder(),
-            "kubler.test/ledger",
-            &LedgerSettings::default(),
+        let opening = Opening {
+            origin: "kubler.test/ledger",
+            settings: &LedgerSettings::default(),
             bounds,
-            Arc::new(SystemClock),
-        )
+            witnesses: &[],
+            judge: Judge::Refuse,
+            clock: Arc::new(SystemClock),
+        };
+        super::open::open(LedgerLock::take(&self.folder())?, opening).map(|(ledger, _)| ledger)
     }
 
     fn folder(&self) -> PathBuf {

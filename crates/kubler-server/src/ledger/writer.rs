@@ -26,6 +26,10 @@ const START_BYTES: u64 = 4 * 1024;
 /// enough for a thousand environments that are released and gone, each with its identity and what was looked for.
 pub(super) const ENDS_KEPT: u64 = 8 * 1024;
 
+/// Free space on the disk below which nothing new begins, in bytes: what ends is done by others as well (the store,
+/// etcd), and a disk that is nearly full should find them before the last byte is gone.
+const DISK_BYTES_FREE_MIN: u64 = 32 * 1024 * 1024;
+
 /// How large things may be. Smaller in tests.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
@@ -39,6 +43,8 @@ pub(super) struct Bounds {
     pub(super) leaf_bytes_kept: u64,
     /// Room for the notes of that, in bytes: at the shortest pace of 10 s, for some 50 minutes.
     pub(super) note_bytes_kept: u64,
+    /// Free space without which nothing new begins, in bytes.
+    pub(super) disk_bytes_free_min: u64,
 }
 
 impl Bounds {
@@ -48,6 +54,7 @@ impl Bounds {
         step_bytes: 1024 * 1024,
         leaf_bytes_kept: 1024 * 1024,
         note_bytes_kept: 64 * 1024,
+        disk_bytes_free_min: DISK_BYTES_FREE_MIN,
     };
 }
 
@@ -142,7 +149,9 @@ impl Writer {
         if syncer.has_failed() && !purpose.ending {
             return Err(self.unusable(&NOT_DURABLE));
         }
-        if !self.make_room(sealed.line_bytes_max(), purpose, syncer) {
+        if (purpose.kind == Kind::Start && self.disk_is_full())
+            || !self.make_room(sealed.line_bytes_max(), purpose, syncer)
+        {
             return Err(LedgerError::Full);
         }
         let sequence = self.frontier.size();
@@ -221,6 +230,14 @@ impl Writer {
         Ok(())
     }
 
+    /// Whether the disk has less than it should for anything new. What cannot be asked is not taken for full: the
+    /// room that is kept is known without asking.
+    fn disk_is_full(&self) -> bool {
+        rustix::fs::fstatvfs(self.records.file()).is_ok_and(|disk| {
+            disk.f_bavail.saturating_mul(disk.f_frsize) < self.bounds.disk_bytes_free_min
+        })
+    }
+
     /// As if the disk were full.
     #[cfg(test)]
     pub(super) fn fill(&mut self) {
@@ -238,7 +255,7 @@ impl Writer {
             kind: Kind::Start,
             ending: false,
         };
-        self.make_room(START_BYTES, START, syncer)
+        !self.disk_is_full() && self.make_room(START_BYTES, START, syncer)
     }
 
     pub(super) fn take_unsigned(&mut self) -> Unsigned {
@@ -252,6 +269,15 @@ impl Writer {
 
     pub(super) fn file(&self) -> Arc<File> {
         Arc::clone(self.records.file())
+    }
+
+    /// Records that are there.
+    pub(super) const fn size(&self) -> u64 {
+        self.frontier.size()
+    }
+
+    pub(super) const fn index(&self) -> &Index {
+        &self.index
     }
 
     pub(super) fn plan(&self, query: &Query) -> Plan {

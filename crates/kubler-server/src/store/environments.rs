@@ -32,8 +32,8 @@ impl Store {
     ) -> Result<Created, StoreError> {
         permit.spend_on_profile(&environment.resolved)?;
         invariants::check_environment(&environment)?;
-        let _writer = self.writer.lock().await;
-        let mut transaction = self.pool.begin().await?;
+        let mut writer = self.writer.lock().await;
+        let mut transaction = writer.begin_new().await?;
         let key =
             Environment::unique_key(&environment.owner(), environment.scope, &environment.name);
         if let Some(existing) = select_one(
@@ -197,8 +197,8 @@ impl Store {
         id: EnvironmentId,
         change: impl Fn(&Environment) -> Result<Option<(Phase, Environment)>, StoreError>,
     ) -> Result<Option<(Phase, Environment)>, StoreError> {
-        let _writer = self.writer.lock().await;
-        let mut transaction = self.pool.begin().await?;
+        let mut writer = self.writer.lock().await;
+        let mut transaction = writer.begin().await?;
         let before = rows::by_id(&mut transaction, id).await?;
         let Some((phase, after)) = change(&before)? else {
             // What is stored and what is known are one, also when whoever wrote it last was cut off before saying so.

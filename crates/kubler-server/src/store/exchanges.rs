@@ -53,8 +53,8 @@ impl Store {
         now: Timestamp,
     ) -> Result<Exchanged, StoreError> {
         let id = permit.spend_on_environment(Action::IssueSession)?;
-        let _writer = self.writer.lock().await;
-        let mut transaction = self.pool.begin().await?;
+        let mut writer = self.writer.lock().await;
+        let mut transaction = writer.begin_new().await?;
         let known = sqlx::query("SELECT environment_id, session_id, exchanged_at, session_end FROM exchanges WHERE token_sha256 = ?")
             .bind(token.digest.to_string())
             .fetch_optional(&mut *transaction)

@@ -110,32 +110,8 @@ impl Store {
                 "(created_at < CAST(? AS INTEGER) OR (created_at = CAST(? AS INTEGER) AND id > ?))",
             );
         }
-        self.select_where(
-            &conditions,
-            &format!("ORDER BY created_at DESC, id LIMIT {SEARCH_PAGE}"),
-        )
-        .await
-    }
-
-    /// Every environment that matches and lives; the server's limits bound how many.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub async fn living(&self, search: &Search) -> Result<Vec<Environment>, StoreError> {
-        let mut conditions = Conditions::of(search);
-        conditions
-            .texts
-            .push("phase IN ('requested', 'provisioning', 'ready')");
-        self.select_where(&conditions, "").await
-    }
-
-    async fn select_where(
-        &self,
-        conditions: &Conditions,
-        tail: &str,
-    ) -> Result<Vec<Environment>, StoreError> {
         let sql = format!(
-            "SELECT document FROM environments WHERE {} {tail}",
+            "SELECT document FROM environments WHERE {} ORDER BY created_at DESC, id LIMIT {SEARCH_PAGE}",
             conditions.texts.join(" AND ")
         );
         let values: Vec<&str> = conditions.values.iter().map(String::as_str).collect();

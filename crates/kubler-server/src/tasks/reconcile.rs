@@ -52,6 +52,8 @@ pub struct Reconciler {
     pub downtime: Arc<Downtime>,
     /// Numbers for the metrics page.
     pub gauges: Arc<Gauges>,
+    /// Environments that only the ledger knows: whatever is left of them is taken away first of all.
+    pub lost: Vec<EnvironmentId>,
 }
 
 /// One environment's work under way. It stays known until its task was joined: nobody begins a second one before.
@@ -97,6 +99,9 @@ impl Reconciler {
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let mut rounds = Rounds::default();
         let mut seen = None;
+        for id in &self.lost {
+            self.remove(&mut rounds, *id, Step::RemoveOrphan(*id));
+        }
         loop {
             self.round(&mut rounds, seen.take()).await;
             tokio::select! {

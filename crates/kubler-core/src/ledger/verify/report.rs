@@ -161,16 +161,24 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        self.of_records(f)
+            .or_else(|| self.of_checkpoints(f))
+            .or_else(|| self.of_kept(f))
+            .unwrap_or(Ok(()))
+    }
+}
+
+impl Fault {
+    /// Says what is wrong with records and their leaves.
+    fn of_records(&self, f: &mut fmt::Formatter<'_>) -> Option<fmt::Result> {
+        Some(match self {
             Self::Unreadable { sequence, message } => {
                 write!(f, "record {sequence} cannot be read: {message}")
             }
-            Self::NotARecord { sequence, message } => {
-                write!(
-                    f,
-                    "record {sequence} was changed: its line was never written by a ledger ({message})"
-                )
-            }
+            Self::NotARecord { sequence, message } => write!(
+                f,
+                "record {sequence} was changed: its line was never written by a ledger ({message})"
+            ),
             Self::Changed { sequence } => write!(f, "record {sequence} was changed"),
             Self::ChangedWithin { first, last } if first == last => {
                 write!(f, "record {first} was changed, removed or replaced")
@@ -183,12 +191,21 @@ impl fmt::Display for Fault {
                 write!(f, "record {first} was removed")
             }
             Self::Removed { first, last } => write!(f, "records {first} to {last} were removed"),
-            Self::Reordered { sequence, found } => {
-                write!(
-                    f,
-                    "records were reordered: record {found} stands where record {sequence} should be"
-                )
-            }
+            Self::Reordered { sequence, found } => write!(
+                f,
+                "records were reordered: record {found} stands where record {sequence} should be"
+            ),
+            Self::LeafChanged { sequence } => write!(
+                f,
+                "the leaf hash of record {sequence} was changed; the record itself is as it was signed"
+            ),
+            _ => return None,
+        })
+    }
+
+    /// Says what is wrong with the ledger's own checkpoints.
+    fn of_checkpoints(&self, f: &mut fmt::Formatter<'_>) -> Option<fmt::Result> {
+        Some(match self {
             Self::Cut { size, checkpoint } => write!(
                 f,
                 "the end was cut off: {size} records are there, and the last checkpoint vouches for {checkpoint}"
@@ -202,22 +219,21 @@ impl fmt::Display for Fault {
                 number,
                 signer,
                 key,
-            } => {
-                write!(
-                    f,
-                    "checkpoint {number} of the ledger is signed by the key `{signer}`, not by `{key}`"
-                )
-            }
+            } => write!(
+                f,
+                "checkpoint {number} of the ledger is signed by the key `{signer}`, not by `{key}`"
+            ),
             Self::CheckpointOutOfOrder { number, size } => write!(
                 f,
                 "checkpoint {number} of the ledger, of size {size}, is smaller than the one before it: checkpoints were reordered, or two histories were joined"
             ),
-            Self::LeafChanged { sequence } => {
-                write!(
-                    f,
-                    "the leaf hash of record {sequence} was changed; the record itself is as it was signed"
-                )
-            }
+            _ => return None,
+        })
+    }
+
+    /// Says how the ledger differs from what was kept elsewhere.
+    fn of_kept(&self, f: &mut fmt::Formatter<'_>) -> Option<fmt::Result> {
+        Some(match self {
             Self::RolledBack {
                 kept,
                 kept_size,
@@ -235,7 +251,8 @@ impl fmt::Display for Fault {
                 "the ledger was signed again with another key, or is another ledger: `{kept}` is signed by the key `{signer}`, this ledger by `{key}`"
             ),
             Self::BadKept { kept, message } => write!(f, "`{kept}` cannot be used: {message}"),
-        }
+            _ => return None,
+        })
     }
 }
 

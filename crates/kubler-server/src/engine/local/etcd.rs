@@ -4,6 +4,7 @@
 
 mod client;
 pub(super) mod keyspace;
+mod room;
 pub(super) mod usage;
 pub(super) mod wire;
 
@@ -62,6 +63,8 @@ pub(super) struct Etcd {
     client: Client,
     /// Starts it again when it dies.
     supervisor: AbortOnDropHandle<()>,
+    /// Keeps room for it on the disk.
+    _room: AbortOnDropHandle<()>,
 }
 
 struct Shared {
@@ -116,6 +119,7 @@ impl Etcd {
             process: Mutex::new(process),
             changes,
         });
+        let room = AbortOnDropHandle::new(tokio::spawn(room::keep(shared.folder.clone())));
         let supervisor =
             AbortOnDropHandle::new(tokio::spawn(supervise(Arc::clone(&shared), client.clone())));
         Ok(Self {
@@ -123,6 +127,7 @@ impl Etcd {
             authority,
             client,
             supervisor,
+            _room: room,
         })
     }
 
@@ -282,10 +287,12 @@ fn launch(program: &Path, folder: &Path, mark: &Mark, port: u16) -> io::Result<P
         process: process.record(),
         port,
     };
-    replace_private(
-        &folder.join("record.json"),
-        &serde_json::to_string(&record).map_err(io::Error::other)?,
-    )?;
+    let text = serde_json::to_string(&record).map_err(io::Error::other)?;
+    if let Err(error) = replace_private(&folder.join("record.json"), &text) {
+        // On a full disk it must run all the same, or nothing ends. A later server finds it by its mark, and starts
+        // another in its place.
+        tracing::warn!(%error, "etcd runs and could not be written down");
+    }
     Ok(process)
 }
 

@@ -1,96 +1,23 @@
 //! A disk that is really full, with a neighbour on it who takes every byte that becomes free.
 
-use std::fs::File;
-use std::io::Write as _;
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kubler_testkit::disk::{self, Neighbour};
 
 use super::*;
 
-const DISK: &str = "KUBLER_TEST_DISK";
-/// What the shell ends with when it may not mount.
-const MAY_NOT_MOUNT: i32 = 77;
-
-/// Runs the ignored test `name` of this module on a file system of its own, which is gone when the test is.
+/// Runs the ignored test `name` of this module on a file system of its own.
 fn on_a_disk_of(size: &str, name: &str) {
-    let disk = tempfile::tempdir().unwrap();
-    let mut command = Command::new("unshare");
-    if !rustix::process::geteuid().is_root() {
-        command.args(["--user", "--map-root-user"]);
-    }
-    let script = format!(
-        "mount -t tmpfs -o size={size} kubler-test \"$0\" || exit {MAY_NOT_MOUNT}; exec \"$@\""
-    );
-    let ran = command
-        .args(["--mount", "--propagation", "private", "sh", "-c", &script])
-        .arg(disk.path())
-        .arg(std::env::current_exe().unwrap())
-        .arg(format!("ledger::tests::full_disk::{name}"))
-        .args(["--exact", "--ignored", "--nocapture"])
-        .env(DISK, disk.path())
-        .output();
-    match ran {
-        Ok(output) if output.status.success() => {
-            let said = String::from_utf8_lossy(&output.stdout);
-            assert!(said.contains("1 passed"), "{said}");
-        }
-        Ok(output)
-            if output.status.code() == Some(MAY_NOT_MOUNT)
-                || output.stderr.starts_with(b"unshare: ") =>
-        {
-            println!(
-                "skipped: a file system cannot be mounted here: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
-        Ok(output) => panic!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        ),
-        Err(error) => println!("skipped: `unshare` cannot be run: {error}"),
-    }
+    disk::on_a_disk_of(size, &format!("ledger::tests::full_disk::{name}"));
 }
 
 fn world() -> Option<World> {
-    let disk = std::env::var_os(DISK)?;
-    Some(World(tempfile::tempdir_in(disk).unwrap()))
+    Some(World(tempfile::tempdir_in(disk::disk()?).unwrap()))
 }
 
-/// Whoever shares the disk: writes as long as there is a byte.
-struct Neighbour {
-    path: PathBuf,
-    moves_out: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<()>,
-}
-
-impl Neighbour {
-    fn moves_in(world: &World) -> Self {
-        let path = world.0.path().join("neighbour");
-        let mut file = File::create(&path).unwrap();
-        let fill = move || while file.write(&[0; 4096]).is_ok_and(|written| written > 0) {};
-        let mut fill = fill;
-        fill();
-        let moves_out = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&moves_out);
-        let thread = std::thread::spawn(move || {
-            while !told.load(Ordering::Relaxed) {
-                fill();
-                std::thread::yield_now();
-            }
-        });
-        Self {
-            path,
-            moves_out,
-            thread,
-        }
-    }
-
-    fn moves_out(self) {
-        self.moves_out.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap();
-        std::fs::remove_file(self.path).unwrap();
-    }
+/// One who takes every byte at the moment it becomes free.
+fn moves_in(world: &World) -> Neighbour {
+    Neighbour::moves_in(world.0.path(), Duration::ZERO)
 }
 
 /// Starts until there is no room for another.
@@ -120,6 +47,7 @@ const SMALL: Bounds = Bounds {
     step_bytes: 16 * 1024,
     leaf_bytes_kept: 64 * 1024,
     note_bytes_kept: 8 * 1024,
+    disk_bytes_free_min: 0,
 };
 
 #[test]
@@ -136,7 +64,7 @@ async fn ends_where_no_next_segment_can_be_had() {
     while std::fs::metadata(world.records()).unwrap().len() < SMALL.segment_bytes_max - 4096 {
         drop(ledger.start(start(), Durability::Process).await.unwrap());
     }
-    let neighbour = Neighbour::moves_in(&world);
+    let neighbour = moves_in(&world);
     let mut open = starts_until_full(&ledger).await;
     let before = ends(&world);
     let began = open.len();
@@ -198,7 +126,7 @@ async fn signatures_without_room() {
         ..SMALL
     };
     let ledger = world.open_within(bounds).unwrap();
-    let neighbour = Neighbour::moves_in(&world);
+    let neighbour = moves_in(&world);
     for _ in 0..5 {
         let body = Body::new(Kind::Event, LedgerAction::ServerStart);
         ledger.event(body, Durability::Disk).await.unwrap();
@@ -221,10 +149,15 @@ fn l4_on_a_full_disk_creates_are_refused_and_every_promised_end_is_recorded() {
 #[ignore = "needs a small disk: `l4_on_a_full_disk…` runs it"]
 async fn every_promised_end() {
     const PROMISED: usize = 8192;
+    // To the last byte: that nothing new begins before that is another guard.
+    let bounds = Bounds {
+        disk_bytes_free_min: 0,
+        ..Bounds::ORDINARY
+    };
     let Some(world) = world() else { return };
-    let ledger = world.open().unwrap();
+    let ledger = world.open_within(bounds).unwrap();
     drop(ledger.start(start(), Durability::Process).await.unwrap());
-    let neighbour = Neighbour::moves_in(&world);
+    let neighbour = moves_in(&world);
     let before = ends(&world);
     let mut open = starts_until_full(&ledger).await;
     assert!(!ledger.is_writable());

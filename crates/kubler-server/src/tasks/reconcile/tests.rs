@@ -100,6 +100,11 @@ struct Bench {
 impl Bench {
     /// A reconciler that runs, with room for one making at a time.
     async fn with(world: World) -> Self {
+        Self::losing(world, Vec::new()).await
+    }
+
+    /// The same, where only the ledger knows some environments.
+    async fn losing(world: World, lost: Vec<EnvironmentId>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let world = Arc::new(world);
         let clock = Arc::new(ManualClock::new(at(0)));
@@ -127,6 +132,7 @@ impl Bench {
             provisioning_max: 1,
             downtime: Arc::new(Downtime::new(at(0))),
             gauges: Arc::default(),
+            lost,
         });
         let shutdown = CancellationToken::new();
         tokio::spawn(Arc::clone(&reconciler).run(shutdown.clone()));
@@ -401,4 +407,19 @@ fn what_cannot_help_itself_is_asked_seldom() {
     assert_eq!(backoff(ErrorClass::Transient, 40), Duration::from_secs(30));
     assert_eq!(backoff(ErrorClass::Permanent, 1), Duration::from_secs(5));
     assert_eq!(backoff(ErrorClass::Permanent, 40), Duration::from_secs(300));
+}
+
+#[tokio::test]
+async fn l9_what_only_the_ledger_knows_is_looked_for_and_told_gone() {
+    let id = environment(1, at(0)).id;
+    // Nothing of it is in the world: no look at it would ever say so.
+    let bench = Bench::losing(World::default(), vec![id]).await;
+    let deadline = std::time::Instant::now() + BOUND;
+    while !bench.reconciler.ledger.tells_gone(id).unwrap() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "it is never told gone"
+        );
+        tokio::task::yield_now().await;
+    }
 }

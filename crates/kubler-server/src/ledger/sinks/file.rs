@@ -1,0 +1,110 @@
+//! A file that always holds the latest checkpoint, or a folder with one for each day.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::NOTE_BYTES_MAX;
+use crate::ledger::extent::sync_folder;
+
+/// How the files of a folder end; their names sort as their days do.
+const SUFFIX: &str = ".checkpoint";
+
+pub(super) struct FileSink {
+    path: PathBuf,
+    /// What is there, as far as we know: what else is found was written by somebody else.
+    known: Mutex<Option<String>>,
+}
+
+impl FileSink {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            known: Mutex::default(),
+        }
+    }
+
+    /// The latest note that is there.
+    pub(super) fn read(&self) -> io::Result<Option<String>> {
+        let note = self.latest()?;
+        self.know(note.clone());
+        Ok(note)
+    }
+
+    /// Puts a note there, whole or not at all.
+    pub(super) fn write(&self, note: &str, now: Timestamp) -> Result<(), String> {
+        let told = |error: io::Error| error.to_string();
+        let known = self
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if self.latest().map_err(told)? != known {
+            return Err(
+                "somebody else writes there: two servers must not sign with one key".into(),
+            );
+        }
+        replace(&self.place(now), note).map_err(told)?;
+        self.know(Some(note.to_owned()));
+        Ok(())
+    }
+
+    fn know(&self, note: Option<String>) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = note;
+    }
+
+    fn place(&self, now: Timestamp) -> PathBuf {
+        if self.path.is_dir() {
+            let day = now.to_zoned(TimeZone::UTC).date();
+            self.path.join(format!("{day}{SUFFIX}"))
+        } else {
+            self.path.clone()
+        }
+    }
+
+    fn latest(&self) -> io::Result<Option<String>> {
+        let mut latest = self.path.clone();
+        if self.path.is_dir() {
+            let mut days = Vec::new();
+            for entry in std::fs::read_dir(&self.path)? {
+                let name = entry?.file_name().into_string().unwrap_or_default();
+                if name.ends_with(SUFFIX) {
+                    days.push(name);
+                }
+            }
+            let Some(last) = days.into_iter().max() else {
+                return Ok(None);
+            };
+            latest.push(last);
+        }
+        match std::fs::File::open(latest) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            file => {
+                let mut note = String::new();
+                file?.take(NOTE_BYTES_MAX).read_to_string(&mut note)?;
+                Ok(Some(note))
+            }
+        }
+    }
+}
+
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".new");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o644)
+        .open(&unfinished)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&unfinished, path)?;
+    sync_folder(folder)
+}

@@ -1,0 +1,51 @@
+//! What an operator does with the data folder while no server uses it, or beside one that runs: putting the ledger in
+//! order, back-up, restore.
+
+pub mod backup;
+pub mod restore;
+
+use std::sync::Arc;
+
+use crate::app::{self, LEDGER_FOLDER, STORE_FILE, StartError, ledger_origin};
+use crate::clock::Clock;
+use crate::config::Loaded;
+use crate::directory::Directory;
+use crate::ledger::LedgerLock;
+use crate::ledger::recover::{self, GoOn, Recovered, Recovery};
+use crate::ledger::sinks::Sinks;
+use crate::store::Store;
+
+/// Puts the ledger in order as an operator decided, and lets the store remember it as it is then.
+///
+/// # Errors
+/// When a server runs on it, or something cannot be read or written.
+pub async fn recover_ledger(
+    loaded: &Loaded,
+    reason: &str,
+    go_on: GoOn,
+    clock: Arc<dyn Clock>,
+) -> Result<Recovered, StartError> {
+    let configuration = &loaded.configuration;
+    let data = app::make_data_folder(loaded)?;
+    let folder = data.join(LEDGER_FOLDER);
+    // Nobody else may have it while the store is opened. Given back at once: the next step takes it wherever it is.
+    drop(LedgerLock::take_anywhere(&folder)?);
+    let directory = Arc::new(Directory::new(clock.now()));
+    let limits = configuration.limits.clone();
+    let store = Store::open(&data.join(STORE_FILE), directory, limits).await?;
+    let sinks = Sinks::new(&configuration.ledger.sinks, &loaded.folder)?;
+    let witnesses = app::witnesses(&store, &sinks).await?;
+    let recovery = Recovery {
+        origin: &ledger_origin(configuration),
+        settings: &configuration.ledger,
+        witnesses: &witnesses,
+        reason,
+        go_on,
+        clock,
+    };
+    let recovered = recover::recover(&folder, recovery).await?;
+    store
+        .saw_ledger(&recovered.key, &recovered.checkpoint.note)
+        .await?;
+    Ok(recovered)
+}
