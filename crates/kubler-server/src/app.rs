@@ -139,6 +139,7 @@ impl App {
         let limits = configuration.limits.clone();
         let store = Store::open(&data.join(STORE_FILE), Arc::clone(&directory), limits).await?;
         let store = Arc::new(store);
+        ledger.catch_up(&directory).await;
         let sessions = Arc::new(Sessions::open(&data.join("sessions"), Arc::clone(&clock))?);
         let mut settings = LocalSettings::new(&data, binaries);
         if let Some(run) = &configuration.run {

@@ -11,6 +11,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use kubler_core::environment::Phase;
 use kubler_core::ids::EnvironmentId;
 use kubler_core::ledger::checkpoint::{Checkpoint, PublicKey};
 use kubler_core::ledger::layout;
@@ -37,6 +38,8 @@ pub(super) struct Found {
     pub(super) signed: Option<(Checkpoint, String)>,
     /// Where the starts without an end are.
     open: BTreeMap<u64, Line>,
+    /// The last phase of each environment whose end was not recorded.
+    pub(super) phases: BTreeMap<EnvironmentId, Phase>,
     leaves: Leaves,
     crash: Crash,
 }
@@ -77,8 +80,15 @@ struct Glance<'a> {
     start: Option<u64>,
     #[serde(default)]
     environment_id: Option<EnvironmentId>,
+    #[serde(default)]
+    phase: Option<GlancePhase>,
     #[serde(default, borrow)]
     identity: Option<GlanceIdentity<'a>>,
+}
+
+#[derive(Deserialize)]
+struct GlancePhase {
+    to: Phase,
 }
 
 #[derive(Deserialize)]
@@ -107,6 +117,7 @@ impl Found {
             index: Index::default(),
             signed: None,
             open: BTreeMap::new(),
+            phases: BTreeMap::new(),
             leaves: Leaves::open(folder).map_err(unusable)?,
             crash: Crash::default(),
         };
@@ -237,6 +248,11 @@ impl Found {
                 self.open.remove(&glance.start.unwrap_or(u64::MAX));
             }
             Kind::Event => {}
+        }
+        match glance.environment_id.zip(glance.phase) {
+            Some((id, GlancePhase { to: Phase::Gone })) => drop(self.phases.remove(&id)),
+            Some((id, GlancePhase { to })) => drop(self.phases.insert(id, to)),
+            None => {}
         }
         let job = glance.identity.map(|identity| identity.job.id.into_owned());
         let mark = Mark::new(glance.environment_id, job);

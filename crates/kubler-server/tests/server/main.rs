@@ -14,6 +14,7 @@ mod buildkite_jobs;
 mod commands;
 mod connections;
 mod crash;
+mod crash_points;
 mod create;
 mod demo;
 mod environments;
