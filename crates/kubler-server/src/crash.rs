@@ -1,16 +1,23 @@
 //! Points at which a test kills the server: after each durable step of making, renewing and ending, so that each
 //! order of steps is tried with an end of the process behind every one of them.
 //!
-//! Only builds with debug assertions have them. There the variable [`VARIABLE`] names one point, as `etcd.user_made`
-//! or `etcd.user_made:3` for the third time, and whoever reaches it ends this process as `kill -9` would. In every
-//! other build [`at`] is empty, and neither the variable nor a name of a point is in the program.
+//! Only builds with debug assertions have them. There the variable `KUBLER_CRASH_AT` names one point, as `user.made`
+//! or `user.made:3` for the third time, and whoever reaches it ends this process as `kill -9` would. `KUBLER_HOLD_AT`
+//! names one and a file, as `release.begun=/folder/file`: whoever reaches it waits as long as the file is there. In
+//! every other build [`at`] is empty, and neither a variable nor a name of a point is in the program.
 
 use kubler_core::environment::Phase;
 use kubler_core::ledger::record::LedgerAction;
 
 /// Names the point at which the process ends.
 #[cfg(debug_assertions)]
-pub const VARIABLE: &str = "KUBLER_CRASH_AT";
+pub const CRASH_AT: &str = "KUBLER_CRASH_AT";
+/// Names the point at which it waits, and the file that it waits for.
+#[cfg(debug_assertions)]
+pub const HOLD_AT: &str = "KUBLER_HOLD_AT";
+/// What is added to the name of that file while somebody waits.
+#[cfg(debug_assertions)]
+pub const HELD: &str = ".held";
 
 macro_rules! points {
     ($($(#[doc = $doc:literal])* $point:ident = $name:literal,)*) => {
@@ -180,35 +187,67 @@ pub(crate) fn at(point: Point) {
 
 #[cfg(debug_assertions)]
 mod armed {
+    use std::ffi::OsString;
+    use std::path::Path;
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
 
     use rustix::process::{Signal, getpid, kill_process};
 
-    use super::{Point, VARIABLE};
+    use super::{CRASH_AT, HELD, HOLD_AT, Point};
 
-    static ARMED: LazyLock<Option<Armed>> = LazyLock::new(|| {
-        let text = std::env::var_os(VARIABLE)?.into_string().ok()?;
+    static CRASH: LazyLock<Option<Crash>> = LazyLock::new(|| {
+        let text = read(CRASH_AT)?;
         let (name, nth) = text.split_once(':').unwrap_or((&text, "1"));
-        Some(Armed {
+        Some(Crash {
             name: name.to_owned(),
             left: AtomicU32::new(nth.parse().ok()?),
         })
     });
 
-    struct Armed {
+    static HOLD: LazyLock<Option<Hold>> = LazyLock::new(|| {
+        let text = read(HOLD_AT)?;
+        let (name, file) = text.split_once('=')?;
+        Some(Hold {
+            name: name.to_owned(),
+            file: file.into(),
+        })
+    });
+
+    struct Crash {
         name: String,
         left: AtomicU32,
     }
 
+    struct Hold {
+        name: String,
+        file: OsString,
+    }
+
+    fn read(variable: &str) -> Option<String> {
+        std::env::var_os(variable)?.into_string().ok()
+    }
+
     pub(super) fn at(point: Point) {
-        if let Some(armed) = &*ARMED
-            && armed.name == point.name()
-            && armed.left.fetch_sub(1, Ordering::Relaxed) == 1
+        if let Some(crash) = &*CRASH
+            && crash.name == point.name()
+            && crash.left.fetch_sub(1, Ordering::Relaxed) == 1
         {
             let _ = kill_process(getpid(), Signal::KILL);
-            // Nobody comes back from that; if somebody did, this thread at least does not go on.
+            // Nobody comes back from that; if somebody did, it would not go on.
             std::process::abort();
+        }
+        if let Some(hold) = &*HOLD
+            && hold.name == point.name()
+        {
+            let held = [hold.file.as_os_str(), HELD.as_ref()]
+                .into_iter()
+                .collect::<OsString>();
+            let _ = std::fs::write(held, "");
+            while Path::new(&hold.file).exists() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 }

@@ -84,6 +84,8 @@ struct Glance<'a> {
     phase: Option<GlancePhase>,
     #[serde(default, borrow)]
     identity: Option<GlanceIdentity<'a>>,
+    #[serde(default, borrow)]
+    job_id: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
@@ -254,7 +256,8 @@ impl Found {
             Some((id, GlancePhase { to })) => drop(self.phases.insert(id, to)),
             None => {}
         }
-        let job = glance.identity.map(|identity| identity.job.id.into_owned());
+        let job = glance.identity.map(|identity| identity.job.id);
+        let job = job.or(glance.job_id).map(Cow::into_owned);
         let mark = Mark::new(glance.environment_id, job);
         self.index.note(sequence, here.offset, mark);
         self.push(sequence, leaf_hash(text))

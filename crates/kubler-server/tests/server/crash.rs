@@ -1,5 +1,11 @@
 //! kill -9, at any moment and to anything: nothing is leaked, nothing is made twice, nothing is lost.
 
+mod aftermath;
+mod children;
+mod kills;
+#[cfg(debug_assertions)]
+mod points;
+
 use std::time::Duration;
 
 use kubler_testkit::buildkite::Buildkite;

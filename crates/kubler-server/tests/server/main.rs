@@ -14,7 +14,6 @@ mod buildkite_jobs;
 mod commands;
 mod connections;
 mod crash;
-mod crash_points;
 mod create;
 mod demo;
 mod environments;

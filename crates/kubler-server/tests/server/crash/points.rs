@@ -1,16 +1,16 @@
 //! The server is killed right behind a durable step, at every step of an environment's life, and started again:
 //! whoever asked asks again and gets the same, nothing is there twice, nothing is left, and the ledger tells all of it.
-#![cfg(debug_assertions)]
 
 use std::time::Duration;
 
-use kubler_server::crash::{Point, VARIABLE};
+use kubler_server::crash::{CRASH_AT, Point};
 use kubler_testkit::buildkite::{Build, Buildkite, Job};
 use kubler_testkit::kubler::Server;
-use kubler_testkit::leaks::files_in;
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+
+use super::aftermath::{is_told, leaves_nothing, made_for, nothing_is_left};
 
 /// How long a server may take to reach a point, on a busy machine.
 const REACHED: Duration = Duration::from_secs(90);
@@ -77,7 +77,7 @@ async fn l9_killed_behind_a_durable_step_it_goes_on_where_it_was() {
     for point in Point::ALL {
         scene.kill_at(*point).await;
     }
-    scene.leaves_nothing().await;
+    leaves_nothing(scene.server).await;
 }
 
 /// One server and the jobs that use it.
@@ -102,6 +102,8 @@ impl Scene {
     /// Lets the server reach `point`, and looks at everything after its next start.
     async fn kill_at(&mut self, point: Point) {
         let (name, deed) = (point.name(), deed(point));
+        // Shown when the test fails: whatever fails below is about the last one.
+        println!("{name}, reached by {deed:?}");
         let job = self.build.job("test").run();
         let before = match deed {
             Deed::Start | Deed::Create | Deed::Stop => None,
@@ -112,7 +114,7 @@ impl Scene {
             Deed::Start => self.server.stop().await,
             _ => self.server.kill().await,
         }
-        self.server.launch(&[(VARIABLE, name)]);
+        self.server.launch(&[(CRASH_AT, name)]);
         if self.server.wait_until_it_answers_or_ends().await {
             self.ask(deed, &job, before.as_deref()).await;
         }
@@ -124,16 +126,26 @@ impl Scene {
         }
         self.server.restart().await;
 
-        let known = self.environments(&job).await;
+        let known = made_for(&self.server, &job).await;
         let id = self.ask_again(deed, &job, before.as_deref()).await;
         assert!(
             known.iter().all(|known| *known == id),
-            "`{name}`: {known:?} was there, and the retry made {id}"
+            "{known:?} was there, and the retry made {id}"
         );
-        assert_eq!(self.environments(&job).await, [id.as_str()], "`{name}`");
+        assert_eq!(
+            made_for(&self.server, &job).await,
+            [id.as_str()],
+            "`{name}`"
+        );
         self.server.release_and_wait(&job, &id).await;
-        self.nothing_is_left(name, &id);
-        self.is_told(name, deed, &job, &id).await;
+        nothing_is_left(&self.server, &id).await;
+        let phases = is_told(&self.server, &job, &id).await;
+        let broke: &[&str] = match deed {
+            Deed::Break => &["failed"],
+            _ => &[],
+        };
+        let lived = ["requested", "provisioning", "ready"];
+        assert_eq!(phases, [&lived, broke, &["releasing", "gone"]].concat());
         job.finish(0);
     }
 
@@ -218,79 +230,5 @@ impl Scene {
                 made.to_owned()
             }
         }
-    }
-
-    /// The ids of everything that was made for the job.
-    async fn environments(&self, job: &Job) -> Vec<String> {
-        let path = format!("/v1/environments?job={}", job.id());
-        let listed = self.server.operator(Method::GET, &path).await;
-        let listed = listed.body["environments"].as_array().unwrap().clone();
-        listed
-            .iter()
-            .map(|environment| environment["id"].as_str().unwrap().to_owned())
-            .collect()
-    }
-
-    fn nothing_is_left(&self, name: &str, id: &str) {
-        let planes = self.server.control_planes();
-        assert!(planes.is_empty(), "`{name}`: {planes:#?}");
-        let digits = id.trim_start_matches("env_");
-        let files = files_in(&self.server.folder());
-        let files: Vec<_> = files
-            .iter()
-            .filter(|path| path.to_string_lossy().contains(digits))
-            .collect();
-        assert!(files.is_empty(), "`{name}`: {files:?}");
-    }
-
-    /// The ledger has an end for every start of the job, and every phase of its environment once and in order.
-    async fn is_told(&self, name: &str, deed: Deed, job: &Job, id: &str) {
-        let path = format!("/v1/ledger/records?job={}&limit=1000", job.id());
-        let read = self.server.operator(Method::GET, &path).await;
-        let records = read.body["records"].as_array().unwrap().clone();
-        let of_kind = |kind: &'static str| {
-            let records = records.iter();
-            records.filter(move |record| record["kind"] == kind)
-        };
-        let mut starts: Vec<_> = of_kind("start")
-            .map(|start| start["sequence"].as_u64())
-            .collect();
-        let mut ends: Vec<_> = of_kind("end").map(|end| end["start"].as_u64()).collect();
-        starts.sort_unstable();
-        ends.sort_unstable();
-        assert_eq!(starts, ends, "`{name}`: {records:#?}");
-        let phases: Vec<_> = of_kind("event")
-            .filter(|event| event["action"] == "environment.phase" && event["environment_id"] == id)
-            .map(|event| {
-                (
-                    event["phase"]["from"].as_str(),
-                    event["phase"]["to"].as_str().unwrap(),
-                )
-            })
-            .collect();
-        let mut lived = vec!["requested", "provisioning", "ready", "releasing", "gone"];
-        if deed == Deed::Break {
-            lived.insert(3, "failed");
-        }
-        let lived: Vec<_> = lived
-            .iter()
-            .enumerate()
-            .map(|(nth, phase)| (nth.checked_sub(1).map(|before| lived[before]), *phase))
-            .collect();
-        assert_eq!(phases, lived, "`{name}`");
-    }
-
-    /// Stopped without environments, the server takes etcd with it, but only when etcd holds nothing; the ledger of
-    /// all that verifies.
-    async fn leaves_nothing(mut self) {
-        self.server.stop().await;
-        let left = self.server.processes();
-        assert!(left.is_empty(), "{left:#?}\n{}", self.server.log());
-        assert!(!self.server.folder().join("data/local/etcd").exists());
-        let ledger = self.server.folder().join("data/ledger");
-        let verified = self
-            .server
-            .cli(&["ledger", "verify", ledger.to_str().unwrap()]);
-        assert!(verified.status.success(), "{verified:?}");
     }
 }
