@@ -78,6 +78,7 @@ async fn l9_killed_behind_a_durable_step_it_goes_on_where_it_was() {
         scene.kill_at(*point).await;
     }
     leaves_nothing(scene.server).await;
+    println!("verified: {} points", Point::ALL.len());
 }
 
 /// One server and the jobs that use it.
