@@ -33,9 +33,17 @@ test: programs ## Run all tests (about 5 minutes once built).
 	@$(GO_ENV) go test $(GO_VERSION) ./...
 	@cd kube/agent/zzglob && GOWORK=off go test ./...
 
+.PHONY: verify
+verify: programs ## Run the long checks, each a row of docs/verification.md (hours).
+	@CARGO="$(CARGO)" scripts/verify
+
 .PHONY: bench
 bench: bench-programs ## Measure all figures (about 15 minutes once built), or ID=gateway_latency,cli_start alone.
 	@CARGO="$(CARGO)" $(TARGET)/release/bench $(ID)
+
+.PHONY: bench-long
+bench-long: bench-programs ## Measure what needs a machine of its own: a hundred environments at once.
+	@CARGO="$(CARGO)" $(TARGET)/release/bench --long local_many_start
 
 .PHONY: bench-docs
 bench-docs: ## Put the table of the last figures into docs/benchmarks.md.

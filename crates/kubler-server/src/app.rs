@@ -163,6 +163,7 @@ impl App {
         let lost = restored::compare(&store, &directory, &ledger, clock.now()).await?;
         // Reading a large ledger took its time, and nobody could renew meanwhile.
         directory.resumed(clock.now());
+        ledger.catch_up(&directory).await;
         let sessions = Arc::new(Sessions::open(&data.join("sessions"), Arc::clone(&clock))?);
         let mut settings = LocalSettings::new(&data, binaries);
         if let Some(run) = &configuration.run {

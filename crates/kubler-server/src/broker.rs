@@ -25,6 +25,7 @@ pub use self::call::{Call, Who};
 pub use self::error::BrokerError;
 pub use self::trace::Found;
 use crate::clock::Clock;
+use crate::crash::{self, Point};
 use crate::directory::Directory;
 use crate::entropy;
 use crate::ledger::{Durability, Ledger};
@@ -457,6 +458,10 @@ impl Broker {
             }
             Err(error) => return Err(error.into()),
         };
+        let points = Point::of(action);
+        if let Some((begun, _)) = points {
+            crash::at(begun);
+        }
         let outcome = operation(&mut body).await;
         let told = BrokerError::outcome(outcome.as_ref().err(), call.now, self.clock.now());
         // What happened is already durable or refused: a ledger that fails now must not turn it into an error.
@@ -468,6 +473,9 @@ impl Broker {
                 end.details = body.details;
             })
             .await;
+        if let Some((_, ended)) = points {
+            crash::at(ended);
+        }
         outcome
     }
 }

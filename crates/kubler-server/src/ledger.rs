@@ -17,10 +17,12 @@ mod sync;
 mod witness;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kubler_core::configuration::Ledger as LedgerSettings;
+use kubler_core::environment::Phase;
 use kubler_core::ids::EnvironmentId;
 use kubler_core::ledger::checkpoint::PublicKey;
 use kubler_core::ledger::record::{Body, Outcome, TooLong};
@@ -150,6 +152,8 @@ struct Inner {
     signer: Mutex<Signer>,
     public: PublicKey,
     refusals: Mutex<Refusals>,
+    /// The last recorded phase of what had not ended when it was opened; nothing once it was caught up with the store.
+    phases: Mutex<BTreeMap<EnvironmentId, Phase>>,
     _lock: LedgerLock,
 }
 

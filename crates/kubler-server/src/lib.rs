@@ -6,6 +6,7 @@ pub mod app;
 pub mod broker;
 pub mod clock;
 pub mod config;
+pub mod crash;
 pub mod directory;
 pub mod engine;
 pub mod entropy;

@@ -1,13 +1,41 @@
 //! Changes of phase, as the ledger tells them.
 
+use std::sync::PoisonError;
+
 use kubler_core::environment::{EndReason, Environment, Phase};
-use kubler_core::ids::RequestId;
+use kubler_core::ids::{EnvironmentId, RequestId};
 use kubler_core::ledger::record::{Body, Kind, LedgerAction, PhaseChange};
 use serde_json::{Map, Value};
 
 use super::{Durability, Ledger};
+use crate::crash::{self, Point};
+use crate::directory::Directory;
 
 impl Ledger {
+    /// Writes down what the store knows and the ledger does not, since the server was killed between the two: after
+    /// each start, before anything else happens.
+    pub async fn catch_up(&self, directory: &Directory) {
+        let mut recorded = {
+            let mut phases = self.0.phases.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *phases)
+        };
+        let mut stored = directory.remaining();
+        let gone = |id: &EnvironmentId| directory.get(*id).filter(|it| it.phase == Phase::Gone);
+        stored.extend(
+            recorded
+                .keys()
+                .filter_map(gone)
+                .map(|it| it.as_ref().clone()),
+        );
+        for environment in stored {
+            let from = recorded.remove(&environment.id);
+            if from != Some(environment.phase) {
+                let how = Map::from_iter([("recorded_after".to_owned(), "crash".into())]);
+                self.phase_changed(None, from, &environment, how).await;
+            }
+        }
+    }
+
     /// Writes down that `environment` left the phase `from`, because of a request or by itself, with evidence where
     /// there is some. What happened has happened: a failure is logged, not returned.
     pub async fn phase_changed(
@@ -41,5 +69,6 @@ impl Ledger {
         if let Err(error) = self.event(body, Durability::Process).await {
             tracing::error!(%error, environment = %environment.id, "a change of phase could not be recorded");
         }
+        crash::at(Point::recorded(environment.phase));
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct Found {
     pub(super) signed: Option<(Checkpoint, String)>,
     /// Where the starts without an end are.
     open: BTreeMap<u64, Line>,
+    /// The last phase of each environment whose end was not recorded.
+    pub(super) phases: BTreeMap<EnvironmentId, Phase>,
     leaves: Leaves,
     crash: Crash,
     witnesses: Option<Witnesses>,
@@ -85,8 +87,12 @@ struct Glance<'a> {
     start: Option<u64>,
     #[serde(default)]
     environment_id: Option<EnvironmentId>,
+    #[serde(default)]
+    phase: Option<GlancePhase>,
     #[serde(default, borrow)]
     identity: Option<GlanceIdentity<'a>>,
+    #[serde(default, borrow)]
+    job_id: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
@@ -137,6 +143,7 @@ impl Found {
             index: Index::default(),
             signed: None,
             open: BTreeMap::new(),
+            phases: BTreeMap::new(),
             leaves: Leaves::open(folder).map_err(unusable)?,
             crash: Crash::default(),
             witnesses: Some(Witnesses::new(key, witnesses)),
@@ -275,9 +282,15 @@ impl Found {
                 .map_err(|error| self.damaged(&format!("record {sequence}: {error}")))?;
             self.overruled.note(&record.body.details);
         }
-        let job = glance.identity.map(|identity| identity.job.id.into_owned());
-        let mark = Mark::new(glance.environment_id, job)
-            .telling(glance.action, glance.phase.map(|phase| phase.to));
+        let phase = glance.phase.map(|phase| phase.to);
+        match glance.environment_id.zip(phase) {
+            Some((id, Phase::Gone)) => drop(self.phases.remove(&id)),
+            Some((id, to)) => drop(self.phases.insert(id, to)),
+            None => {}
+        }
+        let job = glance.identity.map(|identity| identity.job.id);
+        let job = job.or(glance.job_id).map(Cow::into_owned);
+        let mark = Mark::new(glance.environment_id, job).telling(glance.action, phase);
         self.index.note(sequence, here.offset, mark);
         self.push(sequence, leaf_hash(text))
     }

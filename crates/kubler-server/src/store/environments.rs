@@ -9,6 +9,7 @@ use sqlx::{Sqlite, Transaction};
 
 use super::rows::{self, count, document, select_one};
 use super::{Own, Store, StoreError};
+use crate::crash::{self, Point};
 
 /// Result of a creation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +70,7 @@ impl Store {
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
+        crash::at(Point::stored(environment.phase));
         self.directory.put(environment.clone());
         Ok(Created::New(environment))
     }
@@ -146,7 +148,7 @@ impl Store {
         event: Event,
         now: Timestamp,
     ) -> Result<Option<(Phase, Environment)>, StoreError> {
-        self.change(id, |before| {
+        self.change(id, Point::stored, |before| {
             Ok(before
                 .transition(event.clone(), now)?
                 .map(|after| (before.phase, after)))
@@ -180,8 +182,9 @@ impl Store {
         now: Timestamp,
     ) -> Result<Environment, StoreError> {
         let id = permit.spend_on_environment(Action::RenewEnvironment)?;
+        let lease_stored = |_| Point::LeaseStored;
         let changed = self
-            .change(id, |before| {
+            .change(id, lease_stored, |before| {
                 Ok(renewed(before, issued_at, now).map(|after| (before.phase, after)))
             })
             .await?;
@@ -195,6 +198,7 @@ impl Store {
     async fn change(
         &self,
         id: EnvironmentId,
+        point: impl Fn(Phase) -> Point,
         change: impl Fn(&Environment) -> Result<Option<(Phase, Environment)>, StoreError>,
     ) -> Result<Option<(Phase, Environment)>, StoreError> {
         let mut writer = self.writer.lock().await;
@@ -207,6 +211,7 @@ impl Store {
         };
         rows::update(&mut transaction, &before, &after).await?;
         transaction.commit().await?;
+        crash::at(point(after.phase));
         self.directory.put(after.clone());
         Ok(Some((phase, after)))
     }

@@ -11,6 +11,7 @@ use sqlx::sqlite::SqliteRow;
 
 use super::environments::renewed;
 use super::{Store, StoreError, rows};
+use crate::crash::{self, Point};
 
 /// How long the same job may repeat an exchange and get the same session, in seconds.
 pub const EXCHANGE_REPEAT_SECONDS: i64 = 10;
@@ -92,6 +93,7 @@ impl Store {
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
+        crash::at(Point::SessionStored);
         if let Some(after) = renewed {
             self.directory.put(after);
         }

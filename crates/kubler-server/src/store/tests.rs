@@ -335,6 +335,32 @@ async fn limits_are_held_and_say_whose_they_are() {
 }
 
 #[tokio::test]
+async fn what_has_ended_is_renewed_by_nobody() {
+    let shelf = Shelf::new().await;
+    let environment = environment(1, &job(1), "main");
+    shelf.ready(&environment).await;
+    let renew = async |seconds: i64| {
+        // Let in while it lived: it may end before the store is asked.
+        let permit = shelf.permit(Action::RenewEnvironment, &environment);
+        let (minted, now) = (at(seconds), at(seconds + 1));
+        let renewed = shelf.store.renew_environment(permit, minted, now).await;
+        renewed.unwrap().lease_end
+    };
+    assert_eq!(renew(10).await, at(310));
+    let release = Event::ReleaseRequested(EndReason::Released);
+    for event in [release, Event::FoundGone] {
+        shelf
+            .store
+            .apply(environment.id, event, at(20))
+            .await
+            .unwrap();
+        let version = shelf.stored(environment.id).await.version;
+        assert_eq!(renew(30).await, at(310));
+        assert_eq!(shelf.stored(environment.id).await.version, version);
+    }
+}
+
+#[tokio::test]
 async fn an_exchange_stores_the_lease_that_its_token_proves() {
     let shelf = Shelf::new().await;
     let environment = environment(1, &job(1), "main");

@@ -53,3 +53,41 @@ impl Downtime {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::store::tests::at;
+
+    #[tokio::test]
+    async fn its_own_ticks_keep_slow_work_from_looking_like_downtime() {
+        let clock = Arc::new(ManualClock::new(at(0)));
+        let directory = Arc::new(Directory::new(at(0)));
+        let downtime = Arc::new(Downtime::new(at(0)));
+        let shutdown = CancellationToken::new();
+        let ticking = tokio::spawn(Arc::clone(&downtime).keep_ticking(
+            Arc::clone(&directory),
+            Arc::<ManualClock>::clone(&clock),
+            shutdown.clone(),
+        ));
+        // Longer than a gap in all, each part shorter: nobody else ticks meanwhile.
+        for _ in 0..3 {
+            clock.advance(Duration::from_secs(3));
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while downtime.0.load(Ordering::Acquire) != clock.now().as_microsecond() {
+                assert!(Instant::now() < deadline, "nobody ticks");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        downtime.tick(&directory, clock.now());
+        assert_eq!(directory.serving_since().0, at(0), "time was given back");
+        shutdown.cancel();
+        ticking.await.unwrap();
+        clock.advance(Duration::from_secs(6));
+        downtime.tick(&directory, clock.now());
+        assert_eq!(directory.serving_since().0, at(15), "a gap was not noticed");
+    }
+}

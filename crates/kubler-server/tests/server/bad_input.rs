@@ -171,9 +171,7 @@ async fn a_token_of_an_ended_job_gets_nothing_but_the_explanation_of_the_end() {
     let listed = server.operator(Method::GET, "/v1/environments").await;
     let made = listed.body["environments"].as_array().unwrap();
     assert_eq!(made.len(), 1, "something was made: {listed:?}");
-    server
-        .wait_for(&id, SOON, |environment| environment["phase"] == "gone")
-        .await;
+    server.wait_until_gone(&id, SOON).await;
     assert!(server.control_planes().is_empty());
 }
 
@@ -191,9 +189,7 @@ async fn what_a_token_of_an_ended_job_makes_lapses_one_lease_after_it_was_minted
     job.finish(0);
     let made = create_with(&server, &token).await;
     let id = made.body["id"].as_str().unwrap();
-    let gone = server
-        .wait_for(id, SOON, |environment| environment["phase"] == "gone")
-        .await;
+    let gone = server.wait_until_gone(id, SOON).await;
     assert_eq!(gone["end"]["code"], "lapsed", "{gone}");
     let lease_end: jiff::Timestamp = gone["lease_end"].as_str().unwrap().parse().unwrap();
     let bought = lease_end.duration_since(minted_at).unsigned_abs();
@@ -276,11 +272,7 @@ async fn h2_h7_hostile_gateway_requests_never_reach_the_cluster() {
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;
     let job = buildkite.build("app").start().job("test").run();
-    let id = server.create(&job, "main").await["id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    let session = server.session(&job, &id).await;
+    let (id, session) = server.create_with_session(&job).await;
     for path in [
         "/api//v1",
         "/api/v1/namespaces%2fdefault",
@@ -330,14 +322,7 @@ async fn t7_a_job_is_served_while_its_issuer_is_down() {
         .unwrap()
         .to_owned();
     buildkite.issuer_fault(IssuerFault::Down);
-    let renewed = server
-        .request(
-            Method::POST,
-            &format!("/v1/environments/{id}/renew"),
-            Some(&server.token(&job)),
-            None,
-        )
-        .await;
+    let renewed = server.renew(&job, &id).await;
     assert_eq!(renewed.status, 200, "{renewed:?}");
 }
 
@@ -487,11 +472,7 @@ async fn two_credentials_are_none() {
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;
     let job = buildkite.build("app").start().job("test").run();
-    let id = server.create(&job, "main").await["id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    let session = server.session(&job, &id).await;
+    let (id, session) = server.create_with_session(&job).await;
     for (path, token) in [
         ("/v1/environments".to_owned(), server.token(&job)),
         (format!("/k8s/{id}/api"), session),

@@ -66,10 +66,7 @@ impl World {
             .as_str()
             .unwrap_or_else(|| panic!("no environment: {listed:?}\n{}", job.log()))
             .to_owned();
-        let gone = self
-            .server
-            .wait_for(&id, JOB_BOUND, |environment| environment["phase"] == "gone")
-            .await;
+        let gone = self.server.wait_until_gone(&id, JOB_BOUND).await;
         assert!(self.server.control_planes().is_empty());
         gone
     }

@@ -4,53 +4,56 @@ use std::time::{Duration, Instant};
 
 use kubler_testkit::buildkite::Buildkite;
 use kubler_testkit::kubler::Server;
-use reqwest::{Method, StatusCode};
+use reqwest::Method;
 use serde_json::json;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::SOON;
 
 /// How long a connection without a request may stay, with room for a busy machine.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
+#[cfg(debug_assertions)]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_goes_to_its_end_when_its_caller_hangs_up() {
-    let buildkite = Buildkite::start();
-    let server = Server::of(&buildkite).start().await;
-    for patience_us in [400, 1000, 2000, 4000, 7000] {
-        let job = buildkite.build("app").start().job("test").run();
-        let environment = server.create(&job, "main").await;
-        let id = environment["id"].as_str().unwrap();
-        let session = server.session(&job, id).await;
-        let release = server
-            .client()
-            .post(format!("{}/v1/environments/{id}/release", server.url()))
-            .bearer_auth(server.token(&job));
-        // The caller goes away at some moment of the operation; most of them are before its answer.
-        let _ = tokio::time::timeout(Duration::from_micros(patience_us), release.send()).await;
+    use kubler_server::crash::{HELD, HOLD_AT, Point};
 
-        // Whether it had arrived or not: what the store says and what the gateway says are one.
-        let says_it_ended = server.environment(id).await["end"] != serde_json::Value::Null;
-        if says_it_ended {
-            let path = format!("/k8s/{id}/api/v1/namespaces");
-            let read = server
-                .request(Method::GET, &path, Some(&session), None)
-                .await;
-            assert_eq!(read.status, StatusCode::NOT_FOUND, "{read:?}");
-        }
-        let again = server
-            .request(
-                Method::POST,
-                &format!("/v1/environments/{id}/release"),
-                Some(&server.token(&job)),
-                None,
-            )
-            .await;
-        assert_eq!(again.status, 200, "{again:?}");
-        server
-            .wait_for(id, SOON, |environment| environment["phase"] == "gone")
-            .await;
+    let buildkite = Buildkite::start();
+    let mut server = Server::of(&buildkite).start().await;
+    let job = buildkite.build("app").start().job("test").run();
+    let (id, session) = server.create_with_session(&job).await;
+    // The server that is asked stops for a moment right behind the record of the release, before anything is done.
+    let hold = server.folder().join("hold");
+    std::fs::write(&hold, "").unwrap();
+    server.stop().await;
+    let held_at = format!("{}={}", Point::ReleaseBegun.name(), hold.display());
+    server.launch(&[(HOLD_AT, &held_at)]);
+    server.wait_until_it_answers().await;
+
+    let (address, ca) = (
+        server.url().trim_start_matches("https://"),
+        std::fs::read(server.ca()).unwrap(),
+    );
+    let mut caller = kubler_testkit::tls::connect(address, &ca).await;
+    let token = server.token(&job);
+    let release = format!(
+        "POST /v1/environments/{id}/release HTTP/1.1\r\nHost: kubler\r\nAuthorization: Bearer {token}\r\nContent-Length: 0\r\n\r\n"
+    );
+    caller.write_all(release.as_bytes()).await.unwrap();
+    let held = server.folder().join(format!("hold{HELD}"));
+    let deadline = Instant::now() + SOON;
+    while !held.exists() {
+        assert!(
+            Instant::now() < deadline,
+            "it has not begun: {}",
+            server.log()
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    drop(caller);
+    std::fs::remove_file(&hold).unwrap();
+    server.wait_until_gone(&id, SOON).await;
+    assert_eq!(server.reads(&id, &session).await, 404);
     server.wait_until_no_control_plane(SOON).await.unwrap();
 }
 

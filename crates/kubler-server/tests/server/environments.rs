@@ -235,9 +235,7 @@ async fn a_search_finds_a_jobs_own_below_many_that_it_may_not_see() {
     let url = format!("{}/v1/hooks/buildkite", server.url());
     let ca = std::fs::read_to_string(server.ca()).unwrap();
     assert_eq!(lost.send(&url, Some(&ca)).await.unwrap().0, 204);
-    let ended = server
-        .wait_for(id, SOON, |environment| environment["phase"] == "gone")
-        .await;
+    let ended = server.wait_until_gone(id, SOON).await;
     assert_eq!(ended["end"]["code"], "agent_lost", "{ended}");
 }
 

@@ -39,9 +39,7 @@ async fn a_job_that_stores_more_than_its_profile_allows_loses_its_environment_an
             .request(Method::POST, &path, Some(&session), Some(&map))
             .await;
     }
-    server
-        .wait_for(&id, SOON, |environment| environment["phase"] == "gone")
-        .await;
+    server.wait_until_gone(&id, SOON).await;
     let late = server
         .request(Method::GET, &path, Some(&session), None)
         .await;
@@ -111,9 +109,7 @@ async fn an_environment_that_resists_its_end_is_releasing_until_nothing_of_it_is
         );
     }
     drop(planting);
-    let gone = server
-        .wait_for(&id, SOON, |environment| environment["phase"] == "gone")
-        .await;
+    let gone = server.wait_until_gone(&id, SOON).await;
     assert_eq!(gone["end"]["code"], "released");
     assert!(!folder.exists());
 }

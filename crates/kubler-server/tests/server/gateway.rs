@@ -163,14 +163,7 @@ async fn e1_a_watch_in_protobuf_ends_with_an_event_like_the_api_servers_own() {
 
     let mut ours = watch("").await;
     let mut bytes = ours.chunk().await.unwrap().unwrap().to_vec();
-    let released = server
-        .request(
-            Method::POST,
-            &format!("/v1/environments/{id}/release"),
-            Some(&server.token(&job)),
-            None,
-        )
-        .await;
+    let released = server.release(&job, id).await;
     assert_eq!(released.status, 200, "{released:?}");
     let rest = async {
         while let Some(chunk) = ours.chunk().await.expect("it ends, and is not broken off") {

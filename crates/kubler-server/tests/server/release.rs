@@ -15,9 +15,7 @@ async fn a_released_environment_is_dead_at_once_and_gone_when_it_says_so() {
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;
     let job = buildkite.build("app").start().job("test").run();
-    let environment = server.create(&job, "main").await;
-    let id = environment["id"].as_str().unwrap();
-    let session = server.session(&job, id).await;
+    let (id, session) = server.create_with_session(&job).await;
     let path = format!("/k8s/{id}/api/v1/namespaces");
     assert_eq!(
         server
@@ -43,9 +41,7 @@ async fn a_released_environment_is_dead_at_once_and_gone_when_it_says_so() {
         .await;
     assert_eq!(late.status, 404, "{late:?}");
 
-    server
-        .wait_for(id, SOON, |environment| environment["phase"] == "gone")
-        .await;
+    server.wait_until_gone(&id, SOON).await;
     assert!(
         server.control_planes().is_empty(),
         "{:#?}",
@@ -64,9 +60,7 @@ async fn e3_after_the_end_everybody_is_told_when_why_and_which_run() {
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;
     let job = buildkite.build("app").start().job("test").run();
-    let environment = server.create(&job, "main").await;
-    let id = environment["id"].as_str().unwrap();
-    let session = server.session(&job, id).await;
+    let (id, session) = server.create_with_session(&job).await;
     let alive = server
         .request(Method::GET, &format!("/v1/tombstones/{id}"), None, None)
         .await;
@@ -87,14 +81,7 @@ async fn e3_after_the_end_everybody_is_told_when_why_and_which_run() {
         .await;
     assert_eq!(released.body["phase"], "gone", "{released:?}");
 
-    let late = server
-        .request(
-            Method::GET,
-            &format!("/k8s/{id}/api/v1/namespaces"),
-            Some(&session),
-            None,
-        )
-        .await;
+    let late = server.read(&id, &session, "/api/v1/namespaces").await;
     assert_eq!(late.status, 404);
     assert_eq!(late.body["kind"], "Status", "{late:?}");
     let message = late.body["message"].as_str().unwrap();
@@ -118,7 +105,7 @@ async fn e3_after_the_end_everybody_is_told_when_why_and_which_run() {
             .contains(&job.id().to_string())
     );
 
-    let exchange = server.exchange(&server.token(&job), id).await;
+    let exchange = server.exchange(&server.token(&job), &id).await;
     assert_eq!(
         (
             exchange.status.as_u16(),
@@ -217,9 +204,7 @@ async fn e2_an_open_watch_is_cut_when_its_environment_is_released() {
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;
     let job = buildkite.build("app").start().job("test").run();
-    let environment = server.create(&job, "main").await;
-    let id = environment["id"].as_str().unwrap();
-    let session = server.session(&job, id).await;
+    let (id, session) = server.create_with_session(&job).await;
     let url = format!("{}/k8s/{id}/api/v1/namespaces?watch=true", server.url());
     let mut watch = server
         .client()
@@ -309,8 +294,6 @@ async fn a_signed_webhook_ends_the_jobs_environments_of_its_own_organization_onl
     );
 
     assert_eq!(status(webhook().signed("acme's secret")).await, 204);
-    let gone = server
-        .wait_for(id, SOON, |environment| environment["phase"] == "gone")
-        .await;
+    let gone = server.wait_until_gone(id, SOON).await;
     assert_eq!(gone["end"]["code"], "job_finished");
 }

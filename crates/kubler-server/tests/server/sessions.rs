@@ -111,14 +111,7 @@ async fn c8_another_job_of_the_build_attaches_to_a_build_scoped_environment_by_n
     assert_eq!(attached.body["id"], made.body["id"], "{attached:?}");
     let id = made.body["id"].as_str().unwrap();
     let session = server.session(&test, id).await;
-    let read = server
-        .request(
-            Method::GET,
-            &format!("/k8s/{id}/api/v1/namespaces"),
-            Some(&session),
-            None,
-        )
-        .await;
+    let read = server.read(id, &session, "/api/v1/namespaces").await;
     assert_eq!(read.status, 200, "{read:?}");
     assert_eq!(
         server.exchange(&server.token(&stranger), id).await.status,

@@ -48,11 +48,7 @@ async fn a_lost_agent_takes_its_own_environment_and_no_other() {
     let webhook = buildkite.webhook(WebhookEvent::AgentLost, &lost);
     assert_eq!(deliver(&server, webhook.signed(SECRET)).await, 204);
     let id = |environment: &serde_json::Value| environment["id"].as_str().unwrap().to_owned();
-    let gone = server
-        .wait_for(&id(&of_lost), SOON, |environment| {
-            environment["phase"] == "gone"
-        })
-        .await;
+    let gone = server.wait_until_gone(&id(&of_lost), SOON).await;
     assert_eq!(gone["end"]["code"], "agent_lost");
     assert_eq!(server.environment(&id(&of_alive)).await["phase"], "ready");
     assert_eq!(
@@ -70,7 +66,8 @@ async fn a_webhook_is_believed_when_it_is_long_and_not_when_it_is_from_another_t
     let environment = server.create(&job, "main").await;
     let id = environment["id"].as_str().unwrap();
     let finished = || buildkite.webhook(WebhookEvent::JobFinished, &job);
-    for seconds in [-301, 301] {
+    // The later one comes nearer while it is on its way, on a busy machine by many seconds.
+    for seconds in [-301, 400] {
         let then = Timestamp::now() + SignedDuration::from_secs(seconds);
         assert_eq!(
             deliver(&server, finished().signed_at(SECRET, then)).await,
@@ -85,7 +82,5 @@ async fn a_webhook_is_believed_when_it_is_long_and_not_when_it_is_from_another_t
     let mut long = finished();
     long.payload()["build"]["message"] = "x".repeat(200 * 1024).into();
     assert_eq!(deliver(&server, long.signed(SECRET)).await, 204);
-    server
-        .wait_for(id, SOON, |environment| environment["phase"] == "gone")
-        .await;
+    server.wait_until_gone(id, SOON).await;
 }

@@ -25,6 +25,7 @@ pub(super) use self::client::{Client, EtcdError};
 use super::certificates::{Authority, Pair, Validity};
 use super::folder::{make_private, replace_private, write_private};
 use super::process::{Mark, Process, ProcessRecord};
+use crate::crash::{self, Point};
 use crate::engine::{EngineError, ErrorClass};
 
 /// How long a start may take, in seconds.
@@ -96,6 +97,7 @@ impl Etcd {
     ) -> Result<Self, EngineError> {
         let authority = prepare_folder(&folder, now)
             .map_err(|error| failed(&format!("cannot prepare its folder: {error}"), &folder))?;
+        crash::at(Point::EtcdPrepared);
         let known = read_record(&folder);
         let adopted =
             known.and_then(|record| Some((record.port, Process::find(record.process, &mark)?)));
@@ -111,6 +113,7 @@ impl Etcd {
         enable_users(&client)
             .await
             .map_err(|error| failed(&error.to_string(), &folder))?;
+        crash::at(Point::EtcdUsersEnabled);
         let shared = Arc::new(Shared {
             program,
             folder,
@@ -161,7 +164,10 @@ impl Etcd {
         let wrong = |error: io::Error| failed(&error.to_string(), &self.shared.folder);
         self.shared.process().kill().await.map_err(wrong)?;
         end_strays(&self.shared.mark).await;
-        std::fs::remove_dir_all(&self.shared.folder).map_err(wrong)
+        crash::at(Point::EtcdEnded);
+        std::fs::remove_dir_all(&self.shared.folder).map_err(wrong)?;
+        crash::at(Point::EtcdDeleted);
+        Ok(())
     }
 }
 
@@ -283,6 +289,7 @@ fn launch(program: &Path, folder: &Path, mark: &Mark, port: u16) -> io::Result<P
     ]);
     command.stdout(output.try_clone()?).stderr(output);
     let process = Process::start(&mut command, mark)?;
+    crash::at(Point::EtcdSpawned);
     let record = EtcdRecord {
         process: process.record(),
         port,
@@ -293,6 +300,7 @@ fn launch(program: &Path, folder: &Path, mark: &Mark, port: u16) -> io::Result<P
         // another in its place.
         tracing::warn!(%error, "etcd runs and could not be written down");
     }
+    crash::at(Point::EtcdRecorded);
     Ok(process)
 }
 

@@ -18,6 +18,7 @@ use super::folder::{EnvironmentFolder, EnvironmentRecord, names};
 use super::manifests::{self, Manifest, Trouble};
 use super::process::Process;
 use super::{Inner, Programs, Slot, build_facts, joined, permanent, remove, transient, upstream};
+use crate::crash::{self, Point};
 use crate::engine::EngineError;
 use crate::entropy::random_bytes;
 
@@ -160,12 +161,15 @@ impl Making<'_> {
             return Err(transient("its end was asked for while it was made"));
         }
         let process = Arc::new(self.launch(programs)?);
+        crash::at(Point::ControlPlaneSpawned);
         self.write_record(&process, false)?;
+        crash::at(Point::ControlPlaneRecorded);
         let profile = &self.environment.resolved.profile;
         let live = self
             .inner
             .live(id, Arc::clone(&process), &profile.egress, profile.into())
             .map_err(|error| transient(format!("egress: {error}")))?;
+        crash::at(Point::WayOutServed);
         *self.slot.live() = Some(live);
         milliseconds.push(("launched", began.elapsed().as_millis()));
         Ok((process, milliseconds))
@@ -177,12 +181,14 @@ impl Making<'_> {
             |error: std::io::Error| transient(format!("its folder cannot be written: {error}"));
         let folder = self.folder();
         folder.create().map_err(wrong)?;
+        crash::at(Point::FolderMade);
         let files = self
             .identity()
             .map_err(|error| transient(format!("its identity cannot be made: {error}")))?;
         for (name, text) in &files {
             folder.write(name, text).map_err(wrong)?;
         }
+        crash::at(Point::KeysWritten);
         Ok(())
     }
 
@@ -271,6 +277,7 @@ impl Making<'_> {
             build_facts::CONFIG_MAP
         );
         until(trouble, || applied(&api, &path, &config_map)).await;
+        crash::at(Point::FactsApplied);
         milliseconds.push(("served", began.elapsed().as_millis()));
         let rest = async {
             tokio::join!(
@@ -285,6 +292,7 @@ impl Making<'_> {
             Ok(())
         };
         tokio::try_join!(rest, manifests::apply(&api, manifests, trouble))?;
+        crash::at(Point::ManifestsApplied);
         milliseconds.push(("filled", began.elapsed().as_millis()));
         Ok(milliseconds)
     }
@@ -317,6 +325,7 @@ impl Making<'_> {
             .as_mut()
             .ok_or_else(|| transient("it ended while it was made"))?;
         self.write_record(&live.process, true)?;
+        crash::at(Point::WholeRecorded);
         live.upstream = Some(Arc::new(upstream));
         Ok(())
     }

@@ -10,6 +10,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::process::Process;
 use super::{Inner, Slot, transient};
+use crate::crash::{self, Point};
 use crate::engine::{EngineError, Evidence};
 
 /// Ends it, looks, and forgets it.
@@ -42,6 +43,7 @@ pub(super) async fn take_away(
         evidence.milliseconds.insert(what.to_owned(), milliseconds);
     };
     end_processes(inner, id, slot).await?;
+    crash::at(Point::ControlPlaneEnded);
     note("process_ended");
     inner
         .etcd
@@ -53,8 +55,10 @@ pub(super) async fn take_away(
     folder
         .remove()
         .map_err(|error| transient(format!("its folder cannot be taken away: {error}")))?;
+    crash::at(Point::FolderDeleted);
     note("files_deleted");
     let looked_for = look(inner, id).await?;
+    crash::at(Point::Looked);
     note("verified");
     evidence.looked_for = looked_for;
     Ok(evidence)

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use kubler_core::ledger::merkle::leaf_hash;
 
 use super::*;
+use crate::directory::Directory;
 
 async fn some_events(ledger: &Ledger, count: usize) {
     for _ in 0..count {
@@ -257,4 +258,81 @@ async fn segments_follow_each_other_and_are_read_as_one() {
     let report = world.verify();
     assert!(report.is_intact(), "{report}");
     assert!(world.lines()[201].contains("\"close_reason\":\"crash\""));
+}
+
+#[tokio::test]
+async fn the_end_that_a_crash_left_out_is_found_by_its_job_also_after_the_next_start() {
+    let world = World::new();
+    let mut body = start();
+    body.identity = Some(Box::new(crate::store::tests::job(1)));
+    let of_job = || Query {
+        job: Some(crate::store::tests::job(1).job.id),
+        ..Query::default()
+    };
+    let ledger = world.open().unwrap();
+    std::mem::forget(ledger.start(body, Durability::Disk).await.unwrap());
+    for _ in 0..2 {
+        // The forgotten entry keeps the lock.
+        let _ = std::fs::remove_file(world.file(layout::LOCK));
+        let ledger = world.open().unwrap();
+        let found = ledger.read(&of_job()).unwrap().records;
+        let kinds: Vec<_> = found.iter().map(|record| &record["kind"]).collect();
+        assert_eq!(kinds, ["start", "end"], "{found:#?}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_store_knows_and_the_ledger_does_not_is_recorded_once_at_the_next_start() {
+    use kubler_core::environment::{EndReason, Environment, Event};
+
+    use crate::store::tests::{at, environment, job};
+
+    let world = World::new();
+    let directory = Directory::new(at(0));
+    let then =
+        |before: &Environment, event: Event| before.transition(event, at(1)).unwrap().unwrap();
+    let requested = environment(1, &job(1), "main");
+    let releasing = then(&requested, Event::ReleaseRequested(EndReason::Released));
+    let gone = then(&releasing, Event::FoundGone);
+    let untold = environment(2, &job(2), "main");
+    let ledger = world.open().unwrap();
+    ledger
+        .phase_changed(None, None, &requested, serde_json::Map::new())
+        .await;
+    drop(ledger);
+    let phases = || -> Vec<_> {
+        let lines = world.lines().into_iter();
+        let records = lines.map(|line| serde_json::from_str::<serde_json::Value>(&line).unwrap());
+        let told = |record: serde_json::Value| {
+            let phase = &record["phase"];
+            format!(
+                "{} {} {}",
+                phase["from"], phase["to"], record["details"]["recorded_after"]
+            )
+        };
+        records.map(told).collect()
+    };
+    let first = "null \"requested\" null";
+    // Killed behind the store's word, twice: each is caught up with once, and not at the start after it.
+    directory.put(releasing);
+    directory.put(untold);
+    for _ in 0..2 {
+        world.open().unwrap().catch_up(&directory).await;
+    }
+    let mut expected = vec![
+        first,
+        "\"requested\" \"releasing\" \"crash\"",
+        "null \"requested\" \"crash\"",
+    ];
+    let mut found = phases();
+    found[1..].sort_by_key(|line| line.starts_with("null"));
+    assert_eq!(found, expected);
+    directory.put(gone);
+    for _ in 0..2 {
+        world.open().unwrap().catch_up(&directory).await;
+    }
+    expected.push("\"releasing\" \"gone\" \"crash\"");
+    let mut found = phases();
+    found[1..3].sort_by_key(|line| line.starts_with("null"));
+    assert_eq!(found, expected);
 }

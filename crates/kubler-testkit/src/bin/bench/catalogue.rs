@@ -68,6 +68,30 @@ pub(crate) const FIGURES: &[Figure] = &[
         "release sent to verified gone",
     ),
     figure(
+        "crash_recovery",
+        "ms",
+        &[Number::P50.at_most(1000.0)],
+        "SIGKILL of the server with 20 live environments to ready again and a session's first answer",
+    ),
+    figure(
+        "local_many_start",
+        "ms",
+        &[Number::Ratio.at_most(1.3)],
+        "identity token to first answer beside 30 live environments; baseline: beside none",
+    ),
+    figure(
+        "local_many_start_10",
+        "ms",
+        &[Number::Ratio.at_most(1.3)],
+        "the same beside 10",
+    ),
+    figure(
+        "local_many_fit",
+        "environments",
+        &[Number::P50.at_least(100.0)],
+        "live idle environments that fit into 20 GB, extrapolated from those alive in local_many_start",
+    ),
+    figure(
         "gateway_latency",
         "ms",
         &[Number::P50.at_most(0.3)],

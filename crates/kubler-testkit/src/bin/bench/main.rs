@@ -4,6 +4,7 @@
 //!     bench                     all figures
 //!     bench ID[,ID...]          the figures of the families that hold these
 //!     bench --quick [ID...]     a tenth of it, to see that everything works; not kept
+//!     bench --long [ID...]      what needs a machine of its own as well: a hundred environments at once
 //!     bench --markdown PAGE     puts the table of the last figures into a page
 //!
 //! A bar that is not met is said loudly and is no failure; what could not be measured is one.
@@ -24,7 +25,9 @@ mod figure;
 mod gateway;
 mod ledger;
 mod machine;
+mod many;
 mod memory;
+mod recovery;
 mod report;
 mod statistics;
 mod world;
@@ -75,8 +78,16 @@ const FAMILIES: &[Family] = &[
         measure: |world| Box::pin(endings::measure(world)),
     },
     Family {
+        ids: recovery::IDS,
+        measure: |world| Box::pin(recovery::measure(world)),
+    },
+    Family {
         ids: memory::IDS,
         measure: |world| Box::pin(memory::measure(world)),
+    },
+    Family {
+        ids: many::IDS,
+        measure: |world| Box::pin(many::measure(world)),
     },
 ];
 
@@ -90,6 +101,7 @@ async fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         [flag, rest @ ..] if flag == "--quick" => start(&target, Length::Quick, rest).await,
+        [flag, rest @ ..] if flag == "--long" => start(&target, Length::Long, rest).await,
         rest => start(&target, Length::Full, rest).await,
     }
 }
@@ -108,7 +120,7 @@ async fn start(target: &Path, length: Length, ids: &[String]) -> ExitCode {
             }
         },
         _ => {
-            println!("usage: bench [--quick] [ID[,ID...]] | --markdown PAGE");
+            println!("usage: bench [--quick|--long] [ID[,ID...]] | --markdown PAGE");
             ExitCode::FAILURE
         }
     }
@@ -155,7 +167,7 @@ async fn run(target: &Path, length: Length, families: Vec<&'static Family>) -> E
             Ok(figures) => {
                 measured.extend(family.ids);
                 report.merge(figures, &machine);
-                if length == Length::Full {
+                if length != Length::Quick {
                     report.write(target);
                 }
             }
@@ -164,7 +176,9 @@ async fn run(target: &Path, length: Length, families: Vec<&'static Family>) -> E
         println!("bench: took {:.0} s", began.elapsed().as_secs_f64());
     }
     match length {
-        Length::Full => println!("bench: written to {}", report::file(target).display()),
+        Length::Full | Length::Long => {
+            println!("bench: written to {}", report::file(target).display())
+        }
         Length::Quick => println!("bench: a quick run, not written to any file"),
     }
     summary(&report, &measured, &failed)

@@ -25,7 +25,7 @@ const ALIVE: usize = 10;
 /// How long nothing happens before memory is read, in seconds. A control plane gives back what its start needed
 /// within five.
 const IDLE_SECONDS: u64 = 10;
-const BYTES_PER_KIBIBYTE: f64 = 1024.0;
+pub(crate) const BYTES_PER_KIBIBYTE: f64 = 1024.0;
 
 pub(crate) async fn measure(world: World) -> Vec<Measured> {
     let (mut planes, mut stock) = (Samples::default(), Samples::default());
@@ -86,8 +86,14 @@ fn of_etcd(server: &Server) -> f64 {
     etcd.into_iter().map(private).sum()
 }
 
-fn private(process: &Process) -> f64 {
+/// What no other process shares and the kernel cannot drop, in KiB.
+pub(crate) fn private(process: &Process) -> f64 {
     kibibytes(process, &["RssAnon", "RssShmem"])
+}
+
+/// What it has of files in memory, its program first of all, in KiB.
+pub(crate) fn of_files(process: &Process) -> f64 {
+    kibibytes(process, &["RssFile"])
 }
 
 /// The sum of these lines of its status.

@@ -40,13 +40,15 @@ pub(crate) enum Length {
     Full,
     /// A tenth of it: shows that everything works, and is not kept.
     Quick,
+    /// And what needs a machine of its own.
+    Long,
 }
 
 impl Length {
     /// How many rounds of a full measurement are run.
     pub(crate) const fn rounds(self, full: usize) -> usize {
         match self {
-            Self::Full => full,
+            Self::Full | Self::Long => full,
             Self::Quick => full.div_ceil(10),
         }
     }

@@ -10,6 +10,7 @@ use kubler_core::ids::EnvironmentId;
 use super::Etcd;
 use super::client::{Client, EtcdError};
 use super::wire::{self, Call, prefix_end};
+use crate::crash::{self, Point};
 
 /// Where all environments are.
 const PREFIX: &str = "/environments/";
@@ -99,6 +100,7 @@ impl Etcd {
                 ROLE_EXISTS,
             )
             .await?;
+            crash::at(Point::RoleMade);
             let permission = wire::Permission {
                 kind: wire::READ_WRITE,
                 key: range.clone().into_bytes(),
@@ -113,18 +115,21 @@ impl Etcd {
             )
             .await
         };
-        let (role, user) = tokio::join!(role, add_user(&self.client, &name));
+        let user = async {
+            add_user(&self.client, &name).await?;
+            crash::at(Point::UserMade);
+            Ok::<_, EtcdError>(())
+        };
+        let (role, user) = tokio::join!(role, user);
         role?;
         user?;
-        call(
-            &self.client,
-            wire::UserGrantRole {
-                user: name.clone(),
-                role: name,
-            },
-        )
-        .await
-        .map(drop)
+        let grant = wire::UserGrantRole {
+            user: name.clone(),
+            role: name.clone(),
+        };
+        call(&self.client, grant).await?;
+        crash::at(Point::UserAdmitted);
+        Ok(())
     }
 
     /// Takes away the environment's user and role, then its keys: once the user is gone nothing can write any
@@ -137,17 +142,17 @@ impl Etcd {
             USER_UNKNOWN,
         )
         .await?;
+        crash::at(Point::UserDeleted);
         ensure(&self.client, wire::RoleDelete { role: name }, ROLE_UNKNOWN).await?;
+        crash::at(Point::RoleDeleted);
         let range = range(id);
-        call(
-            &self.client,
-            wire::DeleteRange {
-                range_end: prefix_end(&range),
-                key: range.into_bytes(),
-            },
-        )
-        .await
-        .map(drop)
+        let delete = wire::DeleteRange {
+            range_end: prefix_end(&range),
+            key: range.into_bytes(),
+        };
+        call(&self.client, delete).await?;
+        crash::at(Point::KeysDeleted);
+        Ok(())
     }
 
     /// Looks for everything of the environment.
