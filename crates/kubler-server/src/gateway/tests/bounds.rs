@@ -18,6 +18,7 @@ use rstest::rstest;
 
 use super::world::{World, eventually, next, read, records};
 use crate::gateway::forward::forward;
+use crate::gateway::load::Demand;
 use crate::gateway::{Arrival, read as understand};
 use crate::ledger::Durability;
 
@@ -214,7 +215,13 @@ async fn h1_a_header_that_slipped_through_is_stopped_before_a_byte_is_sent(
         .start(start, Durability::Process)
         .await
         .unwrap();
-    let Err(refused) = forward(gate, admitted, arrival.body, entry).await else {
+    let demand = Demand {
+        is_change: false,
+        is_short: true,
+        bytes: 0,
+    };
+    let turn = gate.load().turn(demand).await.unwrap();
+    let Err(refused) = forward(gate, admitted, turn, arrival.body, entry).await else {
         panic!("it was sent");
     };
     assert_eq!(

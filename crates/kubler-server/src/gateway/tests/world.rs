@@ -27,6 +27,7 @@ use super::upstream::TestUpstream;
 use crate::clock::{Clock as _, ManualClock};
 use crate::directory::Directory;
 use crate::engine::{Engine, EngineError, Evidence, Upstream};
+use crate::gateway::load::LoadBounds;
 use crate::gateway::{Bounds, Gateway, GatewayParts};
 use crate::ledger::Ledger;
 use crate::policy::Policies;
@@ -166,6 +167,16 @@ impl World {
             open_max: 4,
             answer_max: Duration::from_millis(200),
             silence_max: Duration::from_millis(100),
+            load: LoadBounds::default(),
+        };
+        Self::made(tempfile::tempdir().unwrap(), bounds, |_| {}).await
+    }
+
+    /// A world whose environment may ask for little.
+    pub(super) async fn with_load(load: LoadBounds) -> Self {
+        let bounds = Bounds {
+            load,
+            ..Bounds::default()
         };
         Self::made(tempfile::tempdir().unwrap(), bounds, |_| {}).await
     }
