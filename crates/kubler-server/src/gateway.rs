@@ -47,7 +47,7 @@ use crate::session::{Session, Sessions};
 use admission::Denied;
 use forward::{Admitted, Outgoing, forward};
 use gate::Gate;
-use load::{Demand, LoadBounds, Turn};
+use load::{Demand, Turn};
 use notes::{Note, Notes, Refusal, Stop};
 use pool::Destination;
 use status::{Refused, Shown};
@@ -92,8 +92,10 @@ struct Bounds {
     answer_max: Duration,
     /// Longest silence in the middle of a request's body.
     silence_max: Duration,
-    /// How much of its API server one environment may use.
-    load: LoadBounds,
+    /// Most short requests of one environment that its API server works on at once.
+    in_flight_max: usize,
+    /// Longest wait for a turn.
+    wait_max: Duration,
 }
 
 impl Default for Bounds {
@@ -104,7 +106,9 @@ impl Default for Bounds {
             // The API server's own bound is 60 s.
             answer_max: Duration::from_secs(75),
             silence_max: Duration::from_secs(30),
-            load: LoadBounds::default(),
+            // Most of what an API server does at once on few cores is waiting.
+            in_flight_max: 64,
+            wait_max: Duration::from_secs(5),
         }
     }
 }
@@ -453,7 +457,7 @@ impl Shared {
         }
         let destination = Destination::new(upstream)
             .map_err(|error| Refused::unavailable("UnusableUpstream", error.to_string()))?;
-        let gate = Arc::new(Gate::new(environment.id, destination, self.bounds));
+        let gate = Arc::new(Gate::new(environment, destination, self.bounds));
         gates.insert(environment.id, Arc::clone(&gate));
         drop(gates);
         tokio::spawn(Arc::clone(self).keep(Arc::clone(&gate)));

@@ -11,6 +11,7 @@ mod certificates;
 mod egress;
 mod etcd;
 mod folder;
+mod limits;
 mod manifests;
 mod observe;
 mod process;

@@ -55,12 +55,12 @@ struct Open {
 
 impl Gate {
     /// An open gate in front of `destination`.
-    pub(super) fn new(id: EnvironmentId, destination: Destination, bounds: Bounds) -> Self {
+    pub(super) fn new(environment: &Environment, destination: Destination, bounds: Bounds) -> Self {
         Self {
-            id,
+            id: environment.id,
             bounds,
             room: Arc::new(Semaphore::new(bounds.open_max)),
-            load: Load::new(bounds.load),
+            load: Load::new(bounds, &environment.resolved.profile),
             pool: Pool::new(destination),
             admissions: Admissions::default(),
             open: Mutex::default(),

@@ -7,53 +7,61 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use kubler_core::profile::Profile;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::Bounds;
 use super::status::Refused;
 
 /// What each piece of an answer that goes on costs besides its bytes: an event is worked for several times, however
 /// short it is.
 const PIECE_BYTES: u64 = 1024;
 
+/// For how many seconds a rest saves up changes.
+const CHANGES_BURST_SECONDS: u64 = 10;
+/// For how many seconds a rest saves up bytes.
+const BYTES_BURST_SECONDS: u64 = 8;
+
 /// How much one environment may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct LoadBounds {
+struct LoadBounds {
     /// Most short requests that the API server works on at once.
-    pub(super) in_flight_max: usize,
+    in_flight_max: usize,
     /// What changes something, and what goes on.
-    pub(super) changes: Rate,
+    changes: Rate,
     /// Bytes of requests and answers together.
-    pub(super) bytes: Rate,
+    bytes: Rate,
     /// Longest wait for a turn.
-    pub(super) wait_max: Duration,
+    wait_max: Duration,
 }
 
-impl Default for LoadBounds {
-    fn default() -> Self {
+impl LoadBounds {
+    fn new(bounds: Bounds, profile: &Profile) -> Self {
         Self {
-            in_flight_max: 64,
-            changes: Rate {
-                per_second: 200,
-                burst: 2000,
-            },
-            bytes: Rate {
-                per_second: 32 << 20,
-                burst: 256 << 20,
-            },
-            wait_max: Duration::from_secs(5),
+            in_flight_max: bounds.in_flight_max,
+            changes: Rate::saved_up(profile.changes_per_second_max, CHANGES_BURST_SECONDS),
+            bytes: Rate::saved_up(profile.bytes_per_second_max, BYTES_BURST_SECONDS),
+            wait_max: bounds.wait_max,
         }
     }
 }
 
 /// So much in each second, and so much at once after a rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Rate {
-    pub(super) per_second: u64,
-    pub(super) burst: u64,
+struct Rate {
+    per_second: u64,
+    burst: u64,
 }
 
 impl Rate {
+    const fn saved_up(per_second: u64, seconds: u64) -> Self {
+        Self {
+            per_second,
+            burst: per_second.saturating_mul(seconds),
+        }
+    }
+
     fn time_for(self, amount: u64) -> Duration {
         let nanoseconds = u128::from(amount) * 1_000_000_000 / u128::from(self.per_second.max(1));
         Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
@@ -120,8 +128,8 @@ pub(super) struct Turn {
 }
 
 impl Load {
-    pub(super) fn new(bounds: LoadBounds) -> Arc<Self> {
-        let now = Instant::now();
+    pub(super) fn new(bounds: Bounds, profile: &Profile) -> Arc<Self> {
+        let (bounds, now) = (LoadBounds::new(bounds, profile), Instant::now());
         Arc::new(Self {
             bounds,
             in_flight: Arc::new(Semaphore::new(bounds.in_flight_max)),
@@ -182,6 +190,12 @@ impl Load {
         }
     }
 
+    /// How long the next change would wait.
+    #[cfg(test)]
+    pub(super) fn owed(&self) -> Duration {
+        self.meters().changes.wait(Instant::now())
+    }
+
     /// Takes what the request needs, and says how long to wait for it; takes nothing when that is too long.
     fn reserve(&self, demand: Demand, now: Instant) -> Result<Duration, Refused> {
         let wait_max = self.bounds.wait_max;
@@ -194,7 +208,7 @@ impl Load {
         let for_bytes = meters.bytes.wait(now);
         if for_changes > wait_max {
             let message = format!(
-                "this environment was asked for more changes than the {} a second that it may have; try again in a moment",
+                "this environment was asked for more than the {} changes a second that its profile allows (`changes_per_second_max`); try again in a moment",
                 self.bounds.changes.per_second
             );
             return Err(Refused::too_many(
@@ -205,8 +219,8 @@ impl Load {
         }
         if for_bytes > wait_max {
             let message = format!(
-                "this environment sent and got more than the {} MiB a second that it may; try again in a moment",
-                self.bounds.bytes.per_second >> 20
+                "this environment sends and gets more than the {} bytes a second that its profile allows (`bytes_per_second_max`); try again in a moment",
+                self.bounds.bytes.per_second
             );
             return Err(Refused::too_many(
                 "TooManyBytes",
@@ -266,18 +280,5 @@ mod tests {
             meter.use_up(1, at(3600));
         }
         assert_eq!(meter.wait(at(3600)), Duration::from_millis(100));
-    }
-
-    #[test]
-    fn the_bounds_are_these() {
-        let bounds = LoadBounds::default();
-        assert_eq!(bounds.in_flight_max, 64);
-        assert_eq!(
-            (bounds.changes.per_second, bounds.changes.burst),
-            (200, 2000)
-        );
-        let mebibytes = (bounds.bytes.per_second >> 20, bounds.bytes.burst >> 20);
-        assert_eq!(mebibytes, (32, 256));
-        assert_eq!(bounds.wait_max, Duration::from_secs(5));
     }
 }

@@ -17,7 +17,9 @@ use super::etcd::Etcd;
 use super::folder::{EnvironmentFolder, EnvironmentRecord, names};
 use super::manifests::{self, Manifest, Trouble};
 use super::process::Process;
-use super::{Inner, Programs, Slot, build_facts, joined, permanent, remove, transient, upstream};
+use super::{
+    Inner, Programs, Slot, build_facts, joined, limits, permanent, remove, transient, upstream,
+};
 use crate::engine::EngineError;
 use crate::entropy::random_bytes;
 
@@ -236,8 +238,12 @@ impl Making<'_> {
             command.arg(format!("--template={}", template.display()));
         }
         let path = &programs.control_plane;
-        Process::start(&mut command, &self.inner.mark(id))
-            .map_err(|error| permanent(format!("`{}` cannot be started: {error}", path.display())))
+        let process = Process::start(&mut command, &self.inner.mark(id)).map_err(|error| {
+            permanent(format!("`{}` cannot be started: {error}", path.display()))
+        })?;
+        limits::bound(process.record().pid)
+            .map_err(|error| transient(format!("its control plane cannot be bounded: {error}")))?;
+        Ok(process)
     }
 
     fn write_record(&self, process: &Process, ready: bool) -> Result<(), EngineError> {

@@ -1,5 +1,6 @@
 //! The engine on the real programs. Each test has an engine of its own, with an etcd of its own.
 
+mod bounded;
 mod doors;
 mod ending;
 mod making;

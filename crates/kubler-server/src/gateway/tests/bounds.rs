@@ -342,4 +342,6 @@ fn the_bounds_are_these() {
     assert_eq!(bounds.open_max, 256);
     assert_eq!(bounds.answer_max, Duration::from_secs(75));
     assert_eq!(bounds.silence_max, Duration::from_secs(30));
+    assert_eq!(bounds.in_flight_max, 64);
+    assert_eq!(bounds.wait_max, Duration::from_secs(5));
 }
