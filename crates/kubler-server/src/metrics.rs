@@ -1,5 +1,6 @@
 //! OpenMetrics, computed from the state of things when somebody asks: a counter that is kept beside the truth leaks.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kubler_core::environment::Phase;
@@ -15,6 +16,7 @@ use crate::directory::Directory;
 pub struct Gauges {
     stuck: AtomicU64,
     engine_works: AtomicBool,
+    bounds: OnceLock<Vec<&'static str>>,
 }
 
 impl Gauges {
@@ -26,6 +28,11 @@ impl Gauges {
     /// How many environments resist their end.
     pub fn stuck(&self) -> u64 {
         self.stuck.load(Ordering::Relaxed)
+    }
+
+    /// What the system holds each environment to; said once.
+    pub fn set_bounds(&self, bounds: Vec<&'static str>) {
+        let _ = self.bounds.set(bounds);
     }
 
     /// Whether the last look at the world worked.
@@ -64,8 +71,14 @@ const ENVIRONMENTS_STUCK: Metric = Metric {
     help: "Environments that resist their end: an alarm when above zero",
 };
 
+const ENVIRONMENT_BOUNDS: Metric = Metric {
+    name: "environment_bounds",
+    labels: &["bound"],
+    help: "What the system holds each environment to: 1 for each bound in force",
+};
+
 /// Every metric; all are gauges.
-pub const METRICS: [Metric; 2] = [ENVIRONMENTS, ENVIRONMENTS_STUCK];
+pub const METRICS: [Metric; 3] = [ENVIRONMENTS, ENVIRONMENTS_STUCK, ENVIRONMENT_BOUNDS];
 
 /// The whole page.
 pub fn render(directory: &Directory, gauges: &Gauges) -> String {
@@ -85,6 +98,12 @@ pub fn render(directory: &Directory, gauges: &Gauges) -> String {
     let stuck: Gauge = Gauge::default();
     stuck.set(i64::try_from(gauges.stuck()).unwrap_or(i64::MAX));
     registry.register(ENVIRONMENTS_STUCK.name, ENVIRONMENTS_STUCK.help, stuck);
+    let bounds = Family::<Vec<(String, String)>, Gauge>::default();
+    for bound in gauges.bounds.get().into_iter().flatten() {
+        let label = ("bound".to_owned(), (*bound).to_owned());
+        bounds.get_or_create(&vec![label]).set(1);
+    }
+    registry.register(ENVIRONMENT_BOUNDS.name, ENVIRONMENT_BOUNDS.help, bounds);
     let mut text = String::new();
     // Writing to a String cannot fail; an empty page says more than a panic would.
     let _ = encode(&mut text, &registry);

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kubler_testkit::buildkite::{Buildkite, Job};
 use kubler_testkit::kubler::{Answer, Server};
-use kubler_testkit::leaks::listening_sockets;
+use kubler_testkit::leaks::{groups, listening_sockets};
 use rcgen::{CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use reqwest::Method;
 use rustix::thread::set_thread_res_uid;
@@ -300,6 +300,9 @@ async fn an_environment_whose_contents_resist_ends_all_the_same() {
     assert_eq!(released.body["phase"], "gone", "{released:?}");
     assert!(!inside.folder().exists());
     server.wait_until_no_control_plane(SOON).await.unwrap();
+    let installation = server.folder().join("data/local/installation");
+    let installation = std::fs::read_to_string(installation).unwrap();
+    assert!(groups(installation.trim()).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

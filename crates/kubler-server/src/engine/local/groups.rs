@@ -234,7 +234,10 @@ impl Part {
 
     /// Groups below this one may be bounded too.
     fn hand_down(&self, folder: &Path) -> io::Result<()> {
-        let names = self.controllers.iter().map(|one| format!("+{}", one.name()));
+        let names = self
+            .controllers
+            .iter()
+            .map(|one| format!("+{}", one.name()));
         let names: Vec<_> = names.collect();
         fs::write(folder.join("cgroup.subtree_control"), names.join(" "))
     }

@@ -8,6 +8,8 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 /// Most files and sockets of one control plane: a few hundred watches, requests in flight, as many connections out
 /// for webhooks, and its own.
 pub(super) const OPEN_FILES_MAX: u64 = 4096;
+/// Most threads of one control plane, where there is a control group to count them: it has a dozen.
+pub(super) const THREADS_MAX: u32 = 1024;
 /// Bytes of a dump of its memory, which holds keys and whatever the job stores.
 const CORE_BYTES_MAX: u64 = 0;
 
