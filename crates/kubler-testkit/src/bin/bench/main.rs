@@ -22,9 +22,11 @@ mod command_line;
 mod endings;
 mod figure;
 mod gateway;
+mod idle;
 mod ledger;
 mod machine;
 mod memory;
+mod neighbour;
 mod report;
 mod statistics;
 mod world;
@@ -73,6 +75,14 @@ const FAMILIES: &[Family] = &[
     Family {
         ids: endings::IDS,
         measure: |world| Box::pin(endings::measure(world)),
+    },
+    Family {
+        ids: neighbour::IDS,
+        measure: |world| Box::pin(neighbour::measure(world)),
+    },
+    Family {
+        ids: idle::IDS,
+        measure: |world| Box::pin(idle::measure(world)),
     },
     Family {
         ids: memory::IDS,
