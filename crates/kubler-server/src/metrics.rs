@@ -116,9 +116,12 @@ mod tests {
 
     #[test]
     fn the_page_has_the_listed_metrics_and_no_other() {
-        let page = render(
-            &Directory::new(jiff::Timestamp::UNIX_EPOCH),
-            &Gauges::default(),
+        let gauges = Gauges::default();
+        gauges.set_bounds(vec!["memory"]);
+        let page = render(&Directory::new(jiff::Timestamp::UNIX_EPOCH), &gauges);
+        assert!(
+            page.contains("environment_bounds{bound=\"memory\"} 1"),
+            "{page}"
         );
         let named: Vec<_> = page
             .lines()

@@ -91,7 +91,7 @@ impl Inner {
         };
         match seen.processes.get(&id).map(Vec::as_slice) {
             Some([only]) if *only == record.process => {}
-            None | Some([]) => return Some("its control plane is not running".into()),
+            None | Some([]) => return Some(self.ended(id, "is not running")),
             Some(_) => {
                 return Some("another process than its control plane carries its mark".into());
             }
