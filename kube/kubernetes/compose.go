@@ -181,7 +181,11 @@ func composeStorage(o options.CompletedOptions, generic *genericapiserver.Config
 		return nil, err
 	}
 	storage.StorageConfig.StorageObjectCountTracker = generic.StorageObjectCountTracker
-	return storage, o.Etcd.ApplyWithStorageFactoryTo(storage, generic)
+	if err := o.Etcd.ApplyWithStorageFactoryTo(storage, generic); err != nil {
+		return nil, err
+	}
+	generic.RESTOptionsGetter = calm(generic.RESTOptionsGetter)
+	return storage, nil
 }
 
 // trimManagedFields keeps the API server's own caches small.

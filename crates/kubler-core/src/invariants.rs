@@ -178,6 +178,8 @@ pub(crate) mod fixtures {
             request_bytes_max: 3 * 1024 * 1024,
             memory_bytes_max: crate::profile::MEMORY_BYTES_DEFAULT,
             stored_bytes_max: crate::profile::STORED_BYTES_DEFAULT,
+            changes_per_second_max: crate::profile::CHANGES_PER_SECOND_DEFAULT,
+            bytes_per_second_max: crate::profile::BYTES_PER_SECOND_DEFAULT,
             manifests: Vec::new(),
             egress: Vec::new(),
         }

@@ -36,6 +36,19 @@ pub const STORED_BYTES_MAX: u64 = 2 << 30;
 /// What an environment may store when a profile does not say, in bytes.
 pub const STORED_BYTES_DEFAULT: u64 = 128 << 20;
 
+/// Fewest changes a second that a profile may grant.
+pub const CHANGES_PER_SECOND_MIN: u64 = 1;
+/// Most changes a second that a profile may grant.
+pub const CHANGES_PER_SECOND_MAX: u64 = 100_000;
+/// Changes a second when a profile does not say: four times what kubectl allows itself.
+pub const CHANGES_PER_SECOND_DEFAULT: u64 = 200;
+/// Fewest bytes a second that a profile may grant: a request of the default size takes three minutes of them.
+pub const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
+/// Most bytes a second that a profile may grant.
+pub const BYTES_PER_SECOND_MAX: u64 = 1 << 30;
+/// Bytes a second when a profile does not say.
+pub const BYTES_PER_SECOND_DEFAULT: u64 = 32 << 20;
+
 /// Smallest bound on one request's body, in bytes: below it hardly a manifest fits.
 pub const REQUEST_BYTES_MIN: u64 = 1024;
 /// Largest bound on one request's body, in bytes.
@@ -117,6 +130,16 @@ pub struct Profile {
     #[serde(default = "Profile::default_stored_bytes_max")]
     #[schemars(range(min = STORED_BYTES_MIN, max = STORED_BYTES_MAX))]
     pub stored_bytes_max: u64,
+    /// Changes a second that an environment may be asked for in the long run; ten times as many after a rest. Whoever
+    /// asks for more waits up to 5 s, and then gets 429, on which clients try again by themselves.
+    #[serde(default = "Profile::default_changes_per_second_max")]
+    #[schemars(range(min = CHANGES_PER_SECOND_MIN, max = CHANGES_PER_SECOND_MAX))]
+    pub changes_per_second_max: u64,
+    /// Bytes a second of requests and answers together in the long run; eight times as many after a rest. Whoever
+    /// needs more waits in the same way.
+    #[serde(default = "Profile::default_bytes_per_second_max")]
+    #[schemars(range(min = BYTES_PER_SECOND_MIN, max = BYTES_PER_SECOND_MAX))]
+    pub bytes_per_second_max: u64,
     /// Manifest files (YAML, one or more documents each) applied before the environment is Ready,
     /// relative to the configuration's folder.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -148,6 +171,13 @@ impl Profile {
     }
     const fn default_stored_bytes_max() -> u64 {
         STORED_BYTES_DEFAULT
+    }
+
+    const fn default_changes_per_second_max() -> u64 {
+        CHANGES_PER_SECOND_DEFAULT
+    }
+    const fn default_bytes_per_second_max() -> u64 {
+        BYTES_PER_SECOND_DEFAULT
     }
 
     /// The lease.
@@ -195,11 +225,13 @@ mod tests {
     #[test]
     fn the_digest_changes_with_profile_version_and_manifests_and_with_nothing_else() {
         let resolved = environment().resolved;
-        let changes: [fn(&mut ResolvedProfile); 8] = [
+        let changes: [fn(&mut ResolvedProfile); 10] = [
             |_| {},
             |it| it.profile.lease_seconds += 1,
             |it| it.profile.memory_bytes_max += 1,
             |it| it.profile.stored_bytes_max += 1,
+            |it| it.profile.changes_per_second_max += 1,
+            |it| it.profile.bytes_per_second_max += 1,
             |it| it.profile.egress.push("hooks.example:443".into()),
             |it| it.kubernetes_version = "v1.34.5".into(),
             |it| drop(it.manifests.insert("a.yaml".into(), "kind: A".into())),

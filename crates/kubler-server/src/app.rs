@@ -174,6 +174,9 @@ impl App {
         let shutdown = CancellationToken::new();
         let wake = Wake::default();
         let gauges = Arc::new(Gauges::default());
+        let bounds = engine.bounds_in_force();
+        tracing::info!(?bounds, "what the system holds each environment to");
+        gauges.set_bounds(bounds);
         let as_engine: Arc<dyn Engine> = Arc::<LocalEngine>::clone(&engine);
         let gateway = Gateway::new(GatewayParts {
             directory: Arc::clone(&directory),

@@ -10,6 +10,7 @@ mod body;
 mod forward;
 mod framing;
 mod gate;
+mod load;
 mod notes;
 mod pool;
 mod protobuf;
@@ -46,6 +47,7 @@ use crate::session::{Session, Sessions};
 use admission::Denied;
 use forward::{Admitted, Outgoing, forward};
 use gate::Gate;
+use load::{Demand, Turn};
 use notes::{Note, Notes, Refusal, Stop};
 use pool::Destination;
 use status::{Refused, Shown};
@@ -90,6 +92,10 @@ struct Bounds {
     answer_max: Duration,
     /// Longest silence in the middle of a request's body.
     silence_max: Duration,
+    /// Most short requests of one environment that its API server works on at once.
+    in_flight_max: usize,
+    /// Longest wait for a turn.
+    wait_max: Duration,
 }
 
 impl Default for Bounds {
@@ -100,6 +106,9 @@ impl Default for Bounds {
             // The API server's own bound is 60 s.
             answer_max: Duration::from_secs(75),
             silence_max: Duration::from_secs(30),
+            // Most of what an API server does at once on few cores is waiting.
+            in_flight_max: 64,
+            wait_max: Duration::from_secs(5),
         }
     }
 }
@@ -191,12 +200,12 @@ impl Shared {
     /// One request, from the session to the answer.
     async fn pass(
         self: &Arc<Self>,
-        arrival: Arrival,
+        mut arrival: Arrival,
         id: Option<EnvironmentId>,
         understood: Result<ApiRequest, RequestFault>,
     ) -> Result<Response<Body>, Refused> {
         let noted = understood.as_ref().ok().map(ApiRequest::record).cloned();
-        let (gate, admitted) = match self.admit(&arrival, id, understood) {
+        let (gate, admitted, turn) = match self.admit_in_turn(&mut arrival, id, understood).await {
             Ok(passed) => passed,
             Err(stop) => {
                 let refusal = Refusal {
@@ -233,7 +242,48 @@ impl Shared {
                 _ => Refused::unavailable("NotRecorded", "the request could not be recorded, so it was not sent on; try again in a moment"),
             }
         })?;
-        forward(gate, admitted, arrival.body, entry).await
+        forward(gate, admitted, turn, arrival.body, entry).await
+    }
+
+    /// Lets a request through when its turn has come. Whoever had to wait is looked at anew: their session, or their
+    /// environment, may have come to its end meanwhile.
+    async fn admit_in_turn(
+        self: &Arc<Self>,
+        arrival: &mut Arrival,
+        id: Option<EnvironmentId>,
+        understood: Result<ApiRequest, RequestFault>,
+    ) -> Result<(Arc<Gate>, Admitted, Turn), Box<Stop>> {
+        let (gate, admitted) = self.admit(arrival, id, understood)?;
+        let demand = Demand {
+            is_change: admitted.understood.effect() != Effect::Read || admitted.room.is_some(),
+            is_short: admitted.room.is_none(),
+            bytes: arrival.body.size_hint().lower(),
+        };
+        let turn = tokio::select! {
+            turn = gate.load().turn(demand) => Some(turn),
+            () = gate.closed() => None,
+        };
+        let turn = match turn {
+            Some(Ok(turn)) if !turn.waited => return Ok((gate, admitted, turn)),
+            Some(Ok(turn)) => Ok(turn),
+            Some(Err(refused)) => Err(refused),
+            None => Err(gate
+                .cut()
+                .map_or_else(forward::stopped, |cut| cut.refused.clone())),
+        };
+        let turn = turn.map_err(|refused| {
+            Box::new(Stop {
+                refused,
+                note: Note::Record,
+                session: Some(Arc::clone(admitted.admission.shared_session())),
+                decision: None,
+            })
+        })?;
+        let understood = admitted.understood.clone();
+        drop(admitted);
+        arrival.now = self.parts.clock.now();
+        let (gate, admitted) = self.admit(arrival, id, Ok(understood))?;
+        Ok((gate, admitted, turn))
     }
 
     /// Everything that has to be so before a request may go on, in the order of promise 6: who asks, which
@@ -410,7 +460,7 @@ impl Shared {
         }
         let destination = Destination::new(upstream)
             .map_err(|error| Refused::unavailable("UnusableUpstream", error.to_string()))?;
-        let gate = Arc::new(Gate::new(environment.id, destination, self.bounds));
+        let gate = Arc::new(Gate::new(environment, destination, self.bounds));
         gates.insert(environment.id, Arc::clone(&gate));
         drop(gates);
         tokio::spawn(Arc::clone(self).keep(Arc::clone(&gate)));

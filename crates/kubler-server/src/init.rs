@@ -324,7 +324,9 @@ pub fn next_steps(init: &Init) -> String {
     format!(
         r#"Written to {folder}: {CONFIGURATION_FILE}, tls/ (CA, server, operator), policies/ (start here to change who may do what).
 
-1. Start the server:
+1. Start the server, as a user of its own or on a machine of its own: whatever else this user runs is inside the walls
+   between jobs. `kubler-server check` says what the system holds each environment to; control groups need root, or a
+   part of the tree that systemd delegates (docs/operations.md).
      kubler-server serve --config {folder}/{CONFIGURATION_FILE}
 2. Put the CA where your agents can read it (it is public):
      install -m 644 {folder}/tls/ca.pem /etc/kubler-ca.pem

@@ -312,6 +312,10 @@ fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
         policies.current().len(),
         policies.current().digest()
     );
+    println!(
+        "bounds of each environment by the system: {}",
+        kubler_server::engine::local::bounds_to_be_had().join(", ")
+    );
     for issuer in &loaded.configuration.issuers {
         let (audience, url) = (&issuer.audience, &loaded.configuration.url);
         if audience != url {

@@ -1,5 +1,6 @@
 //! OpenMetrics, computed from the state of things when somebody asks: a counter that is kept beside the truth leaks.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kubler_core::environment::Phase;
@@ -16,6 +17,7 @@ use crate::ledger::sinks::Standing;
 pub struct Gauges {
     stuck: AtomicU64,
     engine_works: AtomicBool,
+    bounds: OnceLock<Vec<&'static str>>,
 }
 
 impl Gauges {
@@ -27,6 +29,11 @@ impl Gauges {
     /// How many environments resist their end.
     pub fn stuck(&self) -> u64 {
         self.stuck.load(Ordering::Relaxed)
+    }
+
+    /// What the system holds each environment to; said once.
+    pub fn set_bounds(&self, bounds: Vec<&'static str>) {
+        let _ = self.bounds.set(bounds);
     }
 
     /// Whether the last look at the world worked.
@@ -71,8 +78,20 @@ const LEDGER_SINK_BEHIND: Metric = Metric {
     help: "Since when a sink does not have the ledger's latest checkpoint: an alarm when above 300",
 };
 
+
+const ENVIRONMENT_BOUNDS: Metric = Metric {
+    name: "environment_bounds",
+    labels: &["bound"],
+    help: "What the system holds each environment to: 1 for each bound in force",
+};
+
 /// Every metric; all are gauges.
-pub const METRICS: [Metric; 3] = [ENVIRONMENTS, ENVIRONMENTS_STUCK, LEDGER_SINK_BEHIND];
+pub const METRICS: [Metric; 4] = [
+    ENVIRONMENTS,
+    ENVIRONMENTS_STUCK,
+    LEDGER_SINK_BEHIND,
+    ENVIRONMENT_BOUNDS,
+];
 
 /// The whole page.
 pub fn render(directory: &Directory, gauges: &Gauges, sinks: &[Standing]) -> String {
@@ -99,6 +118,12 @@ pub fn render(directory: &Directory, gauges: &Gauges, sinks: &[Standing]) -> Str
             .set(sink.behind_seconds);
     }
     registry.register(LEDGER_SINK_BEHIND.name, LEDGER_SINK_BEHIND.help, behind);
+    let bounds = Family::<Vec<(String, String)>, Gauge>::default();
+    for bound in gauges.bounds.get().into_iter().flatten() {
+        let label = ("bound".to_owned(), (*bound).to_owned());
+        bounds.get_or_create(&vec![label]).set(1);
+    }
+    registry.register(ENVIRONMENT_BOUNDS.name, ENVIRONMENT_BOUNDS.help, bounds);
     let mut text = String::new();
     // Writing to a String cannot fail; an empty page says more than a panic would.
     let _ = encode(&mut text, &registry);
@@ -111,9 +136,11 @@ mod tests {
 
     #[test]
     fn the_page_has_the_listed_metrics_and_no_other() {
+        let gauges = Gauges::default();
+        gauges.set_bounds(vec!["memory"]);
         let page = render(
             &Directory::new(jiff::Timestamp::UNIX_EPOCH),
-            &Gauges::default(),
+            &gauges,
             &[Standing {
                 name: "https://log.example/kubler".into(),
                 behind_seconds: 7,

@@ -147,6 +147,10 @@ impl Drop for Server {
             let _ = child.wait();
         }
         let left = self.mark().kill_processes(STOP_BOUND);
+        let installation = self.folder().join("data/local/installation");
+        if let Ok(installation) = fs::read_to_string(installation) {
+            crate::leaks::sweep_groups(installation.trim(), STOP_BOUND);
+        }
         if !left.is_empty() && !std::thread::panicking() {
             panic!("processes outlive their server: {left:#?}");
         }

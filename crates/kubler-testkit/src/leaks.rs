@@ -189,6 +189,44 @@ pub fn files_in(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Control groups of an installation of the engine `local`, one folder for each environment and controller.
+pub fn groups(installation: &str) -> Vec<PathBuf> {
+    let folders = group_folders(installation);
+    let entries = folders
+        .iter()
+        .filter_map(|folder| fs::read_dir(folder).ok());
+    let paths = entries.flatten().flatten().map(|entry| entry.path());
+    let mut found: Vec<PathBuf> = paths.filter(|path| path.is_dir()).collect();
+    found.sort();
+    found
+}
+
+/// Where the installation's groups would be: below this process's own, which its children share.
+fn group_folders(installation: &str) -> Vec<PathBuf> {
+    let name = format!("kubler-{}", installation.get(..12).unwrap_or(installation));
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let folders = own.lines().filter_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let group = Path::new("/sys/fs/cgroup").join(controllers);
+        Some(group.join(path.trim_start_matches('/')).join(&name))
+    });
+    folders.collect()
+}
+
+/// Takes away the groups of an installation whose processes were ended by hand.
+pub fn sweep_groups(installation: &str, bound: Duration) {
+    let deadline = Instant::now() + bound;
+    while !groups(installation).is_empty() && Instant::now() < deadline {
+        for group in groups(installation) {
+            let _ = fs::remove_dir(group);
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+    for folder in group_folders(installation) {
+        let _ = fs::remove_dir(folder);
+    }
+}
+
 /// Where processes listen: `127.0.0.1:PORT` as the kernel writes it in hexadecimal, or the path of a Unix socket.
 pub fn listening_sockets(processes: &[Process]) -> Vec<String> {
     let listening = all_listening_sockets();

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::egress::Target;
 use crate::profile::{
+    BYTES_PER_SECOND_MAX, BYTES_PER_SECOND_MIN, CHANGES_PER_SECOND_MAX, CHANGES_PER_SECOND_MIN,
     DEADLINE_SECONDS_MAX, LEASE_SECONDS_MAX, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, Profile,
     REQUEST_BYTES_MAX, REQUEST_BYTES_MIN, SESSION_SECONDS_MAX, SESSION_SECONDS_MIN,
     STORED_BYTES_MAX, STORED_BYTES_MIN,
@@ -320,6 +321,18 @@ impl Profile {
                 self.stored_bytes_max,
                 STORED_BYTES_MIN,
                 STORED_BYTES_MAX,
+            ),
+            (
+                "changes_per_second_max",
+                self.changes_per_second_max,
+                CHANGES_PER_SECOND_MIN,
+                CHANGES_PER_SECOND_MAX,
+            ),
+            (
+                "bytes_per_second_max",
+                self.bytes_per_second_max,
+                BYTES_PER_SECOND_MIN,
+                BYTES_PER_SECOND_MAX,
             ),
         ] {
             bound(faults, at(key), value, min, max);

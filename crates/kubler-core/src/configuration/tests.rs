@@ -219,6 +219,18 @@ fn t9_every_fault_is_found_and_named_by_its_key() {
             "1000 is out of bounds",
         ),
         (
+            "/profiles/0/changes_per_second_max",
+            json!(0),
+            "profiles[0].changes_per_second_max",
+            "0 is out of bounds",
+        ),
+        (
+            "/profiles/0/bytes_per_second_max",
+            json!(1024),
+            "profiles[0].bytes_per_second_max",
+            "1024 is out of bounds",
+        ),
+        (
             "/profiles/0/egress/-",
             json!("hooks.example"),
             "profiles[0].egress[2]",

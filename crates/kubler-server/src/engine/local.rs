@@ -11,8 +11,11 @@ mod certificates;
 mod egress;
 mod etcd;
 mod folder;
+mod groups;
+mod limits;
 mod manifests;
 mod observe;
+mod pace;
 mod process;
 mod provision;
 mod remove;
@@ -41,6 +44,7 @@ use self::binaries::{Binaries, Programs};
 use self::egress::Recorder;
 use self::etcd::Etcd;
 use self::folder::{RunFolder, make_private, write_private};
+use self::groups::Groups;
 use self::process::{Mark, Process};
 use self::sizes::{Excess, PRESSURE_BYTES, SAMPLE_SECONDS_DEFAULT, Sampler, Sizes};
 use super::{Engine, EngineError, ErrorClass, Evidence, Upstream};
@@ -68,6 +72,8 @@ pub struct LocalSettings {
     pub start_max: Duration,
     /// Wait between two looks at how large environments are.
     pub sample_every: Duration,
+    /// Whether control groups are used where they can be had.
+    pub control_groups: bool,
 }
 
 impl LocalSettings {
@@ -80,6 +86,7 @@ impl LocalSettings {
             binaries,
             start_max: Duration::from_secs(START_SECONDS_MAX_DEFAULT),
             sample_every: Duration::from_secs(SAMPLE_SECONDS_DEFAULT),
+            control_groups: true,
         }
     }
 }
@@ -105,6 +112,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     installation: String,
     run: RunFolder,
+    groups: Arc<Groups>,
     etcd: Etcd,
     recorder: Recorder,
     slots: Arc<Slots>,
@@ -187,6 +195,11 @@ impl LocalEngine {
             installation.get(..12).unwrap_or_default()
         ));
         let run = RunFolder::open(&settings.run, &short).map_err(unusable)?;
+        let groups = Arc::new(if settings.control_groups {
+            Groups::open(&installation)
+        } else {
+            Groups::default()
+        });
         let changes = Arc::new(Notify::new());
         let etcd = Etcd::start(
             settings.binaries.etcd.clone(),
@@ -201,6 +214,7 @@ impl LocalEngine {
             clock,
             installation,
             run,
+            groups,
             etcd,
             recorder,
             slots: Arc::default(),
@@ -216,11 +230,22 @@ impl LocalEngine {
             Arc::clone(&inner.changes),
             PRESSURE_BYTES,
         );
+        let window = inner.settings.sample_every * pace::WINDOW_LOOKS;
+        let sampler = if inner.groups.share_the_cpu() {
+            sampler
+        } else {
+            sampler.with_pace(window)
+        };
         let sampling = tokio::spawn(sampler.run(inner.settings.sample_every));
         Ok(Arc::new(Self {
             inner,
             _sampling: AbortOnDropHandle::new(sampling),
         }))
+    }
+
+    /// What the system holds each environment to.
+    pub fn bounds_in_force(&self) -> Vec<&'static str> {
+        bounds(self.inner.groups.in_force())
     }
 
     /// Ends the engine's work. The engine cannot be used afterwards; drop it.
@@ -239,6 +264,8 @@ impl LocalEngine {
         match first_error {
             None => {
                 self.inner.etcd.destroy().await?;
+                let groups = self.inner.groups.destroy();
+                groups.map_err(|error| transient(format!("a control group stays: {error}")))?;
                 self.inner
                     .run
                     .destroy()
@@ -375,6 +402,21 @@ impl Slot {
             .unwrap_or_else(PoisonError::into_inner) = token.clone();
         token
     }
+}
+
+/// What the system would hold each environment to, if a server started here. Changes nothing.
+pub fn bounds_to_be_had() -> Vec<&'static str> {
+    bounds(Groups::to_be_had())
+}
+
+/// Limits of the process are always to be had; of the CPU either a share or the niceness.
+fn bounds(groups: Vec<&'static str>) -> Vec<&'static str> {
+    let mut bounds = vec!["open files", "memory dumps"];
+    if !groups.contains(&"cpu") {
+        bounds.push("niceness");
+    }
+    bounds.extend(groups);
+    bounds
 }
 
 /// Waits for a task; one that broke is an error like any other.

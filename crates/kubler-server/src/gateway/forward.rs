@@ -19,6 +19,7 @@ use super::admission::Admission;
 use super::body::{BodyState, Progress, RequestBody};
 use super::framing::Framing;
 use super::gate::{Gate, Room};
+use super::load::Turn;
 use super::status::{Refused, audit_id};
 use super::stream::{AnswerBody, OpenStream, Running};
 use super::wire::{SendError, Wire};
@@ -106,6 +107,7 @@ impl Outgoing {
 pub(super) async fn forward(
     gate: Arc<Gate>,
     admitted: Admitted,
+    turn: Turn,
     body: Body,
     entry: Entry,
 ) -> Result<Response<Body>, Refused> {
@@ -117,6 +119,7 @@ pub(super) async fn forward(
         answered = answer_in_time(&gate, &admitted.outgoing, body, &progress, admitted.bytes_max, span) => answered,
         () = gate.closed() => Err(gate.cut().map_or_else(stopped, |cut| cut.refused.clone())),
     };
+    turn.sent(progress.bytes());
     match answered {
         Ok((answer, wire)) => {
             let (head, incoming) = answer.into_parts();
@@ -140,6 +143,7 @@ pub(super) async fn forward(
                 status,
                 started,
                 bytes_out: 0,
+                turn,
                 _room: admitted.room,
             };
             let stream = OpenStream::new(running, admitted.admission, admitted.request_id, span);
@@ -162,7 +166,7 @@ pub(super) async fn forward(
     }
 }
 
-fn stopped() -> Refused {
+pub(super) fn stopped() -> Refused {
     Refused::unavailable(
         "Stopping",
         "the environment's gate was closed; try again in a moment",

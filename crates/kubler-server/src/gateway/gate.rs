@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Admissions, Denied};
+use super::load::Load;
 use super::pool::{Destination, Pool};
 use super::status::Refused;
 use super::stream::{Cut, OpenStream};
@@ -38,6 +39,7 @@ pub(super) struct Gate {
     id: EnvironmentId,
     bounds: Bounds,
     room: Arc<Semaphore>,
+    load: Arc<Load>,
     pool: Pool,
     admissions: Admissions,
     open: Mutex<Open>,
@@ -53,11 +55,12 @@ struct Open {
 
 impl Gate {
     /// An open gate in front of `destination`.
-    pub(super) fn new(id: EnvironmentId, destination: Destination, bounds: Bounds) -> Self {
+    pub(super) fn new(environment: &Environment, destination: Destination, bounds: Bounds) -> Self {
         Self {
-            id,
+            id: environment.id,
             bounds,
             room: Arc::new(Semaphore::new(bounds.open_max)),
+            load: Load::new(bounds, &environment.resolved.profile),
             pool: Pool::new(destination),
             admissions: Admissions::default(),
             open: Mutex::default(),
@@ -85,6 +88,11 @@ impl Gate {
             .try_acquire_owned()
             .map(|permit| Room { _permit: permit })
             .map_err(|_| Refused::too_many_open(self.id, self.bounds.open_max))
+    }
+
+    /// How much of the API server is used.
+    pub(super) fn load(&self) -> &Arc<Load> {
+        &self.load
     }
 
     /// The connections.

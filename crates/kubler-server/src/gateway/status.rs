@@ -1,5 +1,7 @@
 //! Answers of the gateway's own, as Kubernetes `Status` objects, so that kubectl shows people the reason.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -14,6 +16,8 @@ use serde_json::{Value, json};
 pub(super) const NOT_READY_RETRY_SECONDS: u32 = 1;
 /// Seconds after which it is tried again whether fewer answers are open.
 const TOO_MANY_RETRY_SECONDS: u32 = 1;
+/// Most seconds after which whoever asked for too much is told to come back.
+const TOO_MANY_RETRY_SECONDS_MAX: u32 = 10;
 
 /// One refusal: what the caller is told, and what the ledger calls it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +130,21 @@ impl Refused {
                 StatusCode::TOO_MANY_REQUESTS,
                 "TooManyRequests",
                 "TooManyOpen",
+                message,
+            )
+        }
+    }
+
+    /// 429: more was asked for than there is in this time, so that clients come back by themselves.
+    pub(super) fn too_many(code: &'static str, message: impl Into<String>, wait: Duration) -> Self {
+        let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX);
+        let retry_seconds = seconds.saturating_add(1).min(TOO_MANY_RETRY_SECONDS_MAX);
+        Self {
+            retry_seconds: Some(retry_seconds),
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "TooManyRequests",
+                code,
                 message,
             )
         }

@@ -17,6 +17,7 @@ use super::admission::Admission;
 use super::body::{BodyState, Progress};
 use super::framing::Framing;
 use super::gate::{Gate, Room};
+use super::load::Turn;
 use super::status::Refused;
 use super::wire::Wire;
 use crate::ledger::Entry;
@@ -40,6 +41,8 @@ pub(super) struct Running {
     pub(super) status: u16,
     pub(super) started: Instant,
     pub(super) bytes_out: u64,
+    /// Its share of what the API server may be asked at once; free again when this is dropped.
+    pub(super) turn: Turn,
     /// Its share of what may be open at once; free again when this is dropped.
     pub(super) _room: Option<Room>,
 }
@@ -81,6 +84,7 @@ impl Running {
                         continue;
                     };
                     self.bytes_out += bytes.len() as u64;
+                    self.turn.answered(bytes.len() as u64);
                     self.framing.passed(&bytes);
                     return Poll::Ready(Some(Ok(bytes)));
                 }

@@ -2,6 +2,7 @@ mod upstream;
 mod world;
 
 mod bounds;
+mod load;
 mod passing;
 mod protobuf;
 mod refusing;

@@ -120,6 +120,15 @@ impl Desk {
             .count()
     }
 
+    /// Recorded refusals of changes that were too many.
+    async fn too_many(&self) -> usize {
+        let path = format!("/v1/ledger/records?limit=1000&job={}", self.job.id());
+        let found = self.server.operator(Method::GET, &path).await;
+        let records = found.body["records"].as_array().unwrap().iter();
+        let refused = records.filter(|record| record["outcome"]["code"] == "TooManyChanges");
+        refused.count()
+    }
+
     async fn exchanges(&self) -> usize {
         self.starts(|record| record["action"] == "session.issue")
             .await
@@ -247,6 +256,45 @@ async fn kubectl_works_as_on_any_cluster() {
         text(&missing).contains("configmaps \"settings\" not found"),
         "{}",
         text(&missing)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_that_is_told_to_come_back_does_so_by_itself() {
+    let desk = Desk::new(|draft| draft.profile_line("changes_per_second_max: 1")).await;
+    let session = desk.server.session(&desk.job, &desk.id).await;
+    // All that may be asked for at once, and all that may wait; the last ones are refused.
+    let maps = format!("/k8s/{}/api/v1/namespaces/default/configmaps", desk.id);
+    let fill = (0..30).map(|number| {
+        let (server, session, maps) = (&desk.server, &session, &maps);
+        let name = json!({ "name": format!("filling-{number}") });
+        let map = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": name });
+        async move {
+            let made = server
+                .request(Method::POST, maps, Some(session), Some(&map))
+                .await;
+            made.status.as_u16()
+        }
+    });
+    let refused = async {
+        while desk.too_many().await == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    desk.file("first.yaml", FIRST);
+    let apply = async {
+        tokio::time::timeout(SOON, refused)
+            .await
+            .expect("nobody is refused");
+        desk.kubectl(&["apply", "-f", "first.yaml"]).await
+    };
+    let (answers, applied) = tokio::join!(futures_util::future::join_all(fill), apply);
+    assert!(applied.contains("created"), "{applied}");
+    let taken = answers.iter().filter(|status| **status == 201).count();
+    assert!((10..30).contains(&taken), "{answers:?}");
+    assert!(
+        answers.iter().all(|status| [201, 429].contains(status)),
+        "{answers:?}"
     );
 }
 

@@ -28,6 +28,7 @@ mod refusals;
 mod release;
 mod secrets;
 mod sessions;
+mod tenant;
 mod webhooks;
 
 use std::time::Duration;

@@ -45,6 +45,7 @@ impl Inner {
         let mut all = in_etcd;
         all.extend(&seen.folders);
         all.extend(seen.processes.keys());
+        all.extend(self.groups.environments());
         Ok(all
             .into_iter()
             .map(|id| Observed {
@@ -61,6 +62,13 @@ impl Inner {
         }
     }
 
+    fn ended(&self, id: EnvironmentId, how: &str) -> String {
+        if self.groups.ran_out_of_memory(id) {
+            return "its control plane took more memory at once than its profile allows (`memory_bytes_max`), and was ended by the system".into();
+        }
+        format!("its control plane {how}")
+    }
+
     fn fault(&self, id: EnvironmentId, seen: &Seen) -> Option<String> {
         let slot = self.slots.lock().get(&id).cloned();
         let known = slot.and_then(|slot| {
@@ -68,7 +76,7 @@ impl Inner {
             let live = live.as_ref()?;
             let ending = live.process.ending();
             ending
-                .map(|how| format!("its control plane {how}"))
+                .map(|how| self.ended(id, &how))
                 .or_else(|| live.excess.get().cloned())
         });
         if known.is_some() {
@@ -83,7 +91,7 @@ impl Inner {
         };
         match seen.processes.get(&id).map(Vec::as_slice) {
             Some([only]) if *only == record.process => {}
-            None | Some([]) => return Some("its control plane is not running".into()),
+            None | Some([]) => return Some(self.ended(id, "is not running")),
             Some(_) => {
                 return Some("another process than its control plane carries its mark".into());
             }

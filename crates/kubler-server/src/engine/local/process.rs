@@ -21,6 +21,8 @@ const MARK_VARIABLE: &str = "KUBLER_MARK";
 const END_SECONDS_MAX: u64 = 10;
 /// Field of `/proc/PID/stat` that holds the start time, counted from the one after the name.
 const START_TIME_FIELD: usize = 19;
+/// The one that holds its time in user mode; the time in the kernel comes next.
+const USER_TIME_FIELD: usize = 11;
 
 /// Whose a process is: the installation, and what it is within it (an environment's id, or `etcd`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +139,15 @@ impl Process {
 
     pub(super) const fn record(&self) -> ProcessRecord {
         self.record
+    }
+
+    /// What it used of the CPU until now, in clock ticks; nothing when it has ended.
+    pub(super) fn cpu_ticks(&self) -> Option<u64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.record.pid)).ok()?;
+        let (_, after_name) = stat.rsplit_once(')')?;
+        let mut times = after_name.split_whitespace().skip(USER_TIME_FIELD);
+        let ticks = times.next()?.parse::<u64>().ok()? + times.next()?.parse::<u64>().ok()?;
+        self.is_alive().then_some(ticks)
     }
 
     /// Whether it has not ended; a zombie has.

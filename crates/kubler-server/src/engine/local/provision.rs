@@ -17,7 +17,9 @@ use super::etcd::Etcd;
 use super::folder::{EnvironmentFolder, EnvironmentRecord, names};
 use super::manifests::{self, Manifest, Trouble};
 use super::process::Process;
-use super::{Inner, Programs, Slot, build_facts, joined, permanent, remove, transient, upstream};
+use super::{
+    Inner, Programs, Slot, build_facts, joined, limits, permanent, remove, transient, upstream,
+};
 use crate::crash::{self, Point};
 use crate::engine::EngineError;
 use crate::entropy::random_bytes;
@@ -73,6 +75,8 @@ pub(super) async fn provision(
         Ok((process, made, guard))
     });
     let (process, made, guard) = joined(making).await?;
+    let guard = Arc::new(guard);
+    let grouped = group(inner, environment, &process, &guard);
     let making = Making {
         inner,
         environment,
@@ -100,11 +104,31 @@ pub(super) async fn provision(
     let milliseconds = started?;
     // What is not in this is our own: `make bench` reads it.
     let waited_microseconds = u64::try_from(waiting.elapsed().as_micros()).unwrap_or(u64::MAX);
+    // Before anybody but us can ask it for anything.
+    joined(grouped).await?;
     making.finish()?;
     let total = began.elapsed().as_millis();
     tracing::info!(environment = %environment.id, ?made, ?milliseconds, waited_microseconds, total, "an environment is usable");
     drop(guard);
     Ok(())
+}
+
+/// Takes a control plane into the control groups of its environment. The system may take its time.
+fn group(
+    inner: &Arc<Inner>,
+    environment: &Environment,
+    process: &Process,
+    guard: &Arc<OwnedMutexGuard<()>>,
+) -> tokio::task::JoinHandle<Result<(), EngineError>> {
+    let (groups, guard) = (Arc::clone(&inner.groups), Arc::clone(guard));
+    let (id, pid) = (environment.id, process.record().pid);
+    let bytes = environment.resolved.profile.memory_bytes_max;
+    tokio::task::spawn_blocking(move || {
+        let entered = groups.enter(id, pid, bytes);
+        // Held until here, so that whoever takes the environment away finds what was made.
+        drop(guard);
+        entered.map_err(|error| transient(format!("its control group: {error}")))
+    })
 }
 
 /// Milliseconds since the beginning of a part, by what was done.
@@ -242,8 +266,12 @@ impl Making<'_> {
             command.arg(format!("--template={}", template.display()));
         }
         let path = &programs.control_plane;
-        Process::start(&mut command, &self.inner.mark(id))
-            .map_err(|error| permanent(format!("`{}` cannot be started: {error}", path.display())))
+        let process = Process::start(&mut command, &self.inner.mark(id)).map_err(|error| {
+            permanent(format!("`{}` cannot be started: {error}", path.display()))
+        })?;
+        limits::bound(process.record().pid)
+            .map_err(|error| transient(format!("its control plane cannot be bounded: {error}")))?;
+        Ok(process)
     }
 
     fn write_record(&self, process: &Process, ready: bool) -> Result<(), EngineError> {

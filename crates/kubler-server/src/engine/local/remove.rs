@@ -45,6 +45,9 @@ pub(super) async fn take_away(
     end_processes(inner, id, slot).await?;
     crash::at(Point::ControlPlaneEnded);
     note("process_ended");
+    let groups = inner.groups.remove(id).await;
+    groups
+        .map_err(|error| transient(format!("its control group cannot be taken away: {error}")))?;
     inner
         .etcd
         .expel(id)
@@ -104,6 +107,7 @@ async fn look(inner: &Inner, id: EnvironmentId) -> Result<Vec<String>, EngineErr
             "socket",
             folder.api_socket().exists() || folder.egress_socket().exists(),
         ),
+        ("group", inner.groups.exists(id)),
         ("key", traces.keys != 0),
         ("user", traces.user),
         ("role", traces.role),

@@ -14,6 +14,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::Slots;
 use super::etcd::{self, Client, EtcdError, usage};
+use super::pace::Pace;
 use super::process::Process;
 
 /// Wait between two looks when the settings do not say, in seconds.
@@ -69,6 +70,8 @@ pub(super) struct Sampler {
     changes: Arc<Notify>,
     pressure_bytes: u64,
     growth: Growth,
+    /// When nobody else shares out the CPU.
+    pace: Option<Pace>,
     /// etcd's revision at the look before.
     revision: i64,
 }
@@ -86,7 +89,16 @@ impl Sampler {
             changes,
             pressure_bytes,
             growth: Growth::default(),
+            pace: None,
             revision: 0,
+        }
+    }
+
+    /// Also looks at the CPU, in windows of this length.
+    pub(super) fn with_pace(self, window: Duration) -> Self {
+        Self {
+            pace: Some(Pace::new(window)),
+            ..self
         }
     }
 
@@ -113,6 +125,13 @@ impl Sampler {
                     "its control plane holds {} of memory, and its profile allows {} (`memory_bytes_max`)",
                     mebibytes(bytes), mebibytes(bound)
                 ));
+            }
+        }
+        if let Some(pace) = &mut self.pace {
+            let now = Instant::now();
+            pace.keep_only(|id| watched.iter().any(|one| one.id == id));
+            for one in &watched {
+                pace.look(one.id, &one.process, now);
             }
         }
         self.look_at_stored(&watched).await

@@ -1,5 +1,6 @@
 //! The engine on the real programs. Each test has an engine of its own, with an etcd of its own.
 
+mod bounded;
 mod doors;
 mod ending;
 mod making;
@@ -113,6 +114,7 @@ impl Place {
         left.extend((traces.keys != 0).then(|| format!("key: {}", traces.keys)));
         left.extend(traces.user.then(|| "user".to_owned()));
         left.extend(traces.role.then(|| "role".to_owned()));
+        left.extend(engine.inner.groups.exists(id).then(|| "group".to_owned()));
         left
     }
 }
@@ -127,6 +129,21 @@ impl Drop for Place {
                     rustix::process::Signal::KILL,
                 );
             }
+        }
+        self.sweep_groups();
+    }
+}
+
+impl Place {
+    /// Empty control groups, which nobody else would ever take away.
+    fn sweep_groups(&self) {
+        let Ok(name) = fs::read_to_string(self.folder.path().join("local/installation")) else {
+            return;
+        };
+        let groups = Groups::open(name.trim());
+        let bound = std::time::Instant::now() + Duration::from_secs(2);
+        while groups.sweep().is_err() && std::time::Instant::now() < bound {
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }

@@ -18,6 +18,7 @@ use rstest::rstest;
 
 use super::world::{World, eventually, next, read, records};
 use crate::gateway::forward::forward;
+use crate::gateway::load::Demand;
 use crate::gateway::{Arrival, read as understand};
 use crate::ledger::Durability;
 
@@ -214,7 +215,13 @@ async fn h1_a_header_that_slipped_through_is_stopped_before_a_byte_is_sent(
         .start(start, Durability::Process)
         .await
         .unwrap();
-    let Err(refused) = forward(gate, admitted, arrival.body, entry).await else {
+    let demand = Demand {
+        is_change: false,
+        is_short: true,
+        bytes: 0,
+    };
+    let turn = gate.load().turn(demand).await.unwrap();
+    let Err(refused) = forward(gate, admitted, turn, arrival.body, entry).await else {
         panic!("it was sent");
     };
     assert_eq!(
@@ -335,4 +342,6 @@ fn the_bounds_are_these() {
     assert_eq!(bounds.open_max, 256);
     assert_eq!(bounds.answer_max, Duration::from_secs(75));
     assert_eq!(bounds.silence_max, Duration::from_secs(30));
+    assert_eq!(bounds.in_flight_max, 64);
+    assert_eq!(bounds.wait_max, Duration::from_secs(5));
 }

@@ -17,7 +17,7 @@ use kubler_core::identity::{Identity, Job, Named, Run, Runner, Source};
 use kubler_core::ids::{EnvironmentId, SessionId};
 use kubler_core::ledger::record::{Kind, Record};
 use kubler_core::plan::Observed;
-use kubler_core::profile::{EngineKind, ResolvedProfile};
+use kubler_core::profile::{EngineKind, Profile, ResolvedProfile};
 use kubler_core::text::UntrustedText;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
@@ -166,8 +166,15 @@ impl World {
             open_max: 4,
             answer_max: Duration::from_millis(200),
             silence_max: Duration::from_millis(100),
+            ..Bounds::default()
         };
         Self::made(tempfile::tempdir().unwrap(), bounds, |_| {}).await
+    }
+
+    /// A world with bounds and a profile of its own.
+    pub(super) async fn bounded(bounds: Bounds, change: impl FnOnce(&mut Profile)) -> Self {
+        let change = |environment: &mut Environment| change(&mut environment.resolved.profile);
+        Self::made(tempfile::tempdir().unwrap(), bounds, change).await
     }
 
     async fn made(

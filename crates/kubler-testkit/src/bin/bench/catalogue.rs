@@ -165,6 +165,42 @@ pub(crate) const FIGURES: &[Figure] = &[
         "what it adds to the shared etcd",
     ),
     figure(
+        "neighbour",
+        "ms",
+        &[Number::TailRatio.at_most(2.0)],
+        "a small request of one tenant while another attacks; baseline: the quiet p99",
+    ),
+    figure(
+        "neighbour_quiet",
+        "ms",
+        NONE,
+        "the same while the other rests",
+    ),
+    figure(
+        "idle_cpu",
+        "% of a core",
+        &[Number::P50.at_most(1.0)],
+        "CPU of one idle environment: its own process and its share of etcd and kubler-server",
+    ),
+    figure(
+        "idle_cpu_control_plane",
+        "% of a core",
+        NONE,
+        "of that, its own process",
+    ),
+    figure(
+        "idle_cpu_etcd",
+        "% of a core",
+        NONE,
+        "of that, its share of etcd",
+    ),
+    figure(
+        "idle_cpu_server",
+        "% of a core",
+        NONE,
+        "of that, its share of kubler-server",
+    ),
+    figure(
         "cli_size",
         "MB",
         &[Number::P50.at_most(10.0)],

@@ -33,6 +33,8 @@ pub(crate) enum Number {
     P99,
     /// The p50 divided by the baseline.
     Ratio,
+    /// The p99 divided by the baseline, which is then a p99 as well.
+    TailRatio,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -64,6 +66,7 @@ impl Number {
             Self::P50 => "p50",
             Self::P99 => "p99",
             Self::Ratio => "ratio",
+            Self::TailRatio => "p99 / baseline",
         }
     }
 }
@@ -82,6 +85,10 @@ impl Bar {
             Number::P50 => measured.p50,
             Number::P99 => measured.p99,
             Number::Ratio => measured.ratio(),
+            Number::TailRatio => measured
+                .p99
+                .zip(measured.baseline)
+                .map(|(p99, baseline)| p99 / baseline),
         };
         // What was not measured is not met.
         number.is_some_and(|number| match self.is {

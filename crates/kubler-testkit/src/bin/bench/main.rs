@@ -23,10 +23,12 @@ mod command_line;
 mod endings;
 mod figure;
 mod gateway;
+mod idle;
 mod ledger;
 mod machine;
 mod many;
 mod memory;
+mod neighbour;
 mod recovery;
 mod report;
 mod statistics;
@@ -80,6 +82,14 @@ const FAMILIES: &[Family] = &[
     Family {
         ids: recovery::IDS,
         measure: |world| Box::pin(recovery::measure(world)),
+    },
+    Family {
+        ids: neighbour::IDS,
+        measure: |world| Box::pin(neighbour::measure(world)),
+    },
+    Family {
+        ids: idle::IDS,
+        measure: |world| Box::pin(idle::measure(world)),
     },
     Family {
         ids: memory::IDS,

@@ -199,6 +199,22 @@ impl Way {
         status
     }
 
+    /// A GET of which only the status is wanted.
+    pub(crate) async fn look(&self, path: &str) -> StatusCode {
+        let answer = self.get(path).await;
+        let status = answer.status();
+        answer.bytes().await.expect("a body");
+        status
+    }
+
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> StatusCode {
+        let request = self.client.put(self.url(path)).bearer_auth(&self.session);
+        let answer = request.json(body).send().await.expect("an answer");
+        let status = answer.status();
+        answer.bytes().await.expect("a body");
+        status
+    }
+
     /// Looks every 5 ms until something is there.
     pub(crate) async fn until_found(&self, path: &str) {
         let deadline = Instant::now() + BOUND;

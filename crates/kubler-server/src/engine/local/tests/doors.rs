@@ -13,6 +13,8 @@ use super::*;
 /// A name that only a resolver could tell from others.
 const UNKNOWN_HOST: &str = "canary.doors.example.test";
 const DEFAULT: &str = "/api/v1/namespaces/default";
+/// Where clouds tell machines their secrets.
+const METADATA: &str = "169.254.169.254";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_inside_an_environment_can_make_its_api_server_reach_this_machine() {
@@ -21,8 +23,12 @@ async fn nothing_inside_an_environment_can_make_its_api_server_reach_this_machin
     let environment = environment(1);
     engine.provision(&environment).await.unwrap();
     let canary = Canary::sing();
+    let folder = engine.inner.run.environment(environment.id);
     let doors = Doors {
         api: job_client(&engine, environment.id).await,
+        by_hand: by_hand(&folder),
+        token: engine.upstream(environment.id).unwrap().token.clone(),
+        etcd: engine.inner.etcd.endpoint(),
         port: canary.port,
         own: own_address(),
     };
@@ -61,6 +67,14 @@ async fn nothing_inside_an_environment_can_make_its_api_server_reach_this_machin
     let port = doors.port;
     for host in ["127.0.0.1", "localhost"] {
         assert!(refused.contains(&format!("{host}:{port}")), "{refused:?}");
+    }
+    let etcd = doors.etcd.trim_start_matches("https://").to_owned();
+    for target in [
+        format!("{METADATA}:443"),
+        format!("{METADATA}:{port}"),
+        etcd,
+    ] {
+        assert!(refused.contains(&target), "{target}: {refused:?}");
     }
     assert!(
         !refused.iter().any(|target| target.contains(UNKNOWN_HOST)),
@@ -110,8 +124,25 @@ fn own_address() -> IpAddr {
     own.map_or([192, 0, 2, 9].into(), |own| own.ip())
 }
 
+/// A client of the environment's socket that speaks HTTP/1.1.
+fn by_hand(folder: &folder::EnvironmentFolder) -> reqwest::Client {
+    let authority = folder.read("ca.crt").unwrap();
+    reqwest::Client::builder()
+        .use_rustls_tls()
+        .http1_only()
+        .tls_certs_only([reqwest::Certificate::from_pem(authority.as_bytes()).unwrap()])
+        .unix_socket(folder.api_socket())
+        .build()
+        .unwrap()
+}
+
 struct Doors {
     api: ApiClient,
+    /// For what is not plain HTTP.
+    by_hand: reqwest::Client,
+    token: secrecy::SecretString,
+    /// Everybody's etcd.
+    etcd: String,
     port: u16,
     own: IpAddr,
 }
@@ -152,10 +183,14 @@ impl Doors {
         let by_url = json!({ "url": self.url() });
         let by_name = json!({ "url": format!("https://localhost:{}/", self.port) });
         let by_service = |name: &str| json!({ "service": self.service(name) });
+        let to_metadata = json!({ "url": format!("https://{METADATA}/latest/meta-data/") });
+        let to_etcd = json!({ "url": format!("{}/v3/kv/range", self.etcd) });
         // Each guards a kind of its own, so that each must be asked.
         tokio::join!(
             self.webhook("Validating", "configmaps", "ConfigMap", by_url),
             self.webhook("Validating", "secrets", "Secret", by_service("outside")),
+            self.webhook("Validating", "resourcequotas", "ResourceQuota", to_metadata),
+            self.webhook("Mutating", "services", "Service", to_etcd),
             self.webhook("Mutating", "podtemplates", "PodTemplate", by_name),
             self.webhook(
                 "Mutating",
@@ -186,6 +221,9 @@ impl Doors {
         if kind == "PodTemplate" {
             object["template"] =
                 json!({ "spec": { "containers": [{ "name": "c", "image": "i" }] } });
+        }
+        if kind == "Service" {
+            object["spec"] = json!({ "ports": [{ "port": 1 }] });
         }
         // The server takes a moment to notice its new hook; from then on nothing passes.
         let path = format!("{DEFAULT}/{resource}");
@@ -278,6 +316,7 @@ impl Doors {
         let nodes = [
             ("loopback", "InternalIP", "127.0.0.1"),
             ("own", "InternalIP", own.as_str()),
+            ("metadata", "InternalIP", METADATA),
             ("named", "Hostname", "localhost"),
             ("unknown", "Hostname", UNKNOWN_HOST),
         ];
@@ -315,6 +354,16 @@ impl Doors {
             }
             if name != "unknown" {
                 self.fails(&format!("{DEFAULT}/pods/{name}/log")).await;
+                for way in [
+                    "exec?command=id&stdout=1",
+                    "attach?stdout=1",
+                    "portforward?ports=1",
+                ] {
+                    self.cannot_upgrade(&format!("{DEFAULT}/pods/{name}/{way}"))
+                        .await;
+                }
+                self.cannot_upgrade(&format!("/api/v1/nodes/{name}:{port}/proxy/"))
+                    .await;
             }
         }
     }
@@ -375,6 +424,20 @@ impl Doors {
         ] {
             assert_eq!(self.api.get(path).await.unwrap().status, 404, "{path}");
         }
+    }
+
+    /// The protocol is not changed to whatever is behind the path.
+    async fn cannot_upgrade(&self, path: &str) {
+        use secrecy::ExposeSecret as _;
+        let url = format!("https://{}{path}", upstream::SERVER_NAME);
+        let asked = self
+            .by_hand
+            .post(url)
+            .header("connection", "Upgrade")
+            .header("upgrade", "SPDY/3.1")
+            .bearer_auth(self.token.expose_secret());
+        let status = asked.send().await.unwrap().status();
+        assert!(status.as_u16() >= 400, "{path}: {status}");
     }
 
     /// What the server says instead of what is behind the path.

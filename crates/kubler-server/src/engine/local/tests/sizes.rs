@@ -139,7 +139,7 @@ async fn history_is_compacted_when_the_store_fills() {
 }
 
 /// The message of a broken environment, once it is.
-async fn fault_of(engine: &LocalEngine, id: EnvironmentId) -> String {
+pub(super) async fn fault_of(engine: &LocalEngine, id: EnvironmentId) -> String {
     eventually("it is found too large", || async {
         match condition(engine, id).await {
             Some(Condition::Broken { message }) => Some(message),
