@@ -3,7 +3,6 @@
 use axum::Json;
 use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
 use bytes::Bytes;
 use kubler_api::error::ErrorCode;
 use kubler_api::{CreateEnvironment, Environment, Environments, ReleaseEnvironment, Tombstone};
@@ -43,6 +42,7 @@ impl Api {
     (status = 200, body = Environment), Refused))]
 pub(super) async fn create(
     State(api): Shared,
+    arrival: Arrival,
     call: Call,
     body: Result<Json<CreateEnvironment>, JsonRejection>,
 ) -> Answer<Json<Environment>> {
@@ -52,11 +52,8 @@ pub(super) async fn create(
         .request_environment(&call, &request)
         .await
         .map_err(refused(&call))?;
-    Ok(api.show(
-        &api.broker
-            .wait_until_settled(made, request.wait_seconds)
-            .await,
-    ))
+    let settled = api.broker.wait_until_settled(&made, request.wait_seconds);
+    Ok(api.show(&arrival.while_here(settled).await.unwrap_or(made)))
 }
 
 /// What to list.
@@ -83,9 +80,8 @@ pub(super) async fn list(
     call: Call,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Answer<Json<Environments>> {
-    let Query(query) = query.map_err(|rejection| {
-        unreadable(rejection.status(), &rejection.body_text()).with_id(call.request_id)
-    })?;
+    let Query(query) =
+        query.map_err(|rejection| unreadable(&rejection.body_text()).with_id(call.request_id))?;
     let phase = match &query.phase {
         None => None,
         Some(word) => Some(Phase::from_word(word).ok_or_else(|| {
@@ -153,32 +149,28 @@ pub(super) async fn renew(
     (status = 200, body = Environment), Refused))]
 pub(super) async fn release(
     State(api): Shared,
+    arrival: Arrival,
     call: Call,
     Path(id): Path<String>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer<Json<Environment>> {
     let id = environment_id(&id, &call)?;
-    let body = body.map_err(|rejection| {
-        unreadable(rejection.status(), &rejection.body_text()).with_id(call.request_id)
-    })?;
+    let body =
+        body.map_err(|rejection| unreadable(&rejection.body_text()).with_id(call.request_id))?;
     // A hook that is called without a body means the same as one with an empty object.
     let request: ReleaseEnvironment = if body.is_empty() {
         ReleaseEnvironment::default()
     } else {
-        serde_json::from_slice(&body).map_err(|error| {
-            unreadable(StatusCode::BAD_REQUEST, &error.to_string()).with_id(call.request_id)
-        })?
+        serde_json::from_slice(&body)
+            .map_err(|error| unreadable(&error.to_string()).with_id(call.request_id))?
     };
     let released = api
         .broker
         .release_environment(&call, id)
         .await
         .map_err(refused(&call))?;
-    Ok(api.show(
-        &api.broker
-            .wait_until_gone(released, request.wait_seconds)
-            .await,
-    ))
+    let gone = api.broker.wait_until_gone(&released, request.wait_seconds);
+    Ok(api.show(&arrival.while_here(gone).await.unwrap_or(released)))
 }
 
 /// Finds environments by id, job, build (`pipeline/number` or id), pipeline or commit.

@@ -5,16 +5,12 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
-use axum::http::StatusCode;
 use kubler_api::error::{ErrorCode, Problem};
 use kubler_core::ids::EnvironmentId;
 
 use super::Api;
 use super::error::ApiError;
 use crate::broker::{BrokerError, Call};
-
-/// Longest body of an ordinary request, in bytes.
-pub(super) const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// An answer, or a refusal.
 pub(super) type Answer<T> = Result<T, ApiError>;
@@ -46,18 +42,11 @@ pub(super) fn environment_id(text: &str, call: &Call) -> Answer<EnvironmentId> {
 }
 
 pub(super) fn json<T>(body: Result<Json<T>, JsonRejection>, call: &Call) -> Answer<T> {
-    body.map(|Json(body)| body).map_err(|rejection| {
-        unreadable(rejection.status(), &rejection.body_text()).with_id(call.request_id)
-    })
+    body.map(|Json(body)| body)
+        .map_err(|rejection| unreadable(&rejection.body_text()).with_id(call.request_id))
 }
 
-pub(super) fn unreadable(status: StatusCode, text: &str) -> ApiError {
-    if status == StatusCode::PAYLOAD_TOO_LARGE {
-        return ApiError::new(
-            ErrorCode::TooLarge,
-            "the body is longer than this route takes",
-        );
-    }
+pub(super) fn unreadable(text: &str) -> ApiError {
     let text: String = text.chars().take(300).collect();
     ApiError::new(ErrorCode::InvalidRequest, text)
 }

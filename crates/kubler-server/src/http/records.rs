@@ -56,9 +56,8 @@ pub(super) async fn read(
     call: Call,
     query: Result<Query<RecordsQuery>, QueryRejection>,
 ) -> Answer<Json<Records>> {
-    let Query(query) = query.map_err(|rejection| {
-        unreadable(rejection.status(), &rejection.body_text()).with_id(call.request_id)
-    })?;
+    let Query(query) =
+        query.map_err(|rejection| unreadable(&rejection.body_text()).with_id(call.request_id))?;
     let environment = query
         .environment
         .as_deref()
