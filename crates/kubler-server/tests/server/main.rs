@@ -11,6 +11,7 @@
 mod access;
 mod bad_input;
 mod buildkite_jobs;
+mod certificates;
 mod commands;
 mod connections;
 mod crash;
@@ -19,6 +20,7 @@ mod demo;
 mod environments;
 mod faults;
 mod gateway;
+mod hostile_network;
 mod kubectl;
 mod lease;
 mod ledger;
@@ -32,3 +34,5 @@ use std::time::Duration;
 
 /// How long anything that should happen soon may take on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
+/// How long anything may take that has to happen at some time, on a machine that does much else.
+const LONG: Duration = Duration::from_secs(120);
