@@ -58,6 +58,7 @@ pub struct CreateEnvironment {
     /// The profile to make it of.
     pub profile: String,
     /// Its name within the job (or the build, by scope): a DNS label.
+    #[schema(pattern = "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
     #[serde(default = "name_default")]
     pub name: String,
     /// Who may use it besides this job.
@@ -235,10 +236,12 @@ pub struct Tombstone {
 #[serde(deny_unknown_fields)]
 pub struct TokenExchange {
     /// [`GRANT_TOKEN_EXCHANGE`].
+    #[schema(pattern = "^urn:ietf:params:oauth:grant-type:token-exchange$")]
     pub grant_type: String,
     /// The CI's identity token.
     pub subject_token: String,
     /// [`TOKEN_TYPE_JWT`].
+    #[schema(pattern = "^urn:ietf:params:oauth:token-type:jwt$")]
     pub subject_token_type: String,
     /// The environment: `env_…`.
     pub resource: String,

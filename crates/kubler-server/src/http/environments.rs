@@ -11,7 +11,7 @@ use kubler_core::ids::EnvironmentId;
 use serde::Deserialize;
 
 use super::error::ApiError;
-use super::reading::{Answer, Refused, Shared, environment_id, json, refused, unreadable};
+use super::reading::{Answer, Refused, Shared, count, environment_id, json, refused, unreadable};
 use super::{Api, Arrival, view};
 use crate::broker::{Call, Found};
 use crate::store::Search;
@@ -58,17 +58,21 @@ pub(super) async fn create(
 
 /// What to list.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ListQuery {
     /// Pipeline slug or id.
     pipeline: Option<String>,
     /// Build number.
+    #[param(value_type = i64, minimum = 0, required = false)]
+    #[serde(deserialize_with = "count")]
     build: Option<u64>,
     /// Job id.
     job: Option<String>,
     /// Commit, or its beginning.
     commit: Option<String>,
     /// Phase.
+    #[param(inline, value_type = kubler_api::Phase, required = false)]
     phase: Option<String>,
 }
 
@@ -145,7 +149,7 @@ pub(super) async fn renew(
 }
 
 /// Ends an environment: credentials are dead when this answers, the rest follows at once.
-#[utoipa::path(post, operation_id = "release_environment", path = "/v1/environments/{id}/release", params(("id" = String, Path)), request_body = ReleaseEnvironment, responses(
+#[utoipa::path(post, operation_id = "release_environment", path = "/v1/environments/{id}/release", params(("id" = String, Path)), request_body = Option<ReleaseEnvironment>, responses(
     (status = 200, body = Environment), Refused))]
 pub(super) async fn release(
     State(api): Shared,

@@ -7,6 +7,8 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use kubler_api::error::{ErrorCode, Problem};
 use kubler_core::ids::EnvironmentId;
+use serde::de::Error as _;
+use serde::{Deserialize as _, Deserializer};
 
 use super::Api;
 use super::error::ApiError;
@@ -44,6 +46,15 @@ pub(super) fn environment_id(text: &str, call: &Call) -> Answer<EnvironmentId> {
 pub(super) fn json<T>(body: Result<Json<T>, JsonRejection>, call: &Call) -> Answer<T> {
     body.map(|Json(body)| body)
         .map_err(|rejection| unreadable(&rejection.body_text()).with_id(call.request_id))
+}
+
+/// A number of a query, within what the OpenAPI document can say: from 0 to the largest of 64 bits with a sign.
+pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let number = i64::deserialize(deserializer)?;
+    let number = u64::try_from(number);
+    number
+        .map(Some)
+        .map_err(|_| D::Error::custom("a number from 0 on is expected"))
 }
 
 pub(super) fn unreadable(text: &str) -> ApiError {

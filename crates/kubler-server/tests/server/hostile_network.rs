@@ -296,7 +296,7 @@ async fn thousands_of_bad_tokens_stop_no_good_caller_and_are_counted() {
     }
     let all = CONNECTIONS * TOKENS_EACH;
     until("every refusal is counted", async || {
-        counted(&server, "signature").await == all
+        counted(&server, "token_signature").await == all
     })
     .await;
     let many = records(&server, "caller.refuse_many").await;
@@ -411,5 +411,5 @@ async fn a_refused_callers_request_id_is_found_in_the_log() {
     let log = server.log();
     let line = log.lines().find(|line| line.contains(id));
     let line = line.unwrap_or_else(|| panic!("{id} is not in {log}"));
-    assert!(line.contains("not_a_token"), "{line}");
+    assert!(line.contains("token_not_a_jwt"), "{line}");
 }

@@ -146,7 +146,11 @@ impl Scene {
             0 => {}
             1 | 2 => {
                 for nth in 0..BAD_CONNECTIONS {
-                    let last = if turn == 1 { 1 } else { 1 + (nth * 7 % u64::from(SOURCES)) as u8 };
+                    let last = if turn == 1 {
+                        1
+                    } else {
+                        1 + (nth * 7 % u64::from(SOURCES)) as u8
+                    };
                     let source = Ipv4Addr::new(127, 0, 1, last);
                     let stream = self.connect(source).await;
                     let stream = tls::over(stream, &self.ca).await;
@@ -155,9 +159,8 @@ impl Scene {
                     flood.spawn(async move {
                         let mut nth = nth as usize;
                         let mut ticks = tokio::time::interval(BAD_EVERY);
-                        let each = BAD_PER_SECOND * BAD_EVERY.as_millis() as u64
-                            / 1000
-                            / BAD_CONNECTIONS;
+                        let each =
+                            BAD_PER_SECOND * BAD_EVERY.as_millis() as u64 / 1000 / BAD_CONNECTIONS;
                         loop {
                             ticks.tick().await;
                             let mut requests = String::new();
@@ -230,7 +233,7 @@ async fn idle_connection_kibibytes() -> f64 {
     let asked = Arc::new(AtomicU64::new(0));
     let mut idle = JoinSet::new();
     for nth in 0..count {
-        let (ca, asked) = (Arc::clone(&ca), Arc::clone(&asked));
+        let (ca, first) = (Arc::clone(&ca), Arc::clone(&asked));
         let stream = TcpStream::connect(address).await.expect("a connection");
         idle.spawn(async move {
             let mut stream = tls::over(stream, &ca).await;
@@ -240,7 +243,7 @@ async fn idle_connection_kibibytes() -> f64 {
                 let read = stream.read(&mut answer).await.expect("an answer");
                 assert!(answer[..read].starts_with(b"HTTP/1.1 200"), "not well");
                 if turn == 0 {
-                    asked.fetch_add(1, Ordering::Relaxed);
+                    first.fetch_add(1, Ordering::Relaxed);
                 }
                 tokio::time::sleep(IDLE_ASKS_EVERY).await;
             }
