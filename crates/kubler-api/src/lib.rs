@@ -65,8 +65,19 @@ pub struct CreateEnvironment {
     #[serde(default)]
     pub scope: Scope,
     /// Seconds to wait until it is usable, at most 60; 0 answers at once.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "seconds")]
     pub wait_seconds: u64,
+}
+
+/// Within what the OpenAPI document can say of a number: 64 bits with a sign.
+fn seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    use serde::de::Error as _;
+    let seconds = u64::deserialize(deserializer)?;
+    if i64::try_from(seconds).is_ok() {
+        Ok(seconds)
+    } else {
+        Err(D::Error::custom("so many seconds are no number of seconds"))
+    }
 }
 
 fn name_default() -> String {
@@ -212,6 +223,7 @@ pub struct Environments {
 #[serde(deny_unknown_fields, default)]
 pub struct ReleaseEnvironment {
     /// Seconds to wait until it is verified gone, at most 60; 0 answers at once.
+    #[serde(deserialize_with = "seconds")]
     pub wait_seconds: u64,
 }
 

@@ -161,13 +161,14 @@ pub(super) async fn release(
     let id = environment_id(&id, &call)?;
     let body =
         body.map_err(|rejection| unreadable(&rejection.body_text()).with_id(call.request_id))?;
-    // A hook that is called without a body means the same as one with an empty object.
-    let request: ReleaseEnvironment = if body.is_empty() {
-        ReleaseEnvironment::default()
+    // A hook that is called without a body means the same as one with `null` or an empty object.
+    let request: Option<ReleaseEnvironment> = if body.is_empty() {
+        None
     } else {
         serde_json::from_slice(&body)
             .map_err(|error| unreadable(&error.to_string()).with_id(call.request_id))?
     };
+    let request = request.unwrap_or_default();
     let released = api
         .broker
         .release_environment(&call, id)
