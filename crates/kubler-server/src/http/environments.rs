@@ -11,7 +11,9 @@ use kubler_core::ids::EnvironmentId;
 use serde::Deserialize;
 
 use super::error::ApiError;
-use super::reading::{Answer, Refused, Shared, count, environment_id, json, refused, unreadable};
+use super::reading::{
+    Answer, Object, Refused, Shared, count, environment_id, json, refused, unreadable,
+};
 use super::{Api, Arrival, view};
 use crate::broker::{Call, Found};
 use crate::store::Search;
@@ -44,7 +46,7 @@ pub(super) async fn create(
     State(api): Shared,
     arrival: Arrival,
     call: Call,
-    body: Result<Json<CreateEnvironment>, JsonRejection>,
+    body: Result<Json<Object<CreateEnvironment>>, JsonRejection>,
 ) -> Answer<Json<Environment>> {
     let request = json(body, &call)?;
     let made = api
@@ -162,13 +164,13 @@ pub(super) async fn release(
     let body =
         body.map_err(|rejection| unreadable(&rejection.body_text()).with_id(call.request_id))?;
     // A hook that is called without a body means the same as one with `null` or an empty object.
-    let request: Option<ReleaseEnvironment> = if body.is_empty() {
+    let request: Option<Object<ReleaseEnvironment>> = if body.is_empty() {
         None
     } else {
         serde_json::from_slice(&body)
             .map_err(|error| unreadable(&error.to_string()).with_id(call.request_id))?
     };
-    let request = request.unwrap_or_default();
+    let request = request.map_or_else(ReleaseEnvironment::default, |Object(request)| request);
     let released = api
         .broker
         .release_environment(&call, id)

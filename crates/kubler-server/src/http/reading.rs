@@ -1,5 +1,7 @@
 //! What every route does the same way: reading a request, and saying that it cannot be read.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use axum::Json;
@@ -7,8 +9,9 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use kubler_api::error::{ErrorCode, Problem};
 use kubler_core::ids::EnvironmentId;
-use serde::de::Error as _;
-use serde::{Deserialize as _, Deserializer};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::Api;
 use super::error::ApiError;
@@ -43,9 +46,33 @@ pub(super) fn environment_id(text: &str, call: &Call) -> Answer<EnvironmentId> {
     })
 }
 
-pub(super) fn json<T>(body: Result<Json<T>, JsonRejection>, call: &Call) -> Answer<T> {
-    body.map(|Json(body)| body)
+pub(super) fn json<T>(body: Result<Json<Object<T>>, JsonRejection>, call: &Call) -> Answer<T> {
+    body.map(|Json(Object(body))| body)
         .map_err(|rejection| unreadable(&rejection.body_text()).with_id(call.request_id))
+}
+
+/// A JSON object, and nothing else: what is derived takes a list of its fields as well, which no document describes.
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let visitor = ObjectVisitor(PhantomData);
+        deserializer.deserialize_map(visitor).map(Self)
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(members))
+    }
 }
 
 /// A number of a query, within what the OpenAPI document can say: from 0 to the largest of 64 bits with a sign.

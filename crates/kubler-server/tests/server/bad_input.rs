@@ -537,8 +537,20 @@ async fn numbers_and_bodies_are_what_the_openapi_document_says() {
     for wrong in [
         json!({ "wait_seconds": 1_u64 << 63 }),
         json!({ "wait_seconds": -1 }),
+        json!([]),
+        json!([0]),
     ] {
         assert_eq!(release(&wrong).await, 400, "{wrong}");
     }
+    let listed = json!(["ci-small", "second", "job", 0]);
+    let answer = server
+        .request(
+            Method::POST,
+            "/v1/environments",
+            Some(&server.token(&job)),
+            Some(&listed),
+        )
+        .await;
+    assert_eq!(answer.status, 400, "a list is no object: {answer:?}");
     assert_eq!(release(&Value::Null).await, 200, "nothing is said");
 }
