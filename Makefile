@@ -13,6 +13,7 @@ TOOLS := $(CACHE)/tools
 # As kube/build builds them, so that nothing is compiled a second time.
 GO_ENV := cd kube/kubernetes && GOWORK=off CGO_ENABLED=0 GOFLAGS='-mod=readonly -buildvcs=false -trimpath'
 GO_VERSION := -ldflags '-X k8s.io/component-base/version.gitVersion=v1.34.4 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=34'
+SCHEMATHESIS := schemathesis==4.32.5
 # One selection of crates for everything that is run, so that dependencies are built once.
 WORKSPACE := --workspace --locked
 
@@ -36,6 +37,12 @@ test: programs ## Run all tests (about 5 minutes once built).
 .PHONY: verify
 verify: programs ## Run the long checks, each a row of docs/verification.md (hours).
 	@CARGO="$(CARGO)" scripts/verify
+
+.PHONY: schemathesis
+schemathesis: kube ## Ask a real server everything that its OpenAPI document allows, and much that it does not.
+	@scripts/need python:$(SCHEMATHESIS)
+	@$(CARGO) build $(WORKSPACE) --bins
+	@$(TARGET)/debug/schemathesis $(TOOLS)/schemathesis/bin/schemathesis $(EXAMPLES)
 
 .PHONY: bench
 bench: bench-programs ## Measure all figures (about 15 minutes once built), or ID=gateway_latency,cli_start alone.

@@ -58,14 +58,26 @@ pub struct CreateEnvironment {
     /// The profile to make it of.
     pub profile: String,
     /// Its name within the job (or the build, by scope): a DNS label.
+    #[schema(pattern = "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
     #[serde(default = "name_default")]
     pub name: String,
     /// Who may use it besides this job.
     #[serde(default)]
     pub scope: Scope,
     /// Seconds to wait until it is usable, at most 60; 0 answers at once.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "seconds")]
     pub wait_seconds: u64,
+}
+
+/// Within what the OpenAPI document can say of a number: 64 bits with a sign.
+fn seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    use serde::de::Error as _;
+    let seconds = u64::deserialize(deserializer)?;
+    if i64::try_from(seconds).is_ok() {
+        Ok(seconds)
+    } else {
+        Err(D::Error::custom("so many seconds are no number of seconds"))
+    }
 }
 
 fn name_default() -> String {
@@ -211,6 +223,7 @@ pub struct Environments {
 #[serde(deny_unknown_fields, default)]
 pub struct ReleaseEnvironment {
     /// Seconds to wait until it is verified gone, at most 60; 0 answers at once.
+    #[serde(deserialize_with = "seconds")]
     pub wait_seconds: u64,
 }
 
@@ -235,10 +248,12 @@ pub struct Tombstone {
 #[serde(deny_unknown_fields)]
 pub struct TokenExchange {
     /// [`GRANT_TOKEN_EXCHANGE`].
+    #[schema(pattern = "^urn:ietf:params:oauth:grant-type:token-exchange$")]
     pub grant_type: String,
     /// The CI's identity token.
     pub subject_token: String,
     /// [`TOKEN_TYPE_JWT`].
+    #[schema(pattern = "^urn:ietf:params:oauth:token-type:jwt$")]
     pub subject_token_type: String,
     /// The environment: `env_…`.
     pub resource: String,

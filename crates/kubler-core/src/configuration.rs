@@ -82,6 +82,8 @@ pub struct Tls {
     pub ca: Option<String>,
     /// PEM file of the CA that signs operators' client certificates. Absent: nobody is an operator.
     pub operator_ca: Option<String>,
+    /// PEM file with that CA's list of revoked certificates. Absent: a certificate is good until it expires.
+    pub operator_crl: Option<String>,
 }
 
 impl Default for Tls {
@@ -91,6 +93,7 @@ impl Default for Tls {
             key: "tls/server.key".into(),
             ca: Some("tls/ca.pem".into()),
             operator_ca: Some("tls/operator-ca.pem".into()),
+            operator_crl: None,
         }
     }
 }
@@ -174,9 +177,12 @@ pub struct Limits {
     /// Environments of one job.
     #[schemars(range(min = 1, max = ENVIRONMENTS_MAX))]
     pub environments_per_job_max: u32,
-    /// Connections at once.
+    /// Connections at once. At most half of the files that the process may have open, less 256.
     #[schemars(range(min = 1, max = CONNECTIONS_MAX))]
     pub connections_max: u32,
+    /// Connections of one address at once; a /64 of IPv6 is one address. Jobs behind one NAT share it.
+    #[schemars(range(min = 1, max = CONNECTIONS_MAX))]
+    pub connections_per_address_max: u32,
 }
 
 impl Default for Limits {
@@ -187,6 +193,7 @@ impl Default for Limits {
             provisioning_max: 2,
             environments_per_job_max: 3,
             connections_max: 10_000,
+            connections_per_address_max: 5_000,
         }
     }
 }

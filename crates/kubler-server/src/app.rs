@@ -12,8 +12,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::Broker;
 use crate::broker::webhook::WebhookSecret;
+use crate::broker::{Broker, RefusedJobs};
 use crate::clock::Clock;
 use crate::config::{ConfigError, Loaded, Surroundings};
 use crate::directory::Directory;
@@ -21,7 +21,8 @@ use crate::engine::local::binaries::{self, Binaries, BinariesError};
 use crate::engine::local::{LocalEngine, LocalSettings, StopMode};
 use crate::engine::{Engine, EngineError};
 use crate::gateway::{Gateway, GatewayParts};
-use crate::http::listen::{self, CertificateError, Certificates};
+use crate::http::places::Places;
+use crate::http::tls::{CertificateError, Files, Tls};
 use crate::http::{Api, Told, listen::serve};
 use crate::identity::{IdentityError, Verifier};
 use crate::ledger::sinks::{SinkError, Sinks};
@@ -50,7 +51,6 @@ pub struct App {
     engine: Arc<LocalEngine>,
     reconciler: Arc<Reconciler>,
     listener: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
     checkpoint_every: Duration,
     shutdown: CancellationToken,
 }
@@ -144,7 +144,7 @@ impl App {
         let configuration = Arc::new(loaded.configuration.clone());
         let binaries = find_binaries(loaded, surroundings)?;
         let profiles = resolve_profiles(loaded, &binaries)?;
-        let tls = read_tls(loaded)?;
+        let tls = Arc::new(read_tls(loaded)?);
         let policies = Arc::new(Policies::load(
             &loaded.path(&configuration.policies),
             Arc::clone(&configuration),
@@ -200,7 +200,9 @@ impl App {
             lost,
         });
         let checkpoint_every = Duration::from_secs(configuration.ledger.checkpoint_seconds.max(1));
+        let places = Arc::new(places(&configuration));
         let broker = Broker {
+            refused: RefusedJobs::default(),
             profiles,
             policies,
             store,
@@ -220,6 +222,9 @@ impl App {
             gauges,
             sinks,
             told: Told::default(),
+            tls,
+            places,
+            answering: Arc::new(()),
             clock,
         });
         Ok(Self {
@@ -227,7 +232,6 @@ impl App {
             engine,
             reconciler,
             listener,
-            tls,
             checkpoint_every,
             shutdown,
         })
@@ -258,7 +262,6 @@ impl App {
             engine,
             reconciler,
             listener,
-            tls,
             checkpoint_every,
             shutdown,
         } = self;
@@ -287,8 +290,9 @@ impl App {
         tasks.spawn(Arc::clone(&api.sinks).run(Arc::clone(&api.clock), work_over.clone()));
         let (fresh, over) = (Arc::clone(&api), work_over.clone());
         tasks.spawn(async move { fresh.verifier.keep_fresh(over).await });
+        tasks.spawn(Arc::clone(&api).watch_certificates(work_over.clone()));
 
-        serve(listener, tls, Arc::clone(&api), shutdown).await;
+        serve(listener, Arc::clone(&api), shutdown).await;
         if stop == StopMode::EndEverything {
             api.broker.end_everything(END_TIMEOUT).await;
         }
@@ -408,18 +412,30 @@ pub fn resolve_profiles(
         .collect())
 }
 
-fn read_tls(loaded: &Loaded) -> Result<Arc<rustls::ServerConfig>, StartError> {
+fn read_tls(loaded: &Loaded) -> Result<Tls, StartError> {
     let files = &loaded.configuration.tls;
-    let operator_ca = files
-        .operator_ca
-        .as_ref()
-        .map(|ca| crate::config::read(&loaded.path(ca)))
-        .transpose()?;
-    Ok(listen::tls(&Certificates {
-        chain: &crate::config::read(&loaded.path(&files.certificate))?,
-        key: &crate::config::read(&loaded.path(&files.key))?,
-        operator_ca: operator_ca.as_deref(),
+    let optional = |path: &Option<String>| path.as_ref().map(|path| loaded.path(path));
+    Ok(Tls::load(Files {
+        certificate: loaded.path(&files.certificate),
+        key: loaded.path(&files.key),
+        operator_ca: optional(&files.operator_ca),
+        operator_crl: optional(&files.operator_crl),
     })?)
+}
+
+/// As many places as are configured and as there are descriptors for.
+fn places(configuration: &Configuration) -> Places {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let places = Places::new(&configuration.limits, limit.current.unwrap_or(u64::MAX));
+    let (wanted, possible) = (configuration.limits.connections_max, places.all_max());
+    if possible < wanted as usize {
+        tracing::warn!(
+            wanted,
+            possible,
+            "there are fewer places for connections than configured: the limit of open files is too low"
+        );
+    }
+    places
 }
 
 /// The CA that callers should trust.

@@ -3,6 +3,7 @@
 
 mod call;
 mod error;
+mod refused;
 mod trace;
 pub mod webhook;
 
@@ -23,12 +24,13 @@ use secrecy::SecretString;
 
 pub use self::call::{Call, Who};
 pub use self::error::BrokerError;
+pub use self::refused::RefusedJobs;
 pub use self::trace::Found;
 use crate::clock::Clock;
 use crate::crash::{self, Point};
 use crate::directory::Directory;
 use crate::entropy;
-use crate::ledger::{Durability, Ledger};
+use crate::ledger::{Durability, Ledger, RefusalBeforeVerification};
 use crate::policy::Policies;
 use crate::session::{NewSession, Sessions};
 use crate::store::{Created, EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged, Store};
@@ -46,6 +48,8 @@ pub struct Broker {
     pub directory: Arc<Directory>,
     /// What is written down.
     pub ledger: Ledger,
+    /// Which jobs were refused too often.
+    pub refused: RefusedJobs,
     /// Credentials.
     pub sessions: Arc<Sessions>,
     /// Wakes the reconciler.
@@ -113,7 +117,7 @@ impl Broker {
     }
 
     /// Waits until an environment is usable or has ended, at most `seconds`; gives it as it is then.
-    pub async fn wait_until_settled(&self, environment: Environment, seconds: u64) -> Environment {
+    pub async fn wait_until_settled(&self, environment: &Environment, seconds: u64) -> Environment {
         self.wait(environment, seconds, |environment| {
             !matches!(environment.phase, Phase::Requested | Phase::Provisioning)
         })
@@ -121,7 +125,7 @@ impl Broker {
     }
 
     /// Waits until an environment is verified gone, at most `seconds`; gives it as it is then.
-    pub async fn wait_until_gone(&self, environment: Environment, seconds: u64) -> Environment {
+    pub async fn wait_until_gone(&self, environment: &Environment, seconds: u64) -> Environment {
         self.wait(environment, seconds, |environment| {
             environment.phase == Phase::Gone
         })
@@ -130,12 +134,12 @@ impl Broker {
 
     async fn wait(
         &self,
-        environment: Environment,
+        environment: &Environment,
         seconds: u64,
         done: impl Fn(&Environment) -> bool,
     ) -> Environment {
         let Some(mut watched) = self.directory.watch(environment.id) else {
-            return environment;
+            return environment.clone();
         };
         let bound = Duration::from_secs(seconds.min(WAIT_SECONDS_MAX));
         let _ =
@@ -426,6 +430,38 @@ impl Broker {
         }
     }
 
+    /// Stops a job that was refused too often, before anything is written for it. An end is never stopped.
+    fn refused_too_often(
+        &self,
+        call: &Call,
+        action: LedgerAction,
+        id: Option<EnvironmentId>,
+    ) -> Result<()> {
+        let Some(error) = self.refused.too_often(call) else {
+            return Ok(());
+        };
+        if action == LedgerAction::EnvironmentRelease && self.may_release(call, id) {
+            return Ok(());
+        }
+        let refusal = RefusalBeforeVerification {
+            peer: call.peer,
+            reason: "job_refused_too_often",
+        };
+        self.ledger.refuse_request(call.request_id, refusal);
+        Err(error)
+    }
+
+    fn may_release(&self, call: &Call, id: Option<EnvironmentId>) -> bool {
+        let own = id.and_then(|id| self.own_or_dead(call, id).ok());
+        own.is_some_and(|environment| {
+            let target = Target::Environment(Box::new(environment));
+            let policies = self.policies.current();
+            policies
+                .decide(&call.caller(), Action::ReleaseEnvironment, target)
+                .is_ok()
+        })
+    }
+
     async fn phase_changed(
         &self,
         request_id: Option<RequestId>,
@@ -447,6 +483,7 @@ impl Broker {
         id: Option<EnvironmentId>,
         operation: impl AsyncFnOnce(&mut Body) -> Result<T>,
     ) -> Result<T> {
+        self.refused_too_often(call, action, id)?;
         let mut body = call.body(Kind::Start, action);
         body.environment_id = id;
         let entry = match self.ledger.start(body.clone(), durability(action)).await {
@@ -463,6 +500,9 @@ impl Broker {
             crash::at(begun);
         }
         let outcome = operation(&mut body).await;
+        if let Err(error) = &outcome {
+            self.refused.note(call, error);
+        }
         let told = BrokerError::outcome(outcome.as_ref().err(), call.now, self.clock.now());
         // What happened is already durable or refused: a ledger that fails now must not turn it into an error.
         entry

@@ -37,6 +37,7 @@ use kubler_core::ledger::record::{Body as RecordBody, Kind, LedgerAction};
 use kubler_core::request::{ApiRequest, Effect, RequestFault, Span};
 use tokio_util::sync::CancellationToken;
 
+use crate::bearer::{self, Bearer};
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::engine::Engine;
@@ -403,12 +404,7 @@ impl Shared {
                 decision: None,
             }))
         };
-        let mut given = headers.get_all(header::AUTHORIZATION).iter();
-        let (first, more) = (given.next(), given.next());
-        let token = first
-            .filter(|_| more.is_none())
-            .and_then(|value| bearer(value.to_str().ok()?));
-        let Some(token) = token else {
+        let Bearer::Token(token) = bearer::token(headers) else {
             return stop(
                 "NoSession",
                 "no session was given; `kubler kubeconfig` writes a kubeconfig that gets one",
@@ -478,12 +474,6 @@ impl Shared {
             gates.remove(&gate.id());
         }
     }
-}
-
-/// The token of a `Bearer` header.
-fn bearer(value: &str) -> Option<&str> {
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 fn is_upgrade(understood: &ApiRequest) -> bool {

@@ -1,14 +1,17 @@
 //! The HTTP API: reads a request, finds out who calls, asks the broker, writes the answer. Decides nothing.
 
 mod bodies;
+mod connection;
 mod environments;
 pub mod error;
 mod health;
 pub mod listen;
+pub mod places;
 mod reading;
 mod records;
 mod routes;
 mod sessions;
+pub mod tls;
 mod view;
 mod webhooks;
 
@@ -17,7 +20,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::FromRequestParts;
-use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use jiff::Timestamp;
 use kubler_api::error::ErrorCode;
@@ -27,8 +29,12 @@ use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use kubler_core::policy::Operator;
 use kubler_core::text::UntrustedText;
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio_util::sync::CancellationToken;
 
+use self::places::Places;
 pub use self::routes::{ACCESS, Access, RouteAccess, openapi, router};
+use self::tls::{Reloaded, Tls};
+use crate::bearer::{self, Bearer};
 use crate::broker::webhook::WebhookSecret;
 use crate::broker::{Broker, Call, Who};
 use crate::clock::Clock;
@@ -60,6 +66,12 @@ pub struct Api {
     pub sinks: Arc<Sinks>,
     /// Refused tokens that have their record.
     pub told: Told,
+    /// The certificates in force.
+    pub tls: Arc<Tls>,
+    /// Places for connections.
+    pub places: Arc<Places>,
+    /// Every request that is being answered keeps one of these.
+    pub answering: Arc<()>,
     /// Time.
     pub clock: Arc<dyn Clock>,
 }
@@ -97,8 +109,19 @@ impl Default for Told {
 pub struct Peer {
     /// Its address.
     pub address: IpAddr,
-    /// Its verified client certificate's name.
-    pub operator: Option<Operator>,
+    /// Its client certificate.
+    pub certificate: Certificate,
+}
+
+/// What a caller's certificate is worth at the moment of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Certificate {
+    /// There is none.
+    Absent,
+    /// Verified: this operator's.
+    Operator(Operator),
+    /// It was good when the connection was opened, and is not any more.
+    Over,
 }
 
 /// One request, before anybody knows who makes it.
@@ -108,6 +131,27 @@ pub struct Arrival {
     pub request_id: RequestId,
     /// Where from.
     pub peer: Peer,
+    gone: CancellationToken,
+}
+
+impl Arrival {
+    /// Gives a request its name. `gone` is cancelled when nobody waits for its answer any more.
+    ///
+    /// # Errors
+    /// Without randomness.
+    pub fn new(peer: Peer, gone: CancellationToken) -> Result<Self, entropy::NoEntropy> {
+        Ok(Self {
+            request_id: entropy::request_id()?,
+            peer,
+            gone,
+        })
+    }
+
+    /// Waits for something as long as the caller is there to hear of it. For what only waits: what changes something
+    /// goes to its end.
+    pub async fn while_here<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        self.gone.run_until_cancelled(wait).await
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Arrival {
@@ -128,14 +172,16 @@ impl FromRequestParts<Arc<Api>> for Call {
     /// An identity token when one is sent, else the client certificate. Never both, so that nobody acts as another.
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
         let arrival = Arrival::from_request_parts(parts, api).await?;
-        let bearer = bearer(parts).map_err(|error| error.of(&arrival))?;
-        let who = match (bearer, arrival.peer.operator.clone()) {
-            (Some(token), _) => api.job(&arrival, &token).await?,
-            (None, Some(operator)) => Who::Operator(operator),
-            (None, None) => {
-                api.refuse(&arrival, "no_credential");
-                return Err(ApiError::unauthenticated(None).of(&arrival));
-            }
+        let refuse = |reason| {
+            api.refuse(&arrival, reason);
+            Err(ApiError::unauthenticated(None).of(&arrival))
+        };
+        let who = match (bearer::token(&parts.headers), &arrival.peer.certificate) {
+            (Bearer::Malformed, _) => return refuse("authorization_malformed"),
+            (Bearer::Token(token), _) => api.job(&arrival, &SecretString::from(token)).await?,
+            (Bearer::Absent, Certificate::Operator(operator)) => Who::Operator(operator.clone()),
+            (Bearer::Absent, Certificate::Over) => return refuse("operator_certificate_over"),
+            (Bearer::Absent, Certificate::Absent) => return refuse("no_credential"),
         };
         Ok(Self {
             request_id: arrival.request_id,
@@ -195,39 +241,49 @@ impl Api {
         }
     }
 
+    /// Reads the certificates anew, at once; what cannot be used is kept out.
+    pub async fn reload_certificates(&self) {
+        self.read_certificates(Tls::reload).await;
+    }
+
+    /// Looks at the files of certificates every two seconds until `shutdown`.
+    pub async fn watch_certificates(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut looks = tokio::time::interval(tls::LOOK_EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while shutdown.run_until_cancelled(looks.tick()).await.is_some() {
+            self.read_certificates(Tls::look).await;
+        }
+    }
+
+    /// Reads files, which may block, and tells what became of a change.
+    async fn read_certificates(&self, read: fn(&Tls) -> Reloaded) {
+        let tls = Arc::clone(&self.tls);
+        let Ok(outcome) = tokio::task::spawn_blocking(move || read(&tls)).await else {
+            return;
+        };
+        let mut body = Body::new(Kind::Event, LedgerAction::CertificateLoad);
+        match outcome {
+            Reloaded::Same => return,
+            Reloaded::Loaded => tracing::info!("certificates are loaded"),
+            Reloaded::Refused(error) => {
+                tracing::error!(%error, "certificates cannot be loaded; the old ones stay in force");
+                body.details
+                    .insert("refused".into(), error.to_string().into());
+            }
+        }
+        if let Err(error) = self.broker.ledger.event(body, Durability::Disk).await {
+            tracing::error!(%error, "the change of certificates could not be recorded");
+        }
+    }
+
     fn refuse(&self, arrival: &Arrival, reason: &'static str) {
-        self.broker.ledger.refuse(RefusalBeforeVerification {
+        let refusal = RefusalBeforeVerification {
             peer: arrival.peer.address,
             reason,
-        });
-    }
-
-    /// Gives a request its name.
-    ///
-    /// # Errors
-    /// Without randomness.
-    pub fn arrival(peer: Peer) -> Result<Arrival, entropy::NoEntropy> {
-        Ok(Arrival {
-            request_id: entropy::request_id()?,
-            peer,
-        })
-    }
-}
-
-/// The bearer token, if there is an `Authorization` header. Several headers, or another scheme, are refused.
-fn bearer(parts: &Parts) -> Result<Option<SecretString>, ApiError> {
-    let mut values = parts.headers.get_all(AUTHORIZATION).iter();
-    let Some(value) = values.next() else {
-        return Ok(None);
-    };
-    let token = value
-        .to_str()
-        .ok()
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    match (token, values.next()) {
-        (Some((_, token)), None) => Ok(Some(SecretString::from(token.trim()))),
-        _ => Err(ApiError::unauthenticated(None)),
+        };
+        self.broker
+            .ledger
+            .refuse_request(arrival.request_id, refusal);
     }
 }
 

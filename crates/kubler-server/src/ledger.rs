@@ -23,10 +23,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kubler_core::configuration::Ledger as LedgerSettings;
 use kubler_core::environment::Phase;
-use kubler_core::ids::EnvironmentId;
+use kubler_core::ids::{EnvironmentId, RequestId};
 use kubler_core::ledger::checkpoint::PublicKey;
 use kubler_core::ledger::record::{Body, Outcome, TooLong};
-use kubler_core::ledger::refusals::Refusals;
+use kubler_core::ledger::refusals::{Noted, Refusals};
 
 pub use kubler_core::ledger::refusals::RefusalBeforeVerification;
 
@@ -278,15 +278,29 @@ impl Ledger {
 
     /// Counts somebody who was refused before they could be told apart. Never blocks on the disk and never fails.
     pub fn refuse(&self, refusal: RefusalBeforeVerification) {
+        self.count(refusal);
+    }
+
+    /// The same for a request that has a name. The first refusals of each source and reason are named in the log, so
+    /// that somebody who asks with the name from an answer is found; in a flood the others are counted only.
+    pub fn refuse_request(&self, request_id: RequestId, refusal: RefusalBeforeVerification) {
+        let RefusalBeforeVerification { peer, reason } = refusal;
+        match self.count(refusal) {
+            Noted::First => tracing::info!(%request_id, %peer, reason, "a request was refused"),
+            Noted::Counted => {}
+        }
+    }
+
+    fn count(&self, refusal: RefusalBeforeVerification) -> Noted {
         let now = self.0.clock.now();
-        let due = {
+        let (noted, due) = {
             let mut refusals = self.refusals();
-            refusals.note(refusal, now);
-            refusals.is_due(now)
+            (refusals.note(refusal, now), refusals.is_due(now))
         };
         if due {
             self.write_refusals();
         }
+        noted
     }
 
     /// Writes down the refusals that were counted until now.

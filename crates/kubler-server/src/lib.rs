@@ -3,6 +3,7 @@
 //! `broker` is the file to read first.
 
 pub mod app;
+mod bearer;
 pub mod broker;
 pub mod clock;
 pub mod config;

@@ -245,7 +245,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("the runtime cannot start")
 }
 
-/// Takes all the descriptors that this process may have: each open request needs two.
+/// Takes all the descriptors that this process may have: how many connections there can be comes from it.
 fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -280,7 +280,10 @@ fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
                 tokio::select! {
                     _ = terminate.recv() => break,
                     _ = interrupt.recv() => break,
-                    _ = hangup.recv() => api.broker.reload_policies().await,
+                    _ = hangup.recv() => {
+                        api.reload_certificates().await;
+                        api.broker.reload_policies().await;
+                    }
                 }
             }
             tracing::info!("stopping: open requests may end");

@@ -78,23 +78,94 @@ const LEDGER_SINK_BEHIND: Metric = Metric {
     help: "Since when a sink does not have the ledger's latest checkpoint: an alarm when above 300",
 };
 
-
 const ENVIRONMENT_BOUNDS: Metric = Metric {
     name: "environment_bounds",
     labels: &["bound"],
     help: "What the system holds each environment to: 1 for each bound in force",
 };
 
+const CONNECTIONS: Metric = Metric {
+    name: "connections",
+    labels: &[],
+    help: "Connections that are open",
+};
+const CONNECTIONS_MAX: Metric = Metric {
+    name: "connections_max",
+    labels: &[],
+    help: "Connections that may be open, as configured and as the limit of open files allows",
+};
+const REQUESTS_OPEN: Metric = Metric {
+    name: "requests_open",
+    labels: &[],
+    help: "Requests of the HTTP API that are being answered, this one among them; those to environments are not",
+};
+const CERTIFICATE_EXPIRES_SECONDS: Metric = Metric {
+    name: "certificate_expires_seconds",
+    labels: &[],
+    help: "When the certificate of the server expires, in seconds since 1970",
+};
+const CERTIFICATES_REFUSED: Metric = Metric {
+    name: "certificates_refused",
+    labels: &[],
+    help: "1 while the files of certificates cannot be used and the old ones stay in force: an alarm when above zero",
+};
+
 /// Every metric; all are gauges.
-pub const METRICS: [Metric; 4] = [
+pub const METRICS: [Metric; 9] = [
     ENVIRONMENTS,
     ENVIRONMENTS_STUCK,
     LEDGER_SINK_BEHIND,
     ENVIRONMENT_BOUNDS,
+    CONNECTIONS,
+    CONNECTIONS_MAX,
+    REQUESTS_OPEN,
+    CERTIFICATE_EXPIRES_SECONDS,
+    CERTIFICATES_REFUSED,
 ];
 
+/// What the door says of itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DoorState {
+    /// Connections that are open.
+    pub connections: usize,
+    /// Connections that may be.
+    pub connections_max: usize,
+    /// Requests that are being answered.
+    pub requests_open: usize,
+    /// When the server's certificate expires, in seconds since 1970.
+    pub certificate_expires_seconds: i64,
+    /// Whether the files hold certificates that cannot be used.
+    pub certificates_refused: bool,
+}
+
+impl DoorState {
+    fn register(self, registry: &mut Registry) {
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        let values = [
+            (CONNECTIONS, count(self.connections)),
+            (CONNECTIONS_MAX, count(self.connections_max)),
+            (REQUESTS_OPEN, count(self.requests_open)),
+            (
+                CERTIFICATE_EXPIRES_SECONDS,
+                self.certificate_expires_seconds,
+            ),
+            (CERTIFICATES_REFUSED, self.certificates_refused.into()),
+        ];
+        for (metric, value) in values {
+            let gauge: Gauge = Gauge::default();
+            gauge.set(value);
+            registry.register(metric.name, metric.help, gauge);
+        }
+    }
+}
+
 /// The whole page.
-pub fn render(directory: &Directory, gauges: &Gauges, sinks: &[Standing]) -> String {
+pub fn render(
+    directory: &Directory,
+    gauges: &Gauges,
+    sinks: &[Standing],
+    door: DoorState,
+) -> String {
     let mut registry = Registry::with_prefix(PREFIX);
     let phases = Family::<Vec<(String, String)>, Gauge>::default();
     for phase in Phase::ALL.into_iter().filter(|phase| *phase != Phase::Gone) {
@@ -124,6 +195,7 @@ pub fn render(directory: &Directory, gauges: &Gauges, sinks: &[Standing]) -> Str
         bounds.get_or_create(&vec![label]).set(1);
     }
     registry.register(ENVIRONMENT_BOUNDS.name, ENVIRONMENT_BOUNDS.help, bounds);
+    door.register(&mut registry);
     let mut text = String::new();
     // Writing to a String cannot fail; an empty page says more than a panic would.
     let _ = encode(&mut text, &registry);
@@ -146,6 +218,7 @@ mod tests {
                 behind_seconds: 7,
                 message: None,
             }],
+            DoorState::default(),
         );
         let named: Vec<_> = page
             .lines()

@@ -13,6 +13,15 @@ use tokio_rustls::client::TlsStream;
 /// # Panics
 /// When there is no such connection.
 pub async fn connect(address: &str, ca: &[u8]) -> TlsStream<TcpStream> {
+    let stream = TcpStream::connect(address).await.expect("a connection");
+    over(stream, ca).await
+}
+
+/// The same over a connection that is there: its other side is known by its address.
+///
+/// # Panics
+/// When the other side does not speak TLS, or `ca` did not sign it.
+pub async fn over(stream: TcpStream, ca: &[u8]) -> TlsStream<TcpStream> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca) {
         roots
@@ -25,9 +34,8 @@ pub async fn connect(address: &str, ca: &[u8]) -> TlsStream<TcpStream> {
         .expect("versions of TLS")
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let (host, _) = address.split_once(':').expect("host:port");
-    let name = ServerName::try_from(host.to_owned()).expect("a name");
-    let stream = TcpStream::connect(address).await.expect("a connection");
+    let host = stream.peer_addr().expect("its address").ip();
     let connector = TlsConnector::from(Arc::new(config));
-    connector.connect(name, stream).await.expect("TLS")
+    let connected = connector.connect(ServerName::from(host), stream).await;
+    connected.expect("TLS")
 }

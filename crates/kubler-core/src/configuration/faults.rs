@@ -191,6 +191,11 @@ impl Configuration {
                 ENVIRONMENTS_MAX,
             ),
             ("connections_max", limits.connections_max, CONNECTIONS_MAX),
+            (
+                "connections_per_address_max",
+                limits.connections_per_address_max,
+                CONNECTIONS_MAX,
+            ),
         ] {
             bound(faults, format!("limits.{key}"), value.into(), 1, max.into());
         }

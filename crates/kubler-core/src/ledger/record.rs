@@ -59,6 +59,8 @@ actions! {
     StoreBehind = "store.behind";
     /// Policies were loaded, or a bad change was kept out.
     PolicyLoad = "policy.load";
+    /// Certificates were loaded, or a bad change was kept out.
+    CertificateLoad = "certificate.load";
     /// A token or certificate was refused.
     CallerRefuse = "caller.refuse";
     /// Several refusals of one source and reason, counted.

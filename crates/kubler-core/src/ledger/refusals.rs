@@ -14,6 +14,11 @@ pub const REFUSAL_WINDOW_SECONDS: i64 = 10;
 /// Sources and reasons that are counted one by one in a window; what comes after them is counted together.
 pub const REFUSAL_SOURCES_MAX: usize = 1024;
 
+/// Refusals of one source and reason that are named one by one in a window.
+pub const REFUSALS_NAMED_EACH_MAX: u64 = 5;
+/// Refusals that are named one by one in a window.
+pub const REFUSALS_NAMED_MAX: u32 = 200;
+
 const HOUR_MICROSECONDS: u128 = 3_600_000_000;
 /// Room for the record that counts all other sources of one reason.
 const OTHERS_BYTES: u64 = 512;
@@ -25,6 +30,15 @@ pub struct RefusalBeforeVerification {
     pub peer: IpAddr,
     /// Stable code of the reason.
     pub reason: &'static str,
+}
+
+/// What a refusal is among those of its window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noted {
+    /// One of the first of its source and reason: worth naming.
+    First,
+    /// One of many: its count says enough.
+    Counted,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +71,7 @@ pub struct Refusals {
     bytes: u64,
     refilled_at: Timestamp,
     window_began: Option<Timestamp>,
+    named: u32,
     sources: HashMap<(IpAddr, &'static str), Tally>,
     others: HashMap<&'static str, Tally>,
 }
@@ -69,25 +84,36 @@ impl Refusals {
             bytes: bytes_per_hour_max / 2,
             refilled_at: now,
             window_began: None,
+            named: 0,
             sources: HashMap::new(),
             others: HashMap::new(),
         }
     }
 
     /// Counts one refusal.
-    pub fn note(&mut self, refusal: RefusalBeforeVerification, now: Timestamp) {
+    pub fn note(&mut self, refusal: RefusalBeforeVerification, now: Timestamp) -> Noted {
         self.window_began.get_or_insert(now);
         let key = (source(refusal.peer), refusal.reason);
         let one = Tally::one(now);
+        let mut nth = None;
         if let Some(tally) = self.sources.get_mut(&key) {
             tally.add(one);
+            nth = Some(tally.count);
         } else if self.sources.len() < REFUSAL_SOURCES_MAX {
             self.sources.insert(key, one);
+            nth = Some(one.count);
         } else {
             self.others
                 .entry(refusal.reason)
                 .and_modify(|tally| tally.add(one))
                 .or_insert(one);
+        }
+        let is_first = nth.is_some_and(|nth| nth <= REFUSALS_NAMED_EACH_MAX);
+        if is_first && self.named < REFUSALS_NAMED_MAX {
+            self.named += 1;
+            Noted::First
+        } else {
+            Noted::Counted
         }
     }
 
@@ -101,6 +127,7 @@ impl Refusals {
     pub fn drain(&mut self, now: Timestamp) -> Vec<Sealed> {
         self.refill(now);
         self.window_began = None;
+        self.named = 0;
         let mut sources: Vec<_> = self.sources.drain().collect();
         sources.sort_by_key(|((peer, reason), tally)| {
             (std::cmp::Reverse(tally.count), *reason, *peer)
@@ -165,8 +192,8 @@ impl Refusals {
     }
 }
 
-/// One customer of a provider has a whole /64, so that is one source.
-fn source(peer: IpAddr) -> IpAddr {
+/// What counts as one source: an address, or a network of IPv6, since one customer of a provider has a whole /64.
+pub fn source(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => {
@@ -259,6 +286,23 @@ mod tests {
         assert!(bytes > BYTES / 4, "{bytes}: the bytes are used");
         written += count(&refusals.drain(at(3 * 3600))).0;
         assert_eq!(written, noted);
+    }
+
+    #[test]
+    fn the_first_of_each_source_are_named_and_a_flood_is_not() {
+        let mut refusals = Refusals::new(1 << 20, at(0));
+        let named = |refusals: &mut Refusals, n| {
+            let noted = (0..100).map(|_| refusals.note(refusal(n, "bad_signature"), at(0)));
+            noted.filter(|noted| *noted == Noted::First).count() as u64
+        };
+        assert_eq!(named(&mut refusals, 1), REFUSALS_NAMED_EACH_MAX);
+        let of_all: u64 = (2..2000).map(|n| named(&mut refusals, n)).sum();
+        assert_eq!(
+            of_all,
+            u64::from(REFUSALS_NAMED_MAX) - REFUSALS_NAMED_EACH_MAX
+        );
+        refusals.drain(at(10));
+        assert_eq!(named(&mut refusals, 1), REFUSALS_NAMED_EACH_MAX);
     }
 
     #[test]

@@ -55,6 +55,12 @@ pub enum BrokerError {
         /// What to do.
         hint: String,
     },
+    /// It was refused more often than anybody writes down.
+    #[error("this job was refused too often; the last time: {last}")]
+    RefusedTooOften {
+        /// Why, the last time.
+        last: String,
+    },
     /// The store refused or failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -151,7 +157,8 @@ impl BrokerError {
             Self::NotFound { .. } | Self::Store(StoreError::NotFound(_)) => ErrorCode::NotFound,
             Self::Ended(_) => ErrorCode::EnvironmentEnded,
             Self::Conflict { .. } | Self::Store(StoreError::Transition(_)) => ErrorCode::Conflict,
-            Self::Store(StoreError::Full {
+            Self::RefusedTooOften { .. }
+            | Self::Store(StoreError::Full {
                 own: Own::Caller, ..
             }) => ErrorCode::TooMany,
             Self::Ledger(LedgerError::Full) => ErrorCode::StorageFull,
@@ -175,6 +182,10 @@ impl BrokerError {
             | Self::NotFound { detail, hint }
             | Self::Conflict { detail, hint } => (detail.clone(), hint.clone()),
             Self::Denied(denial) => (denial.to_string(), denial.hint.clone()),
+            Self::RefusedTooOften { .. } => (
+                self.to_string(),
+                "mend what the last refusal says, and then ask less often".into(),
+            ),
             Self::Ended(tombstone) => (tombstone.sentence(), next()),
             Self::Store(StoreError::Full { message, .. }) => (message.clone(), next()),
             Self::Ledger(LedgerError::Full) => (FULL.into(), next()),

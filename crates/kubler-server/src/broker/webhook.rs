@@ -15,8 +15,6 @@ use super::{Broker, BrokerError, Durability};
 
 /// How old a signed webhook may be, in seconds.
 pub const WEBHOOK_SECONDS_MAX: i64 = 300;
-/// Longest body of a webhook, in bytes.
-pub const WEBHOOK_BYTES_MAX: usize = 1024 * 1024;
 
 /// The secret with which one organization's webhooks are signed.
 pub struct WebhookSecret {

@@ -62,10 +62,11 @@ impl Notes {
         match session {
             Some(session) => Some(record(refusal, session)),
             None => {
-                ledger.refuse(RefusalBeforeVerification {
+                let counted = RefusalBeforeVerification {
                     peer: refusal.peer,
                     reason: stop.refused.code,
-                });
+                };
+                ledger.refuse_request(refusal.request_id, counted);
                 None
             }
         }

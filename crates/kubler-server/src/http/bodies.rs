@@ -1,5 +1,5 @@
 //! Bodies of requests, read whole before anybody is asked anything: bounded in length, in time, and in how many are
-//! read at once, since they come from callers whom nobody knows yet.
+//! read at once, since they come from callers whom nobody knows yet. The only place that bounds them.
 
 use std::time::Duration;
 
@@ -13,9 +13,11 @@ use kubler_api::paths;
 use tokio::sync::Semaphore;
 
 use super::error::ApiError;
-use super::reading::BODY_BYTES_MAX;
-use crate::broker::webhook::WEBHOOK_BYTES_MAX;
 
+/// Longest body of an ordinary request, in bytes.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Longest body of a webhook, in bytes.
+const WEBHOOK_BYTES_MAX: usize = 1024 * 1024;
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is read of a body past its bound, in bytes.

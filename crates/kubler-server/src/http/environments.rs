@@ -3,7 +3,6 @@
 use axum::Json;
 use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
 use bytes::Bytes;
 use kubler_api::error::ErrorCode;
 use kubler_api::{CreateEnvironment, Environment, Environments, ReleaseEnvironment, Tombstone};
@@ -12,7 +11,9 @@ use kubler_core::ids::EnvironmentId;
 use serde::Deserialize;
 
 use super::error::ApiError;
-use super::reading::{Answer, Refused, Shared, environment_id, json, refused, unreadable};
+use super::reading::{
+    Answer, Object, Refused, Shared, count, environment_id, json, refused, unreadable,
+};
 use super::{Api, Arrival, view};
 use crate::broker::{Call, Found};
 use crate::store::Search;
@@ -43,8 +44,9 @@ impl Api {
     (status = 200, body = Environment), Refused))]
 pub(super) async fn create(
     State(api): Shared,
+    arrival: Arrival,
     call: Call,
-    body: Result<Json<CreateEnvironment>, JsonRejection>,
+    body: Result<Json<Object<CreateEnvironment>>, JsonRejection>,
 ) -> Answer<Json<Environment>> {
     let request = json(body, &call)?;
     let made = api
@@ -52,26 +54,27 @@ pub(super) async fn create(
         .request_environment(&call, &request)
         .await
         .map_err(refused(&call))?;
-    Ok(api.show(
-        &api.broker
-            .wait_until_settled(made, request.wait_seconds)
-            .await,
-    ))
+    let settled = api.broker.wait_until_settled(&made, request.wait_seconds);
+    Ok(api.show(&arrival.while_here(settled).await.unwrap_or(made)))
 }
 
 /// What to list.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ListQuery {
     /// Pipeline slug or id.
     pipeline: Option<String>,
     /// Build number.
+    #[param(value_type = i64, minimum = 0, required = false)]
+    #[serde(deserialize_with = "count")]
     build: Option<u64>,
     /// Job id.
     job: Option<String>,
     /// Commit, or its beginning.
     commit: Option<String>,
     /// Phase.
+    #[param(inline, value_type = kubler_api::Phase, required = false)]
     phase: Option<String>,
 }
 
@@ -83,9 +86,8 @@ pub(super) async fn list(
     call: Call,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Answer<Json<Environments>> {
-    let Query(query) = query.map_err(|rejection| {
-        unreadable(rejection.status(), &rejection.body_text()).with_id(call.request_id)
-    })?;
+    let Query(query) =
+        query.map_err(|rejection| unreadable(&rejection.body_text()).with_id(call.request_id))?;
     let phase = match &query.phase {
         None => None,
         Some(word) => Some(Phase::from_word(word).ok_or_else(|| {
@@ -149,36 +151,33 @@ pub(super) async fn renew(
 }
 
 /// Ends an environment: credentials are dead when this answers, the rest follows at once.
-#[utoipa::path(post, operation_id = "release_environment", path = "/v1/environments/{id}/release", params(("id" = String, Path)), request_body = ReleaseEnvironment, responses(
+#[utoipa::path(post, operation_id = "release_environment", path = "/v1/environments/{id}/release", params(("id" = String, Path)), request_body = Option<ReleaseEnvironment>, responses(
     (status = 200, body = Environment), Refused))]
 pub(super) async fn release(
     State(api): Shared,
+    arrival: Arrival,
     call: Call,
     Path(id): Path<String>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer<Json<Environment>> {
     let id = environment_id(&id, &call)?;
-    let body = body.map_err(|rejection| {
-        unreadable(rejection.status(), &rejection.body_text()).with_id(call.request_id)
-    })?;
-    // A hook that is called without a body means the same as one with an empty object.
-    let request: ReleaseEnvironment = if body.is_empty() {
-        ReleaseEnvironment::default()
+    let body =
+        body.map_err(|rejection| unreadable(&rejection.body_text()).with_id(call.request_id))?;
+    // A hook that is called without a body means the same as one with `null` or an empty object.
+    let request: Option<Object<ReleaseEnvironment>> = if body.is_empty() {
+        None
     } else {
-        serde_json::from_slice(&body).map_err(|error| {
-            unreadable(StatusCode::BAD_REQUEST, &error.to_string()).with_id(call.request_id)
-        })?
+        serde_json::from_slice(&body)
+            .map_err(|error| unreadable(&error.to_string()).with_id(call.request_id))?
     };
+    let request = request.map_or_else(ReleaseEnvironment::default, |Object(request)| request);
     let released = api
         .broker
         .release_environment(&call, id)
         .await
         .map_err(refused(&call))?;
-    Ok(api.show(
-        &api.broker
-            .wait_until_gone(released, request.wait_seconds)
-            .await,
-    ))
+    let gone = api.broker.wait_until_gone(&released, request.wait_seconds);
+    Ok(api.show(&arrival.while_here(gone).await.unwrap_or(released)))
 }
 
 /// Finds environments by id, job, build (`pipeline/number` or id), pipeline or commit.

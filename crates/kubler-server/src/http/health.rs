@@ -1,7 +1,7 @@
 //! What machines ask: health, readiness, metrics, and the document that describes all of it.
 
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use axum::Json;
 use axum::extract::State;
@@ -16,16 +16,21 @@ use super::reading::{Answer, Refused, Shared, refused};
 use super::routes::openapi;
 use crate::broker::Call;
 use crate::ledger::sinks::Standing;
+use crate::metrics::DoorState;
 
 /// OpenMetrics.
 #[utoipa::path(get, path = "/metrics", responses(
     (status = 200, body = String, content_type = "application/openmetrics-text"), Refused))]
 pub(super) async fn metrics(State(api): Shared, call: Call) -> Answer<Response> {
     let read = async || {
-        Ok({
-            let standings = api.sinks.standings(api.clock.now());
-            crate::metrics::render(&api.broker.directory, &api.gauges, &standings)
-        })
+        let (directory, gauges) = (&api.broker.directory, &api.gauges);
+        let standings = api.sinks.standings(api.clock.now());
+        Ok(crate::metrics::render(
+            directory,
+            gauges,
+            &standings,
+            api.door(),
+        ))
     };
     let text = api
         .broker
@@ -89,6 +94,16 @@ pub(super) async fn readyz(State(api): Shared) -> (StatusCode, Json<Health>) {
 }
 
 impl Api {
+    fn door(&self) -> DoorState {
+        DoorState {
+            connections: self.places.taken(),
+            connections_max: self.places.all_max(),
+            requests_open: Arc::strong_count(&self.answering).saturating_sub(1),
+            certificate_expires_seconds: self.tls.expires_at(),
+            certificates_refused: self.tls.is_refusing(),
+        }
+    }
+
     fn health(&self, checks: BTreeMap<String, String>) -> Health {
         let well = checks.values().all(|check| check == "ok");
         Health {

@@ -1,20 +1,21 @@
 //! What every route does the same way: reading a request, and saying that it cannot be read.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
-use axum::http::StatusCode;
 use kubler_api::error::{ErrorCode, Problem};
 use kubler_core::ids::EnvironmentId;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::Api;
 use super::error::ApiError;
 use crate::broker::{BrokerError, Call};
-
-/// Longest body of an ordinary request, in bytes.
-pub(super) const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// An answer, or a refusal.
 pub(super) type Answer<T> = Result<T, ApiError>;
@@ -45,19 +46,45 @@ pub(super) fn environment_id(text: &str, call: &Call) -> Answer<EnvironmentId> {
     })
 }
 
-pub(super) fn json<T>(body: Result<Json<T>, JsonRejection>, call: &Call) -> Answer<T> {
-    body.map(|Json(body)| body).map_err(|rejection| {
-        unreadable(rejection.status(), &rejection.body_text()).with_id(call.request_id)
-    })
+pub(super) fn json<T>(body: Result<Json<Object<T>>, JsonRejection>, call: &Call) -> Answer<T> {
+    body.map(|Json(Object(body))| body)
+        .map_err(|rejection| unreadable(&rejection.body_text()).with_id(call.request_id))
 }
 
-pub(super) fn unreadable(status: StatusCode, text: &str) -> ApiError {
-    if status == StatusCode::PAYLOAD_TOO_LARGE {
-        return ApiError::new(
-            ErrorCode::TooLarge,
-            "the body is longer than this route takes",
-        );
+/// A JSON object, and nothing else: what is derived takes a list of its fields as well, which no document describes.
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let visitor = ObjectVisitor(PhantomData);
+        deserializer.deserialize_map(visitor).map(Self)
     }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(members))
+    }
+}
+
+/// A number of a query, within what the OpenAPI document can say: from 0 to the largest of 64 bits with a sign.
+pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let number = i64::deserialize(deserializer)?;
+    let number = u64::try_from(number);
+    number
+        .map(Some)
+        .map_err(|_| D::Error::custom("a number from 0 on is expected"))
+}
+
+pub(super) fn unreadable(text: &str) -> ApiError {
     let text: String = text.chars().take(300).collect();
     ApiError::new(ErrorCode::InvalidRequest, text)
 }

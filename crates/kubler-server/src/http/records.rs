@@ -8,7 +8,7 @@ use kubler_core::ledger::record::LedgerAction;
 use kubler_core::policy::Action;
 use serde::Deserialize;
 
-use super::reading::{Answer, Refused, Shared, environment_id, refused, unreadable};
+use super::reading::{Answer, Refused, Shared, count, environment_id, refused, unreadable};
 use crate::broker::{BrokerError, Call};
 
 /// The latest signed checkpoint of the ledger, to be kept elsewhere.
@@ -36,6 +36,7 @@ pub(super) async fn checkpoint(State(api): Shared, call: Call) -> Answer<Json<Ch
 
 /// Which records.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RecordsQuery {
     /// Environment id.
@@ -43,9 +44,13 @@ pub(super) struct RecordsQuery {
     /// Job id.
     job: Option<String>,
     /// First sequence.
+    #[param(value_type = i64, minimum = 0, required = false)]
+    #[serde(deserialize_with = "count")]
     from: Option<u64>,
     /// At most so many.
-    limit: Option<usize>,
+    #[param(value_type = i64, minimum = 0, required = false)]
+    #[serde(deserialize_with = "count")]
+    limit: Option<u64>,
 }
 
 /// Records of the ledger.
@@ -56,9 +61,8 @@ pub(super) async fn read(
     call: Call,
     query: Result<Query<RecordsQuery>, QueryRejection>,
 ) -> Answer<Json<Records>> {
-    let Query(query) = query.map_err(|rejection| {
-        unreadable(rejection.status(), &rejection.body_text()).with_id(call.request_id)
-    })?;
+    let Query(query) =
+        query.map_err(|rejection| unreadable(&rejection.body_text()).with_id(call.request_id))?;
     let environment = query
         .environment
         .as_deref()
@@ -68,7 +72,9 @@ pub(super) async fn read(
         environment,
         job: query.job,
         from: query.from.unwrap_or(0),
-        limit: query.limit,
+        limit: query
+            .limit
+            .map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
     };
     let read = async || Ok(api.broker.ledger.read(&query)?);
     api.broker

@@ -7,12 +7,10 @@ use axum::extract::DefaultBodyLimit;
 use kubler_api::error::ErrorCode;
 use kubler_core::policy::Action;
 use utoipa::OpenApi as _;
-use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
+use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::reading::BODY_BYTES_MAX;
 use super::{Api, ApiError, Arrival, environments, health, records, sessions, webhooks};
-use crate::broker::webhook::WEBHOOK_BYTES_MAX;
 
 /// Who may call a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +107,7 @@ fn documented() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(sessions::exchange))
         .routes(routes!(records::checkpoint))
         .routes(routes!(records::read))
-        .routes(routes!(webhooks::buildkite).layer(DefaultBodyLimit::max(WEBHOOK_BYTES_MAX)))
+        .routes(routes!(webhooks::buildkite))
         .routes(routes!(health::metrics))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
@@ -133,6 +131,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .method_not_allowed_fallback(async |arrival: Arrival| {
             ApiError::new(ErrorCode::MethodNotAllowed, "this path has no such method").of(&arrival)
         })
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        // Bodies come whole and bounded: see `bodies`.
+        .layer(DefaultBodyLimit::disable())
         .with_state(api)
 }

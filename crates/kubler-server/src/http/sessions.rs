@@ -24,8 +24,8 @@ pub(super) async fn exchange(
     arrival: Arrival,
     body: Result<Form<TokenExchange>, FormRejection>,
 ) -> Answer<Response> {
-    let Form(request) = body
-        .map_err(|rejection| unreadable(rejection.status(), &rejection.body_text()).of(&arrival))?;
+    let Form(request) =
+        body.map_err(|rejection| unreadable(&rejection.body_text()).of(&arrival))?;
     let wrong = |field: &str, expected: &str| {
         ApiError::new(
             ErrorCode::InvalidRequest,

@@ -18,8 +18,7 @@ pub(super) async fn buildkite(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer<StatusCode> {
-    let body = body
-        .map_err(|rejection| unreadable(rejection.status(), &rejection.body_text()).of(&arrival))?;
+    let body = body.map_err(|rejection| unreadable(&rejection.body_text()).of(&arrival))?;
     let now = api.clock.now();
     let signature = headers
         .get("x-buildkite-signature")

@@ -42,6 +42,22 @@ const TABLE: &[(&str, &str, [u16; 5])] = &[
 ];
 
 #[test]
+fn every_parameter_is_documented_where_it_is() {
+    let document = serde_json::to_value(openapi()).unwrap();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for operation in item.as_object().unwrap().values() {
+            let parameters = operation["parameters"].as_array().cloned();
+            for parameter in parameters.unwrap_or_default() {
+                let name = parameter["name"].as_str().unwrap();
+                let is_in_path = path.contains(&format!("{{{name}}}"));
+                let place = if is_in_path { "path" } else { "query" };
+                assert_eq!(parameter["in"], place, "`{name}` of {path}");
+            }
+        }
+    }
+}
+
+#[test]
 fn every_documented_route_has_an_action_and_a_row() {
     let mut documented = Vec::new();
     let document = serde_json::to_value(openapi()).unwrap();

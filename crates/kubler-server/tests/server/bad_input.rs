@@ -488,3 +488,50 @@ async fn two_credentials_are_none() {
         assert_eq!(twice.status(), 401, "{path}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_and_bodies_are_what_the_openapi_document_says() {
+    let buildkite = Buildkite::start();
+    let server = Server::of(&buildkite).start().await;
+    let job = buildkite.build("app").start().job("test").run();
+    for query in [
+        "environments?build=9223372036854775808",
+        "environments?build=-1",
+        "environments?build=",
+        "environments?phase=undead",
+        "ledger/records?from=9223372036854775808",
+        "ledger/records?limit=-1",
+    ] {
+        let answer = server.operator(Method::GET, &format!("/v1/{query}")).await;
+        assert_eq!(answer.status, 400, "{query}: {answer:?}");
+    }
+    let environment = server.create(&job, "main").await;
+    let path = format!(
+        "/v1/environments/{}/release",
+        environment["id"].as_str().unwrap()
+    );
+    let release = async |body: &Value| {
+        let token = server.token(&job);
+        let answer = server.request(Method::POST, &path, Some(&token), Some(body));
+        answer.await.status.as_u16()
+    };
+    for wrong in [
+        json!({ "wait_seconds": 1_u64 << 63 }),
+        json!({ "wait_seconds": -1 }),
+        json!([]),
+        json!([0]),
+    ] {
+        assert_eq!(release(&wrong).await, 400, "{wrong}");
+    }
+    let listed = json!(["ci-small", "second", "job", 0]);
+    let answer = server
+        .request(
+            Method::POST,
+            "/v1/environments",
+            Some(&server.token(&job)),
+            Some(&listed),
+        )
+        .await;
+    assert_eq!(answer.status, 400, "a list is no object: {answer:?}");
+    assert_eq!(release(&Value::Null).await, 200, "nothing is said");
+}

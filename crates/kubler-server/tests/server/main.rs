@@ -11,6 +11,7 @@
 mod access;
 mod bad_input;
 mod buildkite_jobs;
+mod certificates;
 mod commands;
 mod connections;
 mod crash;
@@ -20,6 +21,7 @@ mod environments;
 mod faults;
 mod full_disk;
 mod gateway;
+mod hostile_network;
 mod keeping;
 mod kubectl;
 mod lease;
@@ -35,3 +37,5 @@ use std::time::Duration;
 
 /// How long anything that should happen soon may take on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
+/// How long anything may take that has to happen at some time, on a machine that does much else.
+const LONG: Duration = Duration::from_secs(120);

@@ -212,4 +212,40 @@ pub(crate) const FIGURES: &[Figure] = &[
         &[Number::P50.at_most(10.0)],
         "`kubler --version`; baseline: /bin/true",
     ),
+    figure(
+        "bad_tokens",
+        "1/s",
+        &[Number::Ratio.at_least(0.8)],
+        "token exchanges of 4 callers under 5,000 bad tokens a second from one address; baseline: when it is quiet",
+    ),
+    figure(
+        "bad_tokens_sources",
+        "1/s",
+        &[Number::Ratio.at_least(0.8)],
+        "the same with bad tokens from many addresses",
+    ),
+    figure(
+        "bad_tokens_connections",
+        "1/s",
+        NONE,
+        "the same with bad tokens from 8 clients that open a connection for each, as fast as they can",
+    ),
+    figure(
+        "bad_tokens_answered",
+        "1/s",
+        NONE,
+        "bad tokens that were refused meanwhile, on kept connections",
+    ),
+    figure(
+        "bad_tokens_handshakes",
+        "1/s",
+        NONE,
+        "bad tokens that were refused meanwhile, each on a connection of its own",
+    ),
+    figure(
+        "idle_connection_memory",
+        "KiB",
+        NONE,
+        "memory of the server for one idle connection, with 10,000 of them",
+    ),
 ];

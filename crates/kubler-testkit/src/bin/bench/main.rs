@@ -22,6 +22,7 @@ mod cold;
 mod command_line;
 mod endings;
 mod figure;
+mod flood;
 mod gateway;
 mod idle;
 mod ledger;
@@ -70,6 +71,10 @@ const FAMILIES: &[Family] = &[
     Family {
         ids: gateway::THROUGHPUT_IDS,
         measure: |world| Box::pin(gateway::throughput(world)),
+    },
+    Family {
+        ids: flood::IDS,
+        measure: |world| Box::pin(flood::measure(world)),
     },
     Family {
         ids: cold::IDS,

@@ -72,7 +72,7 @@ async fn idle() {
     tokio::time::sleep(Duration::from_secs(IDLE_SECONDS)).await;
 }
 
-fn of_server(server: &Server) -> f64 {
+pub(crate) fn of_server(server: &Server) -> f64 {
     kibibytes(&server.process(), &["VmRSS"])
 }
 

@@ -318,6 +318,20 @@ pub(crate) async fn first_line(mut command: Command) -> (Child, String) {
     (child, line.expect("a line"))
 }
 
+/// All of them at once.
+pub(crate) async fn all(tasks: impl Iterator<Item = impl Future<Output = ()>>) {
+    let mut tasks: Vec<_> = tasks.map(Box::pin).collect();
+    std::future::poll_fn(|context| {
+        tasks.retain_mut(|task| task.as_mut().poll(context).is_pending());
+        if tasks.is_empty() {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
+    })
+    .await;
+}
+
 /// A JSON number.
 pub(crate) fn number(value: &Value, key: &str) -> f64 {
     value[key]

@@ -1,0 +1,315 @@
+//! Certificates of the door: who we are, and who operators are. Read anew while the server runs; what cannot be used
+//! is kept out, and the old certificates stay.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use kubler_core::policy::Operator;
+use kubler_core::text::UntrustedText;
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use sha2::{Digest as _, Sha256};
+
+use crate::config::{self, ConfigError};
+
+/// How often the files are looked at. A change is loaded when two looks in a row see the same, so that nothing is read
+/// between the writing of a certificate and of its key.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Where the certificates are.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// PEM of the server's chain.
+    pub certificate: PathBuf,
+    /// PEM of its key.
+    pub key: PathBuf,
+    /// PEM of the CA of operators.
+    pub operator_ca: Option<PathBuf>,
+    /// PEM of that CA's revocation list.
+    pub operator_crl: Option<PathBuf>,
+}
+
+/// A certificate file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// Not there.
+    #[error(transparent)]
+    File(#[from] ConfigError),
+    /// Not PEM, or not what it should be.
+    #[error("the {0} is no PEM file of the kind it should be")]
+    Unreadable(&'static str),
+    /// TLS refuses it.
+    #[error("the certificates cannot be used: {0}")]
+    Unusable(#[from] rustls::Error),
+    /// The operators' CA cannot verify anybody.
+    #[error("the operators' CA cannot be used: {0}")]
+    OperatorCa(#[from] rustls::server::VerifierBuilderError),
+}
+
+/// What came of reading the files anew.
+#[derive(Debug)]
+pub enum Reloaded {
+    /// They say what they said before.
+    Same,
+    /// New connections get the new ones.
+    Loaded,
+    /// They cannot be used; the old ones stay.
+    Refused(CertificateError),
+}
+
+/// The certificates in force.
+pub struct Tls {
+    files: Files,
+    current: ArcSwap<Current>,
+    looks: Mutex<Looks>,
+}
+
+/// What the files held when they were looked at.
+#[derive(Default)]
+struct Looks {
+    last: Option<Fingerprint>,
+    refused: Option<Fingerprint>,
+}
+
+type Fingerprint = [u8; 32];
+
+struct Current {
+    server: Arc<rustls::ServerConfig>,
+    operators: Option<Arc<dyn ClientCertVerifier>>,
+    /// Counts from 0: a connection that was opened under another one has its operator verified again.
+    generation: u64,
+    fingerprint: Fingerprint,
+    expires_at: i64,
+}
+
+/// The bytes of the files.
+struct Read {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+    operator_ca: Option<Vec<u8>>,
+    operator_crl: Option<Vec<u8>>,
+}
+
+/// An operator's certificate, as a connection presented it.
+pub(super) struct Presented {
+    operator: Operator,
+    chain: Vec<CertificateDer<'static>>,
+    expires_at: i64,
+    generation: AtomicU64,
+}
+
+impl Tls {
+    /// Reads the files for the first time.
+    ///
+    /// # Errors
+    /// When one is not what it should be.
+    pub fn load(files: Files) -> Result<Self, CertificateError> {
+        let current = Current::build(&Read::of(&files)?, 0)?;
+        Ok(Self {
+            files,
+            current: ArcSwap::from_pointee(current),
+            looks: Mutex::default(),
+        })
+    }
+
+    /// Reads the files anew, at once.
+    pub fn reload(&self) -> Reloaded {
+        let read = match Read::of(&self.files) {
+            Ok(read) => read,
+            Err(error) => return Reloaded::Refused(error.into()),
+        };
+        self.take(&read, read.fingerprint())
+    }
+
+    /// Looks whether the files have changed and are at rest. Says so once of a change that cannot be used.
+    pub fn look(&self) -> Reloaded {
+        // A file that is not there is being replaced, or will be missed at the next start at the latest.
+        let Ok(read) = Read::of(&self.files) else {
+            return Reloaded::Same;
+        };
+        let fingerprint = read.fingerprint();
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let at_rest = looks.last.replace(fingerprint) == Some(fingerprint);
+        let known_to_be_bad = looks.refused == Some(fingerprint);
+        drop(looks);
+        if at_rest && !known_to_be_bad {
+            self.take(&read, fingerprint)
+        } else {
+            Reloaded::Same
+        }
+    }
+
+    fn take(&self, read: &Read, fingerprint: Fingerprint) -> Reloaded {
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = self.current.load().generation;
+        if self.current.load().fingerprint == fingerprint {
+            looks.refused = None;
+            return Reloaded::Same;
+        }
+        match Current::build(read, generation.wrapping_add(1)) {
+            Ok(fresh) => {
+                self.current.store(Arc::new(fresh));
+                looks.refused = None;
+                Reloaded::Loaded
+            }
+            Err(error) => {
+                looks.refused = Some(fingerprint);
+                Reloaded::Refused(error)
+            }
+        }
+    }
+
+    /// Whether the files hold something that cannot be used.
+    pub fn is_refusing(&self) -> bool {
+        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        looks.refused.is_some()
+    }
+
+    /// When the server's certificate ends, in seconds since 1970.
+    pub fn expires_at(&self) -> i64 {
+        self.current.load().expires_at
+    }
+
+    /// For the next connection.
+    pub(super) fn server(&self) -> Arc<rustls::ServerConfig> {
+        Arc::clone(&self.current.load().server)
+    }
+
+    /// What a connection presented. `None` without a certificate, or with one that names nobody.
+    pub(super) fn presented(&self, chain: Option<&[CertificateDer<'_>]>) -> Option<Presented> {
+        let chain = chain?;
+        let (_, certificate) = x509_parser::parse_x509_certificate(chain.first()?).ok()?;
+        let name = certificate.subject().iter_common_name().next()?;
+        Some(Presented {
+            operator: Operator {
+                name: UntrustedText::new(name.as_str().ok()?).as_str().to_owned(),
+            },
+            chain: chain.iter().map(|part| part.clone().into_owned()).collect(),
+            expires_at: certificate.validity().not_after.timestamp(),
+            // The handshake may have begun before the last change: the first request asks again.
+            generation: AtomicU64::new(u64::MAX),
+        })
+    }
+
+    /// The operator of a connection, when its certificate is still good at `now`: connections outlive certificates,
+    /// and the trust in those who signed them.
+    pub(super) fn operator(&self, presented: &Presented, now: Timestamp) -> Option<Operator> {
+        if now.as_second() > presented.expires_at {
+            return None;
+        }
+        let current = self.current.load();
+        if presented.generation.load(Ordering::Relaxed) != current.generation {
+            let (leaf, above) = presented.chain.split_first()?;
+            let since_1970 = Duration::from_secs(u64::try_from(now.as_second()).ok()?);
+            let at = UnixTime::since_unix_epoch(since_1970);
+            let operators = current.operators.as_ref()?;
+            operators.verify_client_cert(leaf, above, at).ok()?;
+            presented
+                .generation
+                .store(current.generation, Ordering::Relaxed);
+        }
+        Some(presented.operator.clone())
+    }
+}
+
+impl Read {
+    fn of(files: &Files) -> Result<Self, ConfigError> {
+        let optional = |path: &Option<PathBuf>| path.as_deref().map(config::read).transpose();
+        Ok(Self {
+            certificate: config::read(&files.certificate)?,
+            key: config::read(&files.key)?,
+            operator_ca: optional(&files.operator_ca)?,
+            operator_crl: optional(&files.operator_crl)?,
+        })
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        let parts = [
+            Some(&self.certificate),
+            Some(&self.key),
+            self.operator_ca.as_ref(),
+            self.operator_crl.as_ref(),
+        ];
+        let mut hash = Sha256::new();
+        for part in parts {
+            hash.update(Sha256::digest(part.map_or(&[][..], Vec::as_slice)));
+        }
+        hash.finalize().into()
+    }
+}
+
+impl Current {
+    /// TLS 1.2 and 1.3, which is all that the library knows. Certificates of operators are asked for, never demanded.
+    fn build(read: &Read, generation: u64) -> Result<Self, CertificateError> {
+        let chain = read_chain(&read.certificate, "server certificate")?;
+        let key = PrivateKeyDer::from_pem_slice(&read.key)
+            .map_err(|_| CertificateError::Unreadable("server key"))?;
+        let expires_at = chain
+            .first()
+            .and_then(|leaf| x509_parser::parse_x509_certificate(leaf).ok())
+            .map(|(_, leaf)| leaf.validity().not_after.timestamp())
+            .ok_or(CertificateError::Unreadable("server certificate"))?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let operators = operators(read, &provider)?;
+        let builder = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?;
+        let builder = match &operators {
+            None => builder.with_no_client_auth(),
+            Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier)),
+        };
+        let mut server = builder.with_single_cert(chain, key)?;
+        server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Self {
+            server: Arc::new(server),
+            operators,
+            generation,
+            fingerprint: read.fingerprint(),
+            expires_at,
+        })
+    }
+}
+
+fn operators(
+    read: &Read,
+    provider: &Arc<rustls::crypto::CryptoProvider>,
+) -> Result<Option<Arc<dyn ClientCertVerifier>>, CertificateError> {
+    let Some(pem) = &read.operator_ca else {
+        return Ok(None);
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in read_chain(pem, "operators' CA")? {
+        roots.add(certificate)?;
+    }
+    let revoked: Vec<_> = match &read.operator_crl {
+        None => Vec::new(),
+        Some(pem) => CertificateRevocationListDer::pem_slice_iter(pem)
+            .collect::<Result<_, _>>()
+            .ok()
+            .filter(|lists: &Vec<_>| !lists.is_empty())
+            .ok_or(CertificateError::Unreadable("operators' revocation list"))?,
+    };
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+            .with_crls(revoked)
+            .allow_unauthenticated()
+            .build()?;
+    Ok(Some(verifier))
+}
+
+fn read_chain(
+    pem: &[u8],
+    what: &'static str,
+) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    chain
+        .ok()
+        .filter(|chain| !chain.is_empty())
+        .ok_or(CertificateError::Unreadable(what))
+}
