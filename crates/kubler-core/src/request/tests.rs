@@ -114,6 +114,26 @@ fn selectors_are_recorded_and_bounded() {
 )]
 #[case(
     "GET",
+    "/api/v1/pods?fieldSelector=metadata.name%3Da%5C%2Cb",
+    "list /v1 pods/- - a,b"
+)]
+#[case(
+    "GET",
+    "/api/v1/pods?fieldSelector=metadata.name%3Da,b",
+    "list /v1 pods/- - -"
+)]
+#[case(
+    "GET",
+    "/api/v1/pods?fieldSelector=metadata.name!%3Da,metadata.name%3Db",
+    "list /v1 pods/- - b"
+)]
+#[case(
+    "GET",
+    "/api/v1/watch/pods?fieldSelector=metadata.name%3Da",
+    "watch /v1 pods/- - -"
+)]
+#[case(
+    "GET",
     "/api/v1/pods?watch=1&fieldSelector=metadata.name%3D..",
     "watch /v1 pods/- - -"
 )]
