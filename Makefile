@@ -33,6 +33,12 @@ test: programs ## Run all tests (about 5 minutes once built).
 	@$(GO_ENV) go test $(GO_VERSION) ./...
 	@cd kube/agent/zzglob && GOWORK=off go test ./...
 
+# Time for each property; `make fuzz SECONDS=60` for a quick look.
+SECONDS := 1200
+.PHONY: fuzz
+fuzz: $(TOOLS)/bin/cargo-fuzz ## Look for inputs that break a property, 20 minutes each; SECONDS=60 NAME="token path" for less.
+	@PATH="$(TOOLS)/bin:$$PATH" scripts/fuzz $(SECONDS) $(NAME)
+
 .PHONY: bench
 bench: bench-programs ## Measure all figures (about 15 minutes once built), or ID=gateway_latency,cli_start alone.
 	@CARGO="$(CARGO)" $(TARGET)/release/bench $(ID)
@@ -80,7 +86,7 @@ check-docs:
 .PHONY: check-shell
 check-shell:
 	@scripts/need shellcheck
-	@shellcheck scripts/* .ci/run plugins/buildkite/hooks/*
+	@shellcheck scripts/* .ci/run plugins/buildkite/hooks/* plugins/buildkite/lib/*
 	@shellcheck --exclude=SC1007,SC2010,SC2046 kube/build
 
 .PHONY: check-go
@@ -100,6 +106,10 @@ $(TOOLS)/bin/cargo-deny:
 $(TOOLS)/bin/cargo-machete:
 	@echo "check: installing cargo-machete once (about 1 minute)"
 	@CARGO_TARGET_DIR=$(TOOLS)/target $(CARGO) install --quiet --locked --root $(TOOLS) cargo-machete@0.9.1
+
+$(TOOLS)/bin/cargo-fuzz:
+	@echo "fuzz: installing cargo-fuzz once (about 2 minutes)"
+	@CARGO_TARGET_DIR=$(TOOLS)/target $(CARGO) install --quiet --locked --root $(TOOLS) cargo-fuzz@0.13.2
 
 .PHONY: reference
 reference: ## Rewrite docs/reference from what the programs know (build them first).

@@ -12,6 +12,7 @@
 mod credential;
 mod desk;
 mod doctor;
+mod download;
 mod help;
 mod hooks;
 mod messages;
