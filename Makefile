@@ -56,6 +56,23 @@ bench-programs:
 	@$(CARGO) bench $(WORKSPACE) --bench ledger_append --no-run
 	@$(CARGO) build --locked --profile dist --package kubler-cli
 
+# Architectures of the command; aarch64 as well with STATIC="x86_64 aarch64". The server is built for this machine's.
+STATIC := x86_64
+.PHONY: dist
+dist: ## Make what is released, in dist/: the static command, the server's archive, checksums, bill of materials.
+	@scripts/need jq
+	@kube/build etcd kubler-control-plane template >/dev/null
+	@echo "dist: the server, optimised (first time about 25 minutes on 2 cores, then seconds)"
+	@$(CARGO) build $(WORKSPACE) --release --bins
+	@commands=""; for arch in $(STATIC); do \
+		commands="$$commands $$arch=$$(scripts/build-static $$arch $(TOOLS))"; done; \
+	scripts/dist dist $(TARGET)/release/kubler-server "$$commands"
+
+.PHONY: dist-check
+dist-check: programs ## Try what `make dist` made: in a root with nothing but busybox, and as a service.
+	@scripts/need busybox:busybox-static curl
+	@CARGO="$(CARGO)" scripts/dist-check dist
+
 .PHONY: programs
 programs: kube
 	@scripts/need shellcheck

@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod bare_root;
 mod credential;
 mod desk;
 mod doctor;
