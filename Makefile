@@ -44,6 +44,12 @@ schemathesis: kube ## Ask a real server everything that its OpenAPI document all
 	@$(CARGO) build $(WORKSPACE) --bins
 	@$(TARGET)/debug/schemathesis $(TOOLS)/schemathesis/bin/schemathesis $(EXAMPLES)
 
+# Time for each property; `make fuzz SECONDS=60` for a quick look.
+SECONDS := 1200
+.PHONY: fuzz
+fuzz: $(TOOLS)/bin/cargo-fuzz ## Look for inputs that break a property, 20 minutes each; SECONDS=60 NAME="token path" for less.
+	@PATH="$(TOOLS)/bin:$$PATH" scripts/fuzz $(SECONDS) $(NAME)
+
 .PHONY: bench
 bench: bench-programs ## Measure all figures (about 15 minutes once built), or ID=gateway_latency,cli_start alone.
 	@CARGO="$(CARGO)" $(TARGET)/release/bench $(ID)
@@ -64,6 +70,23 @@ bench-programs:
 	@$(CARGO) build $(WORKSPACE) --release --bins
 	@$(CARGO) bench $(WORKSPACE) --bench ledger_append --no-run
 	@$(CARGO) build --locked --profile dist --package kubler-cli
+
+# Architectures of the command; aarch64 as well with STATIC="x86_64 aarch64". The server is built for this machine's.
+STATIC := x86_64
+.PHONY: dist
+dist: ## Make what is released, in dist/: the static command, the server's archive, checksums, bill of materials.
+	@scripts/need jq
+	@kube/build etcd kubler-control-plane template >/dev/null
+	@echo "dist: the server, optimised (first time about 25 minutes on 2 cores, then seconds)"
+	@$(CARGO) build $(WORKSPACE) --release --bins
+	@commands=""; for arch in $(STATIC); do \
+		commands="$$commands $$arch=$$(scripts/build-static $$arch $(TOOLS))"; done; \
+	scripts/dist dist $(TARGET)/release/kubler-server "$$commands"
+
+.PHONY: dist-check
+dist-check: programs ## Try what `make dist` made: in a root with nothing but busybox, and as a service.
+	@scripts/need busybox:busybox-static curl
+	@CARGO="$(CARGO)" scripts/dist-check dist
 
 .PHONY: programs
 programs: kube
@@ -95,7 +118,7 @@ check-docs:
 .PHONY: check-shell
 check-shell:
 	@scripts/need shellcheck
-	@shellcheck scripts/* .ci/run plugins/buildkite/hooks/*
+	@shellcheck scripts/* .ci/run plugins/buildkite/hooks/* plugins/buildkite/lib/*
 	@shellcheck --exclude=SC1007,SC2010,SC2046 kube/build
 
 .PHONY: check-go
@@ -115,6 +138,10 @@ $(TOOLS)/bin/cargo-deny:
 $(TOOLS)/bin/cargo-machete:
 	@echo "check: installing cargo-machete once (about 1 minute)"
 	@CARGO_TARGET_DIR=$(TOOLS)/target $(CARGO) install --quiet --locked --root $(TOOLS) cargo-machete@0.9.1
+
+$(TOOLS)/bin/cargo-fuzz:
+	@echo "fuzz: installing cargo-fuzz once (about 2 minutes)"
+	@CARGO_TARGET_DIR=$(TOOLS)/target $(CARGO) install --quiet --locked --root $(TOOLS) cargo-fuzz@0.13.2
 
 .PHONY: reference
 reference: ## Rewrite docs/reference from what the programs know (build them first).

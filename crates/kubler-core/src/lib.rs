@@ -7,6 +7,14 @@ pub mod bucket;
 pub mod configuration;
 pub mod egress;
 pub mod environment;
+#[cfg(any(test, fuzzing))]
+#[allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a property that does not hold stops the run"
+)]
+pub mod fuzz;
 pub mod identity;
 pub mod ids;
 pub mod invariants;

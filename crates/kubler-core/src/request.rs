@@ -205,7 +205,8 @@ fn resolve_verb(
         _ => "list",
     };
     verb.clone_into(&mut record.verb);
-    if !named && matches!(verb, "list" | "watch") {
+    // What is watched by its path is not selected: the API server does not look.
+    if !named && path_verb.is_none() && matches!(verb, "list" | "watch") {
         record.name = query::selected_name(query);
     }
     Ok(effect)

@@ -38,6 +38,12 @@ pub struct Configuration {
     /// Whether the job's page says which environment it had.
     #[serde(default)]
     pub annotation: Annotation,
+    /// Where the hooks get this program when it is not on PATH: they read it before it runs.
+    #[serde(rename = "download")]
+    _download: Option<String>,
+    /// The digest that it must have, likewise.
+    #[serde(rename = "sha256")]
+    _sha256: Option<String>,
 }
 
 /// Whether there is an annotation.
@@ -157,7 +163,7 @@ mod tests {
     #[test]
     fn everything_can_be_said() {
         let text = r#"{"server":"https://s","audience":"a","ca":"/ca.pem","profile":"p","name":"db","scope":"build",
-            "hook":"environment","wait":5,"annotation":false}"#;
+            "hook":"environment","wait":5,"annotation":false,"download":"https://d","sha256":"00"}"#;
         let configuration = Configuration::read(text).unwrap();
         assert_eq!(configuration.hook, Phase::Environment);
         assert_eq!(configuration.annotation, Annotation::Hidden);

@@ -52,6 +52,7 @@ struct State {
     making: Takes,
     removal: Takes,
     pods: Vec<Value>,
+    download: Vec<u8>,
     is_silent: bool,
 }
 
@@ -118,6 +119,11 @@ impl Desk {
     /// The pods of every environment.
     pub fn pods(&self, pods: Vec<Value>) {
         self.state.0.lock().unwrap().pods = pods;
+    }
+
+    /// What `GET /download/kubler` gives.
+    pub fn offer(&self, program: Vec<u8>) {
+        self.state.0.lock().unwrap().download = program;
     }
 
     /// Accepts every call from now on, and answers none.
@@ -278,14 +284,18 @@ fn serve(stream: TcpStream, tls: Arc<ServerConfig>, shared: &(Mutex<State>, Cond
             }
             answer
         };
-        let text = answer.to_string();
+        let text = if call == "GET /download/kubler" {
+            shared.0.lock().unwrap().download.clone()
+        } else {
+            answer.to_string().into_bytes()
+        };
         let head = format!(
             "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             text.len()
         );
         if stream
             .get_mut()
-            .write_all(format!("{head}{text}").as_bytes())
+            .write_all(&[head.as_bytes(), &text].concat())
             .is_err()
         {
             return;

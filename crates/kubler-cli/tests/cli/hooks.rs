@@ -12,15 +12,15 @@ use crate::desk::Desk;
 
 const BOUND: Duration = Duration::from_secs(60);
 
-struct Scene {
-    buildkite: Buildkite,
-    desk: Desk,
-    plugin: GitRepository,
-    jobs: tempfile::TempDir,
+pub struct Scene {
+    pub buildkite: Buildkite,
+    pub desk: Desk,
+    pub plugin: GitRepository,
+    pub jobs: tempfile::TempDir,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/buildkite");
         Self {
             buildkite: Buildkite::builder().job_status_interval_seconds(1).start(),
@@ -50,7 +50,7 @@ impl Scene {
     }
 
     /// The job's environment is released, and nothing of it is left on this machine.
-    async fn is_over(&self, job: &Job, agent: &mut RealAgent) {
+    pub async fn is_over(&self, job: &Job, agent: &mut RealAgent) {
         self.desk.wait_for("release", |calls| {
             calls.iter().any(|noted| noted.call.ends_with("/release"))
         });

@@ -9,9 +9,11 @@
     reason = "tests"
 )]
 
+mod bare_root;
 mod credential;
 mod desk;
 mod doctor;
+mod download;
 mod help;
 mod hooks;
 mod messages;

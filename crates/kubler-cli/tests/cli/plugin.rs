@@ -54,6 +54,7 @@ fn shellcheck_finds_nothing() {
     let checked = Command::new("shellcheck")
         .args(["--shell=sh", "--severity=style"])
         .args(hooks())
+        .arg(plugin().join("lib/find-kubler"))
         .output();
     let checked = checked.expect("shellcheck is a Debian package: apt-get install shellcheck");
     assert!(
@@ -236,6 +237,8 @@ fn the_schema_takes_what_kubler_and_the_server_take_and_no_more() {
         json!({ "wait": 0 }),
         json!({ "annotation": "yes" }),
         json!({ "profil": "ci-small" }),
+        json!({ "download": "http://kubler.example/kubler" }),
+        json!({ "sha256": "ABCD" }),
     ] {
         assert_eq!(faults(&wrong).len(), 1, "{wrong}");
     }

@@ -69,9 +69,11 @@ fn redact_text(text: &str) -> Option<String> {
         } else {
             redact_word(word)
         });
-        after_bearer = word.eq_ignore_ascii_case(BEARER.trim_end());
         let separator = after.chars().next().map_or(0, char::len_utf8);
         let (between, next) = after.split_at(separator);
+        // Several spaces may stand before the token.
+        after_bearer = word.eq_ignore_ascii_case(BEARER.trim_end())
+            || (after_bearer && word.is_empty() && between.trim().is_empty());
         clean.push_str(between);
         rest = next;
     }
@@ -123,6 +125,10 @@ mod tests {
             (
                 "curl Bearer abcdefgh x".to_owned(),
                 "curl Bearer [redacted] x",
+            ),
+            (
+                "curl Bearer   abcdefgh x".to_owned(),
+                "curl Bearer   [redacted] x",
             ),
             ("-----BEGIN PRIVATE KEY-----\nMC4".to_owned(), "[redacted]"),
         ] {

@@ -43,6 +43,15 @@ fn selectors_are_recorded_and_bounded() {
     assert_eq!(plain.record().label_selector, None);
 }
 
+#[test]
+fn h7_a_query_that_the_api_server_may_read_otherwise_is_refused() {
+    let parse = |query: &str| ApiRequest::parse(&Method::GET, &format!("/api/v1/pods?{query}"));
+    assert!(parse(&"&".repeat(999)).is_ok());
+    assert!(parse(&format!("watch=1{}", "&".repeat(1000))).is_err());
+    assert!(parse("watch=fal%C5%BFe").is_err());
+    assert!(parse("labelSelector=%C5%BF").is_ok());
+}
+
 #[rstest::rstest]
 #[case("GET", "/", "get /")]
 #[case("GET", "/healthz", "get /healthz")]
@@ -111,6 +120,26 @@ fn selectors_are_recorded_and_bounded() {
     "GET",
     "/api/v1/pods?fieldSelector=metadata.name%3Da",
     "list /v1 pods/- - a"
+)]
+#[case(
+    "GET",
+    "/api/v1/pods?fieldSelector=metadata.name%3Da%5C%2Cb",
+    "list /v1 pods/- - a,b"
+)]
+#[case(
+    "GET",
+    "/api/v1/pods?fieldSelector=metadata.name%3Da,b",
+    "list /v1 pods/- - -"
+)]
+#[case(
+    "GET",
+    "/api/v1/pods?fieldSelector=metadata.name!%3Da,metadata.name%3Db",
+    "list /v1 pods/- - b"
+)]
+#[case(
+    "GET",
+    "/api/v1/watch/pods?fieldSelector=metadata.name%3Da",
+    "watch /v1 pods/- - -"
 )]
 #[case(
     "GET",

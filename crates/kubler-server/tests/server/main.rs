@@ -28,6 +28,7 @@ mod lease;
 mod ledger;
 mod refusals;
 mod release;
+mod request_info;
 mod secrets;
 mod sessions;
 mod tenant;
