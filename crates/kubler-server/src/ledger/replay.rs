@@ -82,8 +82,6 @@ struct Glance<'a> {
     kind: Kind,
     action: LedgerAction,
     #[serde(default)]
-    phase: Option<GlancePhase>,
-    #[serde(default)]
     start: Option<u64>,
     #[serde(default)]
     environment_id: Option<EnvironmentId>,

@@ -9,12 +9,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use kubler_core::ledger::checkpoint::PrivateKey;
+use rustls_pki_types::PrivatePkcs8KeyDer;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::clock::{ManualClock, SystemClock};
-use crate::http::listen::{Certificates, tls};
 
 /// Where checkpoints are taken by HTTPS: keeps who came with what, and answers as it is told.
 #[derive(Default)]
@@ -28,13 +28,15 @@ impl Receiver {
     /// Serves on a port of its own; gives its address and its certificate.
     async fn serve() -> (Arc<Self>, String, String) {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let (chain, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-        let config = tls(&Certificates {
-            chain: chain.as_bytes(),
-            key: key.as_bytes(),
-            operator_ca: None,
-        });
-        let acceptor = TlsAcceptor::from(config.unwrap());
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.into())
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!(
             "https://localhost:{}/log",
@@ -58,7 +60,7 @@ impl Receiver {
                 });
             }
         });
-        (receiver, url, chain)
+        (receiver, url, made.cert.pem())
     }
 
     async fn take(
