@@ -133,8 +133,8 @@ async fn a_failing_job_keeps_its_code_and_loses_its_cluster() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_outlives_its_lease_is_renewed_and_a_cancelled_one_is_released() {
-    let world = World::with_lease(5).await;
-    let job = world.job("kubectl get namespaces; echo wait''ing; sleep 8; kubectl create namespace late; echo re''newed; sleep 100");
+    let world = World::with_lease(12).await;
+    let job = world.job("kubectl get namespaces; echo wait''ing; sleep 16; kubectl create namespace late; echo re''newed; sleep 100");
     let _agent = world.agent(&job).start();
     job.wait_for_log("renewed", JOB_BOUND).await.unwrap();
     assert!(
@@ -154,7 +154,7 @@ async fn a_job_that_outlives_its_lease_is_renewed_and_a_cancelled_one_is_release
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_ignores_its_end_does_not_keep_its_cluster() {
-    let world = World::with_lease(6).await;
+    let world = World::with_lease(20).await;
     let job = world.job("kubectl get namespaces; trap '' TERM HUP INT; echo wait''ing; for i in $(seq 300); do sleep 1; done");
     let _agent = world
         .agent(&job)
@@ -168,7 +168,7 @@ async fn a_command_that_ignores_its_end_does_not_keep_its_cluster() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_whose_agent_is_killed_alone_loses_its_cluster() {
     for terminal in [true, false] {
-        let world = World::with_lease(6).await;
+        let world = World::with_lease(20).await;
         let job = world.job("kubectl get namespaces; echo wait''ing; sleep 300");
         let draft = world.agent(&job);
         let mut agent = if terminal { draft } else { draft.without_pty() }.start();
@@ -180,7 +180,8 @@ async fn a_job_whose_agent_is_killed_alone_loses_its_cluster() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_is_killed_with_everything_loses_its_cluster() {
-    let world = World::with_lease(6).await;
+    // Nobody renews while a job waits for its cluster, which takes its time on a busy machine.
+    let world = World::with_lease(20).await;
     let job = world.job("kubectl get namespaces; echo wait''ing; sleep 300");
     let mut agent = world.agent(&job).start();
     job.wait_for_log("waiting", JOB_BOUND).await.unwrap();

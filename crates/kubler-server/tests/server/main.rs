@@ -5,7 +5,8 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::disallowed_methods,
-    reason = "tests stop at the first surprise"
+    clippy::print_stdout,
+    reason = "tests stop at the first surprise, and what they print is shown then"
 )]
 
 mod access;

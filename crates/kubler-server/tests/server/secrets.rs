@@ -272,7 +272,7 @@ impl Sampler {
                     }
                 }
                 let was_seen = |short: &&str| seen.iter().any(|one: &String| one.contains(*short));
-                if !seen_all.exists() && SHORT_LIVED.iter().all(|short| was_seen(&short)) {
+                if !seen_all.exists() && SHORT_LIVED.iter().all(was_seen) {
                     fs::write(&seen_all, "").unwrap();
                 }
             }

@@ -37,7 +37,7 @@ pub(crate) async fn measure(world: World) -> Vec<Measured> {
     world::release(&server, &world::client(&server), &server.token(&job), &id).await;
     pause(SETTLE_SECONDS).await;
     let window = match world.length {
-        Length::Full => WINDOW_SECONDS,
+        Length::Full | Length::Long => WINDOW_SECONDS,
         Length::Quick => WINDOW_SECONDS / 10,
     };
     let without = over(window, &server).await;
