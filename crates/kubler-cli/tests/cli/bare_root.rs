@@ -59,7 +59,6 @@ impl Root {
             "tmp",
             "usr/local/bin",
             "plugin/hooks",
-            "plugin/lib",
         ] {
             std::fs::create_dir_all(root.path(name)).unwrap();
         }
@@ -71,12 +70,7 @@ impl Root {
         }
         std::fs::copy(program, root.path("usr/local/bin/kubler")).unwrap();
         let plugin = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/buildkite");
-        for file in [
-            "hooks/environment",
-            "hooks/pre-command",
-            "hooks/pre-exit",
-            "lib/find-kubler",
-        ] {
+        for file in ["hooks/environment", "hooks/pre-command", "hooks/pre-exit"] {
             std::fs::copy(plugin.join(file), root.path("plugin").join(file)).unwrap();
         }
         std::fs::copy(root.desk.ca(), root.path("etc/ca.pem")).unwrap();

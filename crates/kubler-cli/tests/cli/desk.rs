@@ -284,10 +284,10 @@ fn serve(stream: TcpStream, tls: Arc<ServerConfig>, shared: &(Mutex<State>, Cond
             }
             answer
         };
-        let text = if call == "GET /download/kubler" {
-            shared.0.lock().unwrap().download.clone()
+        let (status, text) = if call == "GET /download/kubler" {
+            (200, shared.0.lock().unwrap().download.clone())
         } else {
-            answer.to_string().into_bytes()
+            (status, answer.to_string().into_bytes())
         };
         let head = format!(
             "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",

@@ -49,12 +49,24 @@ fn hooks_are_executable_posix_shell() {
     }
 }
 
+/// A sourced hook does not know where it is, so that they cannot share a file.
+#[test]
+fn every_hook_finds_kubler_by_the_same_text() {
+    let texts = hooks().into_iter().map(|hook| {
+        let text = std::fs::read_to_string(&hook).unwrap();
+        let begin = text.find("# The same text stands in every hook").unwrap();
+        let end = text.find("unset kubler_program").unwrap();
+        text[begin..end].to_owned()
+    });
+    let distinct: std::collections::BTreeSet<_> = texts.collect();
+    assert_eq!(distinct.len(), 1);
+}
+
 #[test]
 fn shellcheck_finds_nothing() {
     let checked = Command::new("shellcheck")
         .args(["--shell=sh", "--severity=style"])
         .args(hooks())
-        .arg(plugin().join("lib/find-kubler"))
         .output();
     let checked = checked.expect("shellcheck is a Debian package: apt-get install shellcheck");
     assert!(
