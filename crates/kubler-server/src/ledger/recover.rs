@@ -94,7 +94,8 @@ pub async fn recover(folder: &Path, recovery: Recovery<'_>) -> Result<Recovered,
         GoOn::Anew => anew(folder, &aside, &mut details),
         GoOn::WithWhatIsSound => sound(folder, &aside, &mut found, &mut details),
     };
-    let set_aside = done.map_err(unusable)?.then(|| aside.folder.clone());
+    let (kept, is_set_aside) = done.map_err(unusable)?;
+    let set_aside = is_set_aside.then(|| aside.folder.clone());
     let opening = Opening {
         origin: recovery.origin,
         settings: recovery.settings,
@@ -104,7 +105,6 @@ pub async fn recover(folder: &Path, recovery: Recovery<'_>) -> Result<Recovered,
         clock: recovery.clock,
     };
     let (ledger, disagreements) = open::open(lock, opening)?;
-    let kept = ledger.writer().size();
     found.extend(disagreements.iter().map(ToString::to_string));
     let overruled = disagreements.iter().map(|one| one.note_sha256.clone());
     details.insert(OVERRULED.into(), overruled.map(Value::from).collect());
@@ -166,8 +166,8 @@ impl Aside {
     }
 }
 
-/// Sets everything aside. Gives whether there was anything.
-fn anew(folder: &Path, aside: &Aside, details: &mut Map<String, Value>) -> io::Result<bool> {
+/// Sets everything aside. Gives how many records stay, none, and whether there was anything.
+fn anew(folder: &Path, aside: &Aside, details: &mut Map<String, Value>) -> io::Result<(u64, bool)> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
@@ -176,7 +176,7 @@ fn anew(folder: &Path, aside: &Aside, details: &mut Map<String, Value>) -> io::R
         }
     }
     if names.is_empty() {
-        return Ok(false);
+        return Ok((0, false));
     }
     for (told, name) in [("previous_key", layout::PUBLIC_KEY)] {
         if let Ok(text) = std::fs::read_to_string(folder.join(name)) {
@@ -203,24 +203,25 @@ fn anew(folder: &Path, aside: &Aside, details: &mut Map<String, Value>) -> io::R
     }
     sync_folder(&aside.folder)?;
     sync_folder(folder)?;
-    Ok(true)
+    Ok((0, true))
 }
 
-/// Sets aside what does not fit together with what comes before it. Gives whether there was anything.
+/// Sets aside what does not fit together with what comes before it. Gives how many records stay, and whether there was
+/// anything.
 fn sound(
     folder: &Path,
     aside: &Aside,
     found: &mut Vec<String>,
     details: &mut Map<String, Value>,
-) -> io::Result<bool> {
+) -> io::Result<(u64, bool)> {
     let key = std::fs::read_to_string(folder.join(layout::PUBLIC_KEY)).ok();
     // Without one, opening says what is wrong with the key.
     let Some(key) = key.and_then(|key| PublicKey::parse(&key).ok()) else {
-        return Ok(false);
+        return Ok((0, false));
     };
     let survey = Survey::of(folder, &key)?;
     if survey.found.is_empty() {
-        return Ok(false);
+        return Ok((survey.kept, false));
     }
     let segments = segments(folder)?;
     let behind: Vec<_> = segments
@@ -260,7 +261,7 @@ fn sound(
     }
     sync_folder(folder)?;
     found.extend(survey.found);
-    Ok(true)
+    Ok((survey.kept, true))
 }
 
 /// Bytes from `from` on, and their SHA-256 in hex.
@@ -295,7 +296,9 @@ struct Survey {
     found: Vec<String>,
     /// Checkpoints that hold.
     notes: Vec<String>,
-    /// Where the records that stay end.
+    /// Records that stay.
+    kept: u64,
+    /// Where they end.
     end: Place,
 }
 
@@ -304,6 +307,7 @@ impl Survey {
         let mut survey = Self {
             found: Vec::new(),
             notes: Vec::new(),
+            kept: 0,
             end: Place::default(),
         };
         let checkpoints = survey.read_notes(folder, key)?;
@@ -367,7 +371,7 @@ impl Survey {
     ) -> io::Result<()> {
         let mut frontier = Frontier::new();
         let mut next = checkpoints.iter().peekable();
-        let mut signed_end = Place::default();
+        let (mut signed, mut signed_end) = (0, Place::default());
         let segments = segments(folder)?;
         for (nth, segment) in segments.iter().enumerate() {
             if *segment != frontier.size() {
@@ -406,19 +410,20 @@ impl Survey {
                             "one of its first {} records is not what a checkpoint says",
                             checkpoint.size
                         ));
-                        self.end = signed_end;
+                        (self.kept, self.end) = (signed, signed_end);
                         return Ok(());
                     }
                     self.notes.push(note.clone());
-                    signed_end = self.end;
+                    (signed, signed_end) = (checkpoint.size, self.end);
                 }
             }
         }
         self.keep(next.peek().map(|(next, _)| next.size), frontier.size())
     }
 
-    /// Says what is missing when a checkpoint that is next covers more than is there.
+    /// All of them stay; says what is missing when a checkpoint that is next covers more than is there.
     fn keep(&mut self, awaited: Option<u64>, size: u64) -> io::Result<()> {
+        self.kept = size;
         if let Some(awaited) = awaited {
             self.found.push(format!(
                 "a checkpoint covers {awaited} records, and {size} of them are sound"

@@ -2,6 +2,7 @@ mod crash;
 mod ends;
 mod full_disk;
 mod kill;
+mod recover;
 mod scale;
 
 use std::convert::Infallible;

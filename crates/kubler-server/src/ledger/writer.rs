@@ -271,11 +271,6 @@ impl Writer {
         Arc::clone(self.records.file())
     }
 
-    /// Records that are there.
-    pub(super) const fn size(&self) -> u64 {
-        self.frontier.size()
-    }
-
     pub(super) const fn index(&self) -> &Index {
         &self.index
     }

@@ -36,6 +36,14 @@ fn put_back(folder: &Path, files: &Files) {
     }
 }
 
+/// The same for a store: nothing of its log or index may stay from another one.
+fn put_store_back(data: &Path, files: &Files) {
+    for name in ["store.sqlite-wal", "store.sqlite-shm"] {
+        let _ = std::fs::remove_file(data.join(name));
+    }
+    put_back(data, files);
+}
+
 const LEDGER: &[&str] = &["records-", "leaves", "checkpoints"];
 const STORE: &[&str] = &["store.sqlite"];
 
@@ -144,14 +152,14 @@ async fn l5_an_older_ledger_is_refused_by_its_store_and_its_sink_until_an_operat
         ],
     );
     // The store was put back as well: only the sink knows.
-    put_back(&server.folder().join("data"), &old_store);
+    put_store_back(&server.folder().join("data"), &old_store);
     std::fs::write(&sink, &kept).unwrap();
     refused(
         &server,
         &["older than what the sink `kept.checkpoint` knows"],
     );
 
-    put_back(&server.folder().join("data"), &store);
+    put_store_back(&server.folder().join("data"), &store);
     let mine = server.folder().join("mine");
     std::fs::write(&mine, &kept).unwrap();
     recover(
@@ -296,10 +304,7 @@ async fn l9_a_store_that_was_put_back_leaks_nothing_and_makes_nothing_twice() {
         .await;
     let unknown = id_of(&server.create(&second, "main").await);
     server.kill().await;
-    for name in ["store.sqlite-wal", "store.sqlite-shm"] {
-        let _ = std::fs::remove_file(data.join(name));
-    }
-    put_back(&data, &old);
+    put_store_back(&data, &old);
 
     server.restart().await;
     server.wait_until_no_control_plane(SOON).await.unwrap();
