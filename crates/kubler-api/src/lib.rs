@@ -63,6 +63,10 @@ pub struct CreateEnvironment {
     /// Who may use it besides this job.
     #[serde(default)]
     pub scope: Scope,
+    /// Make nothing: attach to the environment of this name that another job of the same build has made. Needs scope
+    /// `build`.
+    #[serde(default)]
+    pub attach: bool,
     /// Seconds to wait until it is usable, at most 60; 0 answers at once.
     #[serde(default)]
     pub wait_seconds: u64,
@@ -93,6 +97,9 @@ pub struct Environment {
     pub digest: String,
     /// The job it belongs to.
     pub owner: Owner,
+    /// The other jobs of its build that attached to it, in the order in which they came.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attached: Vec<AttachedJob>,
     /// When it was asked for.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
@@ -159,6 +166,22 @@ pub struct Owner {
     pub commit: String,
     /// The job's page.
     pub url: String,
+}
+
+/// A job that uses an environment which another job of its build has made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AttachedJob {
+    /// Job id.
+    pub job_id: String,
+    /// Step key, as its author wrote it.
+    pub step_key: Option<String>,
+    /// The agent it runs on.
+    pub agent_id: String,
+    /// The job's page.
+    pub url: String,
+    /// When it attached.
+    #[schema(value_type = String, format = DateTime)]
+    pub attached_at: Timestamp,
 }
 
 /// Where an environment's Kubernetes API is.

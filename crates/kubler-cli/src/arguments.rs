@@ -70,6 +70,9 @@ pub struct Wanted {
     /// Who may use it: this job, or any job of this build, by name.
     #[arg(long, value_enum, default_value_t)]
     pub scope: ScopeArgument,
+    /// Make nothing: attach to what another job of this build has made by this name; needs `--scope build`.
+    #[arg(long)]
+    pub attach: bool,
     /// Longest time to wait until it is usable, in seconds; 0 returns at once.
     #[arg(long, value_name = "SECONDS", default_value_t = commands::WAIT_SECONDS_DEFAULT,
         value_parser = wait_seconds)]

@@ -153,8 +153,13 @@ pub fn environment(environment: &Environment, now: Timestamp) -> String {
             ),
         ),
         ("url", owner.url.clone()),
-        ("created", moment(environment.created_at, now)),
     ]);
+    rows.extend(environment.attached.iter().map(|job| {
+        let step = job.step_key.as_deref().unwrap_or("no step key");
+        let at = round(job.attached_at);
+        ("attached", format!("{} ({step}) at {at}", job.job_id))
+    }));
+    rows.extend([("created", moment(environment.created_at, now))]);
     if let Some(ready_at) = environment.ready_at {
         let took = span(ready_at.duration_since(environment.created_at));
         rows.push(("ready", format!("{} (after {took})", round(ready_at))));

@@ -1,6 +1,7 @@
 //! What Kubler does for its callers, one screen per operation. Every operation reads the same way: open a ledger
 //! record, decide, write down the intent, wake the reconciler, close the record. Nothing here touches a cluster.
 
+mod attach;
 mod call;
 mod error;
 mod trace;
@@ -30,7 +31,7 @@ use crate::entropy;
 use crate::ledger::{Durability, Ledger};
 use crate::policy::Policies;
 use crate::session::{NewSession, Sessions};
-use crate::store::{Created, EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged, Store};
+use crate::store::{Attached, Created, EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged, Store};
 use crate::tasks::Wake;
 
 /// Everything an operation needs.
@@ -80,6 +81,9 @@ impl Broker {
             if !environment::is_name(&request.name) {
                 return Err(BrokerError::invalid_name(&request.name));
             }
+            if request.attach {
+                return self.attach_by_name(call, body, token, request).await;
+            }
             let resolved = self
                 .profiles
                 .get(&request.profile)
@@ -103,8 +107,12 @@ impl Broker {
                 }
                 Created::Existing(environment) => {
                     body.environment_id = Some(environment.id);
-                    attachable(&environment, &token.identity.owner(), resolved)?;
-                    Ok(environment)
+                    let owner = token.identity.owner();
+                    attachable(&environment, &owner, resolved)?;
+                    if environment.owner() == owner {
+                        return Ok(environment);
+                    }
+                    self.attach(call, body, token, environment).await
                 }
             }
         })
@@ -142,11 +150,15 @@ impl Broker {
         watched.borrow().as_ref().clone()
     }
 
-    /// One environment that the caller may see.
+    /// One environment that the caller may see, and who attached to it.
     ///
     /// # Errors
     /// `NotFound` also when it exists but is none of the caller's business.
-    pub async fn environment(&self, call: &Call, id: EnvironmentId) -> Result<Environment> {
+    pub async fn environment(
+        &self,
+        call: &Call,
+        id: EnvironmentId,
+    ) -> Result<(Environment, Vec<Attached>)> {
         self.recorded(
             call,
             LedgerAction::EnvironmentRead,
@@ -163,10 +175,12 @@ impl Broker {
                     Action::ReadEnvironment,
                     Target::Environment(Box::new(environment.clone())),
                 );
-                match permit {
-                    Ok(_) => Ok(environment),
-                    Err(_) => Err(BrokerError::no_environment(id)),
+                if permit.is_err() {
+                    return Err(BrokerError::no_environment(id));
                 }
+                let one = std::slice::from_ref(&environment);
+                let attached = self.store.attached(one).await?.remove(&id);
+                Ok((environment, attached.unwrap_or_default()))
             },
         )
         .await

@@ -2,6 +2,7 @@
 //!
 //! Every change is made known to the [`Directory`] after it is durable and before anybody else can make the next.
 
+mod attached;
 mod environments;
 mod exchanges;
 mod rows;
@@ -24,6 +25,7 @@ use sqlx::sqlite::{
 use sqlx::{Row as _, SqlSafeStr as _};
 use tokio::sync::Mutex;
 
+pub use self::attached::{ATTACHED_JOBS_MAX, Attached};
 pub use self::environments::Created;
 pub use self::exchanges::{EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged};
 pub use self::search::{Place, SEARCH_MAX, SEARCH_PAGE, Search};
@@ -203,6 +205,11 @@ fn migrations() -> Migrator {
         ),
         file(2, "search", include_str!("../migrations/0002_search.sql")),
         file(3, "written", include_str!("../migrations/0003_written.sql")),
+        file(
+            4,
+            "attached",
+            include_str!("../migrations/0004_attached.sql"),
+        ),
     ])
 }
 

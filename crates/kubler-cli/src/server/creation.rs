@@ -91,6 +91,7 @@ fn request(wanted: &Wanted, wait_seconds: u64) -> CreateEnvironment {
         profile: wanted.profile.clone(),
         name: wanted.name.clone(),
         scope: wanted.scope.into(),
+        attach: wanted.attach,
         wait_seconds,
     }
 }

@@ -78,10 +78,14 @@ impl Ending {
         signals: &mut Signals,
         impatient: &[i32],
     ) -> End {
+        let deadline = Deadline::after(Duration::from_secs(CALL_SECONDS_MAX));
         if self.scope == Scope::Build {
+            // The last proof of life, so that the next job has a whole lease to come.
+            if let Ok(token) = connected.token(deadline, None) {
+                let _ = connected.client.renew(&token, &self.environment, deadline);
+            }
             return End::LeftToTheBuild;
         }
-        let deadline = Deadline::after(Duration::from_secs(CALL_SECONDS_MAX));
         let token = match token.map_or_else(|| connected.token(deadline, None), Ok) {
             Ok(token) => token,
             Err(failure) => return End::WithItsLease(failure),

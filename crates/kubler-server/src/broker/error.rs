@@ -102,6 +102,21 @@ impl BrokerError {
         }
     }
 
+    pub(super) fn attach_needs_scope_build() -> Self {
+        Self::Invalid {
+            detail: "`attach` needs the scope `build`".into(),
+            hint: "jobs share an environment only within their build: give `scope: build` in every step that uses it"
+                .into(),
+        }
+    }
+
+    pub(super) fn nothing_to_attach_to(name: &str) -> Self {
+        Self::NotFound {
+            detail: format!("no job of this build has made an environment `{name}` with scope `build`"),
+            hint: "an earlier step makes it, with the same name and scope and without `attach`; let this step wait for that one (`depends_on`)".into(),
+        }
+    }
+
     pub(super) fn other_profile(existing: &Environment, wanted: &str) -> Self {
         Self::Conflict {
             detail: format!(

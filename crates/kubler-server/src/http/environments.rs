@@ -15,22 +15,30 @@ use super::error::ApiError;
 use super::reading::{Answer, Refused, Shared, environment_id, json, refused, unreadable};
 use super::{Api, Arrival, view};
 use crate::broker::{Call, Found};
-use crate::store::Search;
+use crate::store::{Attached, Search};
 
 impl Api {
     fn show(&self, environment: &kubler_core::environment::Environment) -> Json<Environment> {
-        Json(view::environment(
-            environment,
-            &self.configuration,
-            self.ca.as_deref(),
-        ))
+        self.show_with(environment, &[])
+    }
+
+    fn show_with(
+        &self,
+        environment: &kubler_core::environment::Environment,
+        attached: &[Attached],
+    ) -> Json<Environment> {
+        Json(Environment {
+            attached: attached.iter().map(view::attached).collect(),
+            ..view::environment(environment, &self.configuration, self.ca.as_deref())
+        })
     }
 
     fn show_all(&self, found: &Found) -> Json<Environments> {
-        let shown = found
-            .environments
-            .iter()
-            .map(|environment| self.show(environment).0);
+        let shown = found.environments.iter().map(|environment| {
+            let attached = found.attached.get(&environment.id);
+            self.show_with(environment, attached.map_or(&[], Vec::as_slice))
+                .0
+        });
         Json(Environments {
             environments: shown.collect(),
             truncated: found.truncated,
@@ -123,12 +131,9 @@ pub(super) async fn read(
     Path(id): Path<String>,
 ) -> Answer<Json<Environment>> {
     let id = environment_id(&id, &call)?;
-    Ok(api.show(
-        &api.broker
-            .environment(&call, id)
-            .await
-            .map_err(refused(&call))?,
-    ))
+    let read = api.broker.environment(&call, id).await;
+    let (environment, attached) = read.map_err(refused(&call))?;
+    Ok(api.show_with(&environment, &attached))
 }
 
 /// Proof of life.

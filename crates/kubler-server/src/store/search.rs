@@ -80,7 +80,10 @@ impl Conditions {
         );
         it.add("run_number = CAST(? AS INTEGER)", search.build_number);
         it.add("run_id = ?", search.build_id.as_deref());
-        it.add("job_id = ?", search.job_id.as_deref());
+        it.add(
+            "(job_id = ? OR id IN (SELECT environment_id FROM attached WHERE job_id = ?))",
+            search.job_id.as_deref(),
+        );
         it.add(
             "substr(source_commit, 1, length(?)) = ?",
             search.commit.as_deref(),

@@ -11,6 +11,7 @@
 mod access;
 mod bad_input;
 mod buildkite_jobs;
+mod builds;
 mod commands;
 mod connections;
 mod crash;

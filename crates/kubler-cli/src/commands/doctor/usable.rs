@@ -116,6 +116,7 @@ fn trial(profile: &str, connected: &Connected) -> Outcome<Environment> {
     let request = CreateEnvironment {
         profile: profile.to_owned(),
         name,
+        attach: false,
         scope: Scope::Job,
         wait_seconds: 0,
     };
