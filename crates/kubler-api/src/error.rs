@@ -56,6 +56,8 @@ codes! {
     MethodNotAllowed = "method_not_allowed", 405, "see `/openapi.json` for the methods of this path";
     /// The request contradicts what exists.
     Conflict = "conflict", 409, "`detail` says what exists already; choose another name";
+    /// What was to be made again is not what it was.
+    Differs = "differs", 409, "`detail` lists what has changed; `kubler env create --like … --despite-differences` makes it all the same";
     /// The request is larger than it may be.
     TooLarge = "too_large", 413, "send less; `detail` names the bound";
     /// Too many requests or environments of this caller.

@@ -67,6 +67,13 @@ pub struct CreateEnvironment {
     /// `build`.
     #[serde(default)]
     pub attach: bool,
+    /// Make the same again: refused, with what differs, when the profile has changed since this environment (`env_…`)
+    /// was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub like: Option<String>,
+    /// With `like`: make it all the same.
+    #[serde(default)]
+    pub despite_differences: bool,
     /// Seconds to wait until it is usable, at most 60; 0 answers at once.
     #[serde(default)]
     pub wait_seconds: u64,
@@ -227,6 +234,32 @@ pub struct Environments {
     pub environments: Vec<Environment>,
     /// Whether older ones were left out.
     pub truncated: bool,
+}
+
+/// `GET /v1/environments/{id}/differences/{other}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Differences {
+    /// The first.
+    pub before: Environment,
+    /// The second.
+    pub after: Environment,
+    /// Whether both are made of the same: their digests are equal.
+    pub same: bool,
+    /// What differs: what they are made of, then whose they are.
+    pub differences: Vec<Difference>,
+}
+
+/// One thing that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Difference {
+    /// A key of the profile, an object of a manifest, a fact of the job.
+    pub what: String,
+    /// How it is in the first; absent: it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    /// How it is in the second; absent: it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
 }
 
 /// `POST /v1/environments/{id}/release`.

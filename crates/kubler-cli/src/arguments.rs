@@ -61,9 +61,9 @@ pub struct Connection {
 /// What to ask for.
 #[derive(Debug, Clone, Args)]
 pub struct Wanted {
-    /// The profile to make it of.
-    #[arg(long, value_name = "PROFILE", env = variables::KUBLER_PROFILE, hide_env_values = true)]
-    pub profile: String,
+    /// The profile to make it of [default with `--like`: that environment's].
+    #[arg(long, value_name = "PROFILE", env = variables::KUBLER_PROFILE, hide_env_values = true, required_unless_present = "like")]
+    pub profile: Option<String>,
     /// Its name within the job, or within the build with `--scope build`.
     #[arg(long, value_name = "NAME", default_value = kubler_api::NAME_DEFAULT, value_parser = name)]
     pub name: String,
@@ -73,6 +73,13 @@ pub struct Wanted {
     /// Make nothing: attach to what another job of this build has made by this name; needs `--scope build`.
     #[arg(long)]
     pub attach: bool,
+    /// Make the same again as this environment, alive or dead (`env_…`): refused, with what differs, when its profile has
+    /// changed since.
+    #[arg(long, value_name = "ENVIRONMENT", conflicts_with = "attach")]
+    pub like: Option<String>,
+    /// With `--like`: make it all the same, and say what differs.
+    #[arg(long, requires = "like")]
+    pub despite_differences: bool,
     /// Longest time to wait until it is usable, in seconds; 0 returns at once.
     #[arg(long, value_name = "SECONDS", default_value_t = commands::WAIT_SECONDS_DEFAULT,
         value_parser = wait_seconds)]

@@ -36,7 +36,7 @@ exits! {
     Unavailable = 5;
     /// The environment could not be made, or broke.
     EnvironmentFailed = 6;
-    /// A check found something: a ledger that was changed, a policy test that failed, a diagnosis.
+    /// A check found something: a changed ledger, a policy test that failed, a diagnosis, environments that differ.
     Found = 7;
 }
 
@@ -158,6 +158,7 @@ const fn exit_of(code: ErrorCode) -> Exit {
         ErrorCode::Unauthenticated | ErrorCode::Denied => Exit::Denied,
         ErrorCode::NotFound | ErrorCode::EnvironmentEnded => Exit::Ended,
         ErrorCode::Conflict => Exit::Failed,
+        ErrorCode::Differs => Exit::Found,
         ErrorCode::TooMany | ErrorCode::Internal | ErrorCode::Unavailable => Exit::Unavailable,
     }
 }

@@ -42,7 +42,11 @@ fn run(arguments: &Arguments) -> Outcome<ExitCode> {
         command,
     } = arguments;
     match command {
-        Command::Env(command) => commands::environment::run(command, connection, *output)?,
+        Command::Env(command) => {
+            return Ok(ended(commands::environment::run(
+                command, connection, *output,
+            )?));
+        }
         Command::Kubeconfig(arguments) => {
             commands::kubeconfig::run(arguments, connection, *output)?
         }

@@ -4,6 +4,7 @@
 //! an argument, and what should happen comes out as a value. The shell (`kubler-server`) carries it out.
 
 pub mod configuration;
+pub mod difference;
 pub mod egress;
 pub mod environment;
 pub mod identity;

@@ -4,6 +4,7 @@
 mod attach;
 mod call;
 mod error;
+mod likeness;
 mod trace;
 pub mod webhook;
 
@@ -24,6 +25,7 @@ use secrecy::SecretString;
 
 pub use self::call::{Call, Who};
 pub use self::error::BrokerError;
+pub use self::likeness::Compared;
 pub use self::trace::Found;
 use crate::clock::Clock;
 use crate::directory::Directory;
@@ -95,6 +97,7 @@ impl Broker {
                 Target::Profile(Box::new(resolved.clone())),
             )?;
 
+            self.is_alike(call, request, resolved).await?;
             let scope = scope_of(request.scope);
             let wanted = new_environment(call, token, resolved, request, scope)?;
             body.environment_id = Some(wanted.id);
@@ -109,6 +112,7 @@ impl Broker {
                     body.environment_id = Some(environment.id);
                     let owner = token.identity.owner();
                     attachable(&environment, &owner, resolved)?;
+                    self.is_alike(call, request, &environment.resolved).await?;
                     if environment.owner() == owner {
                         return Ok(environment);
                     }
@@ -164,26 +168,29 @@ impl Broker {
             LedgerAction::EnvironmentRead,
             Some(id),
             async |body| {
-                let environment = self
-                    .store
-                    .get(id)
-                    .await?
-                    .ok_or_else(|| BrokerError::no_environment(id))?;
-                let permit = self.decide(
-                    call,
-                    body,
-                    Action::ReadEnvironment,
-                    Target::Environment(Box::new(environment.clone())),
-                );
-                if permit.is_err() {
-                    return Err(BrokerError::no_environment(id));
-                }
+                let environment = self.readable(call, body, id).await?;
                 let one = std::slice::from_ref(&environment);
                 let attached = self.store.attached(one).await?.remove(&id);
                 Ok((environment, attached.unwrap_or_default()))
             },
         )
         .await
+    }
+
+    /// The environment as it is stored, with all that it is made of, if policy lets the caller see it.
+    async fn readable(
+        &self,
+        call: &Call,
+        body: &mut Body,
+        id: EnvironmentId,
+    ) -> Result<Environment> {
+        let stored = self.store.get(id).await?;
+        let environment = stored.ok_or_else(|| BrokerError::no_environment(id))?;
+        let target = Target::Environment(Box::new(environment.clone()));
+        match self.decide(call, body, Action::ReadEnvironment, target) {
+            Ok(_) => Ok(environment),
+            Err(_) => Err(BrokerError::no_environment(id)),
+        }
     }
 
     /// Proof of life: the lease of the caller's environment runs from when its token was minted.

@@ -9,7 +9,7 @@ use crate::arguments::{Connection, Existing, Format, Wanted};
 use crate::clock::{self, Deadline};
 use crate::commands::ASK_SECONDS_MAX;
 use crate::commands::kubeconfig;
-use crate::exit::Outcome;
+use crate::exit::{Exit, Outcome};
 use crate::output;
 use crate::server::client::{CALL_SECONDS_MAX, Filter};
 use crate::server::connected::Connected;
@@ -23,6 +23,9 @@ pub enum Command {
     List(List),
     /// Show one environment.
     Show(Existing),
+    /// Say what differs in two environments, alive or dead: what they are made of, and whose they are. Ends with 7 when
+    /// they are not made of the same.
+    Diff(Diff),
     /// Prove life: the lease counts from the moment the token was minted.
     Renew(Existing),
     /// End an environment: its credentials die at once. Repeats are harmless.
@@ -36,6 +39,16 @@ pub struct Create {
     /// Also write a kubeconfig to this file.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The first: `env_…`.
+    #[arg(value_name = "BEFORE")]
+    before: String,
+    /// The second: `env_…`.
+    #[arg(value_name = "AFTER")]
+    after: String,
 }
 
 #[derive(Debug, Args)]
@@ -67,7 +80,7 @@ pub struct Release {
 }
 
 /// Runs the command.
-pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcome<()> {
+pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcome<Exit> {
     let connected = Connected::new(connection, None, None)?;
     let deadline = Deadline::after(Duration::from_secs(ASK_SECONDS_MAX));
     let environment = match command {
@@ -76,9 +89,16 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
             if let Some(path) = &create.kubeconfig {
                 kubeconfig::write(&connected, &created.environment, None, path)?;
             }
+            if let Some(like) = &create.wanted.like {
+                say_differences(&connected, like, &created.environment.id);
+            }
             created.environment
         }
-        Command::List(list) => return self::list(list, &connected, deadline, format),
+        Command::List(list) => {
+            self::list(list, &connected, deadline, format)?;
+            return Ok(Exit::Done);
+        }
+        Command::Diff(diff) => return self::diff(diff, &connected, deadline, format),
         Command::Show(existing) => connected.client.environment(
             connected.proof(deadline)?.caller(),
             &existing.environment,
@@ -103,8 +123,42 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
         }
     };
     match format {
-        Format::Json => output::json(&environment),
-        Format::Text => output::data(&output::environment(&environment, clock::now())),
+        Format::Json => output::json(&environment)?,
+        Format::Text => output::data(&output::environment(&environment, clock::now()))?,
+    }
+    Ok(Exit::Done)
+}
+
+fn diff(diff: &Diff, connected: &Connected, deadline: Deadline, format: Format) -> Outcome<Exit> {
+    let proof = connected.proof(deadline)?;
+    let (before, after) = (&diff.before, &diff.after);
+    let found = connected
+        .client
+        .differences(proof.caller(), before, after, deadline)?;
+    match format {
+        Format::Json => output::json(&found)?,
+        Format::Text => output::data(&output::differences(&found))?,
+    }
+    Ok(if found.same { Exit::Done } else { Exit::Found })
+}
+
+/// What is not the same although it was made to be. Only a remark: it is made.
+fn say_differences(connected: &Connected, like: &str, made: &str) {
+    let deadline = Deadline::after(Duration::from_secs(ASK_SECONDS_MAX));
+    let found = connected.proof(deadline).and_then(|proof| {
+        connected
+            .client
+            .differences(proof.caller(), like, made, deadline)
+    });
+    match found {
+        Ok(found) if found.same => {
+            output::remark(&format!("kubler: made of the same as {like}"));
+        }
+        Ok(found) => output::remark(&format!(
+            "kubler: not made of the same as {like}:\n{}",
+            output::differences(&found)
+        )),
+        Err(failure) => output::remark(&failure.lines()),
     }
 }
 

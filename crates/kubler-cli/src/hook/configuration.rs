@@ -146,7 +146,9 @@ impl Configuration {
                     .hint("give the plugin a `profile`, or set `KUBLER_PROFILE` for the agent")
             })?;
         Ok(Wanted {
-            profile,
+            profile: Some(profile),
+            like: None,
+            despite_differences: false,
             name: self.name.clone(),
             scope: self.scope,
             attach: self.attach,

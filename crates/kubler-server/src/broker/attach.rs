@@ -21,6 +21,9 @@ impl Broker {
         if request.scope != kubler_api::Scope::Build {
             return Err(BrokerError::attach_needs_scope_build());
         }
+        if request.like.is_some() {
+            return Err(BrokerError::attach_makes_nothing());
+        }
         let owner = token.identity.owner();
         let existing = self.store.shared(&owner, &request.name).await?;
         // The key of the name holds issuer, organization, pipeline and build: it never leads to another's (rule C8).

@@ -6,7 +6,10 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use bytes::Bytes;
 use kubler_api::error::ErrorCode;
-use kubler_api::{CreateEnvironment, Environment, Environments, ReleaseEnvironment, Tombstone};
+use kubler_api::{
+    CreateEnvironment, Difference, Differences, Environment, Environments, ReleaseEnvironment,
+    Tombstone,
+};
 use kubler_core::environment::Phase;
 use kubler_core::ids::EnvironmentId;
 use serde::Deserialize;
@@ -134,6 +137,30 @@ pub(super) async fn read(
     let read = api.broker.environment(&call, id).await;
     let (environment, attached) = read.map_err(refused(&call))?;
     Ok(api.show_with(&environment, &attached))
+}
+
+/// What differs in two environments, alive or dead: what they are made of, and whose they are.
+#[utoipa::path(get, operation_id = "compare_environments", path = "/v1/environments/{id}/differences/{other}",
+    params(("id" = String, Path), ("other" = String, Path)), responses((status = 200, body = Differences), Refused))]
+pub(super) async fn differences(
+    State(api): Shared,
+    call: Call,
+    Path((id, other)): Path<(String, String)>,
+) -> Answer<Json<Differences>> {
+    let (id, other) = (environment_id(&id, &call)?, environment_id(&other, &call)?);
+    let compared = api.broker.differences(&call, id, other).await;
+    let compared = compared.map_err(refused(&call))?;
+    let wire = |difference: kubler_core::difference::Difference| Difference {
+        what: difference.what,
+        before: difference.before,
+        after: difference.after,
+    };
+    Ok(Json(Differences {
+        same: compared.before.digest == compared.after.digest,
+        before: api.show(&compared.before).0,
+        after: api.show(&compared.after).0,
+        differences: compared.differences.into_iter().map(wire).collect(),
+    }))
 }
 
 /// Proof of life.

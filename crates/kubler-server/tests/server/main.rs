@@ -23,6 +23,7 @@ mod gateway;
 mod kubectl;
 mod lease;
 mod ledger;
+mod likeness;
 mod refusals;
 mod release;
 mod secrets;

@@ -117,6 +117,8 @@ fn trial(profile: &str, connected: &Connected) -> Outcome<Environment> {
         profile: profile.to_owned(),
         name,
         attach: false,
+        like: None,
+        despite_differences: false,
         scope: Scope::Job,
         wait_seconds: 0,
     };
