@@ -47,7 +47,7 @@ codes! {
     /// No identity, or one that could not be verified.
     Unauthenticated = "unauthenticated", 401, "get a fresh token with the server's audience and try again; `kubler doctor` names the usual causes";
     /// No policy allows it.
-    Denied = "denied", 403, "`kubler policy explain` shows which policy came closest";
+    Denied = "denied", 403, "the answer names the policy that came closest; an operator repeats it with `kubler policy explain JOB`";
     /// There is no such thing, or the caller may not know of it.
     NotFound = "not_found", 404, "check the id; an environment is visible to jobs of its own pipeline only";
     /// The environment has ended.

@@ -142,7 +142,7 @@ pub enum Command {
     Run(commands::run::Arguments),
     /// Find environments, alive or dead, by pipeline, build, job or commit.
     Trace(commands::trace::Arguments),
-    /// Ask policies offline: check, test, explain.
+    /// Ask policies: check, test, explain.
     #[command(subcommand)]
     Policy(commands::policy::Command),
     /// Verify a ledger offline, keep its checkpoints.

@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use kubler_core::configuration::Configuration;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
-use kubler_core::profile::{Profile, ResolvedProfile};
+use kubler_core::profile::ResolvedProfile;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::Broker;
-use crate::broker::webhook::WebhookSecret;
 use crate::clock::Clock;
 use crate::config::{ConfigError, Loaded, Surroundings};
 use crate::directory::Directory;
@@ -24,9 +23,11 @@ use crate::gateway::{Gateway, GatewayParts};
 use crate::http::listen::{self, CertificateError, Certificates};
 use crate::http::{Api, Told, listen::serve};
 use crate::identity::{IdentityError, Verifier};
+use crate::in_force::{self, InForce};
 use crate::ledger::{Durability, Ledger, LedgerError};
 use crate::metrics::Gauges;
 use crate::policy::{Policies, PolicyLoadError};
+use crate::reload::{self, Reload, SetLog};
 use crate::session::{SessionError, Sessions};
 use crate::store::{Store, StoreError};
 use crate::tasks::downtime::Downtime;
@@ -44,6 +45,7 @@ pub struct App {
     api: Arc<Api>,
     engine: Arc<LocalEngine>,
     reconciler: Arc<Reconciler>,
+    binaries: Arc<Binaries>,
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
     checkpoint_every: Duration,
@@ -78,8 +80,15 @@ pub enum StartError {
     #[error(transparent)]
     Binaries(#[from] BinariesError),
     /// TLS.
-    #[error(transparent)]
-    Certificate(#[from] CertificateError),
+    #[error("{source} (`certificate` is `{certificate}`, `key` is `{key}`)")]
+    Certificate {
+        /// The file of the chain.
+        certificate: PathBuf,
+        /// The file of its key.
+        key: PathBuf,
+        /// What is wrong.
+        source: CertificateError,
+    },
     /// The data folder.
     #[error("`{path}` cannot be made: {source}")]
     Folder {
@@ -108,7 +117,8 @@ impl StartError {
             Self::Listen { .. } => "another server may be running; `listen` in the configuration chooses another address".into(),
             Self::Ledger(error) => error.hint(),
             Self::Folder { .. } | Self::Store(_) | Self::Session(_) => "check the data folder's owner and the free space".into(),
-            Self::Identity(_) | Self::Engine(_) | Self::Certificate(_) => "`kubler-server check` reads everything without starting".into(),
+            Self::Certificate { .. } => "`tls` in the configuration names the files: each must be PEM, `key` the private key that belongs to `certificate`; they are easily swapped".into(),
+            Self::Identity(_) | Self::Engine(_) => "`kubler-server check` reads everything without starting".into(),
         }
     }
 }
@@ -123,70 +133,52 @@ impl App {
         surroundings: &Surroundings,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
-        let configuration = Arc::new(loaded.configuration.clone());
-        let binaries = find_binaries(loaded, surroundings)?;
-        let profiles = resolve_profiles(loaded, &binaries)?;
-        let tls = read_tls(loaded)?;
-        let policies = Arc::new(Policies::load(
-            &loaded.path(&configuration.policies),
-            Arc::clone(&configuration),
-        )?);
-        let verifier = Verifier::new(&configuration, &loaded.folder, Arc::clone(&clock))?;
+        let Read {
+            in_force,
+            binaries,
+            policies,
+            verifier,
+            tls,
+        } = read(loaded, surroundings, &clock)?;
+        let configuration = Arc::clone(&in_force.configuration);
         let data = make_data_folder(loaded)?;
-
         let ledger = open_ledger(&configuration, &data, &policies, &clock).await?;
-        let directory = Arc::new(Directory::new(clock.now()));
-        let limits = configuration.limits.clone();
-        let store = Store::open(&data.join(STORE_FILE), Arc::clone(&directory), limits).await?;
-        let store = Arc::new(store);
-        let sessions = Arc::new(Sessions::open(&data.join("sessions"), Arc::clone(&clock))?);
-        let mut settings = LocalSettings::new(&data, binaries);
+        let mut settings = LocalSettings::new(&data, binaries.clone());
         if let Some(run) = &configuration.run {
             settings.run = loaded.path(run);
         }
-        let engine = LocalEngine::start(settings, Arc::clone(&clock), ledger.clone()).await?;
+        let (in_force, policies) = (in_force.shared(), Arc::new(policies));
+        let broker = open_broker(&data, in_force, policies, ledger.clone(), &clock).await?;
+        let engine = LocalEngine::start(settings, Arc::clone(&clock), ledger).await?;
         let listener = bind(&configuration.listen).await?;
         let shutdown = CancellationToken::new();
-        let wake = Wake::default();
         let gauges = Arc::new(Gauges::default());
         let as_engine: Arc<dyn Engine> = Arc::<LocalEngine>::clone(&engine);
         let gateway = Gateway::new(GatewayParts {
-            directory: Arc::clone(&directory),
-            sessions: Arc::clone(&sessions),
-            policies: Arc::clone(&policies),
-            ledger: ledger.clone(),
+            directory: Arc::clone(&broker.directory),
+            sessions: Arc::clone(&broker.sessions),
+            policies: Arc::clone(&broker.policies),
+            ledger: broker.ledger.clone(),
             engines: vec![Arc::clone(&as_engine)],
             clock: Arc::clone(&clock),
             shutdown: shutdown.clone(),
         });
         let reconciler = Arc::new(Reconciler {
-            store: Arc::clone(&store),
-            directory: Arc::clone(&directory),
+            store: Arc::clone(&broker.store),
+            directory: Arc::clone(&broker.directory),
             engine: as_engine,
-            ledger: ledger.clone(),
+            ledger: broker.ledger.clone(),
             clock: Arc::clone(&clock),
-            wake: wake.clone(),
-            provisioning_max: configuration.limits.provisioning_max as usize,
+            wake: broker.wake.clone(),
             downtime: Arc::new(Downtime::new(clock.now())),
             gauges: Arc::clone(&gauges),
         });
         let checkpoint_every = Duration::from_secs(configuration.ledger.checkpoint_seconds.max(1));
-        let broker = Broker {
-            profiles,
-            policies,
-            store,
-            directory,
-            ledger,
-            sessions,
-            wake,
-            clock: Arc::clone(&clock),
-        };
         let api = Arc::new(Api {
+            in_force: Arc::clone(&broker.in_force),
             broker,
             verifier,
             gateway,
-            ca: read_ca(loaded)?,
-            webhook_secrets: webhook_secrets(loaded)?,
             configuration,
             gauges,
             told: Told::default(),
@@ -196,11 +188,18 @@ impl App {
             api,
             engine,
             reconciler,
+            binaries: Arc::new(binaries),
             listener,
             tls,
             checkpoint_every,
             shutdown,
         })
+    }
+
+    /// Loads anew what can change while it runs, from `file`.
+    pub fn reload(&self, file: PathBuf, set_log: SetLog) -> Reload {
+        let binaries = Arc::clone(&self.binaries);
+        Reload::new(Arc::clone(&self.api), file, binaries, set_log)
     }
 
     /// Where it listens.
@@ -216,11 +215,6 @@ impl App {
         self.shutdown.clone()
     }
 
-    /// What the routes share; through it policies are loaded anew.
-    pub fn api(&self) -> Arc<Api> {
-        Arc::clone(&self.api)
-    }
-
     /// Serves until the shutdown token is cancelled; then environments stay alive for the next start, or end.
     pub async fn run(self, stop: StopMode) {
         let Self {
@@ -231,6 +225,7 @@ impl App {
             tls,
             checkpoint_every,
             shutdown,
+            ..
         } = self;
         let ledger = api.broker.ledger.clone();
         // What works in the background goes on while the doors close, so that what was asked for is still done.
@@ -309,6 +304,57 @@ async fn bind(address: &str) -> Result<TcpListener, StartError> {
     })
 }
 
+/// The store and the session keys, and what is done with them for callers.
+async fn open_broker(
+    data: &Path,
+    in_force: in_force::Shared,
+    policies: Arc<Policies>,
+    ledger: Ledger,
+    clock: &Arc<dyn Clock>,
+) -> Result<Broker, StartError> {
+    let directory = Arc::new(Directory::new(clock.now()));
+    let limits = in_force.load().configuration.limits.clone();
+    let store = Store::open(&data.join(STORE_FILE), Arc::clone(&directory), limits).await?;
+    let sessions = Sessions::open(&data.join("sessions"), Arc::clone(clock))?;
+    Ok(Broker {
+        in_force,
+        policies,
+        store: Arc::new(store),
+        directory,
+        ledger,
+        sessions: Arc::new(sessions),
+        wake: Wake::default(),
+        clock: Arc::clone(clock),
+    })
+}
+
+/// All that a start reads.
+struct Read {
+    in_force: InForce,
+    binaries: Binaries,
+    policies: Policies,
+    verifier: Verifier,
+    tls: Arc<rustls::ServerConfig>,
+}
+
+fn read(
+    loaded: &Loaded,
+    surroundings: &Surroundings,
+    clock: &Arc<dyn Clock>,
+) -> Result<Read, StartError> {
+    let binaries = find_binaries(loaded, surroundings)?;
+    reload::log_filter(loaded.configuration.log.as_ref())?;
+    let in_force = InForce::read(loaded, &binaries)?;
+    let folder = loaded.path(&loaded.configuration.policies);
+    Ok(Read {
+        policies: Policies::load(&folder, Arc::clone(&in_force.configuration))?,
+        verifier: Verifier::new(&loaded.configuration, &loaded.folder, Arc::clone(clock))?,
+        tls: read_tls(loaded)?,
+        in_force,
+        binaries,
+    })
+}
+
 /// What a configuration comes to.
 pub struct Checked {
     /// Profiles with everything that their names stand for.
@@ -324,18 +370,13 @@ pub struct Checked {
 pub fn check(
     loaded: &Loaded,
     surroundings: &Surroundings,
-    clock: Arc<dyn Clock>,
+    clock: &Arc<dyn Clock>,
 ) -> Result<Checked, StartError> {
-    let configuration = Arc::new(loaded.configuration.clone());
-    let binaries = find_binaries(loaded, surroundings)?;
-    let profiles = resolve_profiles(loaded, &binaries)?;
-    read_tls(loaded)?;
-    read_ca(loaded)?;
-    let folder = loaded.path(&configuration.policies);
-    let policies = Policies::load(&folder, Arc::clone(&configuration))?;
-    Verifier::new(&configuration, &loaded.folder, clock)?;
-    webhook_secrets(loaded)?;
-    Ok(Checked { profiles, policies })
+    let read = read(loaded, surroundings, clock)?;
+    Ok(Checked {
+        profiles: read.in_force.profiles,
+        policies: read.policies,
+    })
 }
 
 /// The programs that the configuration needs.
@@ -349,30 +390,6 @@ pub fn find_binaries(
     binaries::resolve_all(&loaded.configuration, &loaded.folder, surroundings)
 }
 
-/// Profiles with everything that their names stand for.
-///
-/// # Errors
-/// When a manifest cannot be read.
-pub fn resolve_profiles(
-    loaded: &Loaded,
-    binaries: &Binaries,
-) -> Result<BTreeMap<String, ResolvedProfile>, ConfigError> {
-    let mut manifests = loaded.manifests()?;
-    let resolve = |profile: &Profile| ResolvedProfile {
-        profile: profile.clone(),
-        // The configuration was checked: every profile names a version that is there.
-        kubernetes_version: binaries
-            .version(&profile.kubernetes)
-            .unwrap_or_default()
-            .to_owned(),
-        manifests: manifests.remove(&profile.name).unwrap_or_default(),
-    };
-    let resolved = loaded.configuration.profiles.iter().map(resolve);
-    Ok(resolved
-        .map(|resolved| (resolved.profile.name.clone(), resolved))
-        .collect())
-}
-
 fn read_tls(loaded: &Loaded) -> Result<Arc<rustls::ServerConfig>, StartError> {
     let files = &loaded.configuration.tls;
     let operator_ca = files
@@ -380,20 +397,17 @@ fn read_tls(loaded: &Loaded) -> Result<Arc<rustls::ServerConfig>, StartError> {
         .as_ref()
         .map(|ca| crate::config::read(&loaded.path(ca)))
         .transpose()?;
-    Ok(listen::tls(&Certificates {
-        chain: &crate::config::read(&loaded.path(&files.certificate))?,
-        key: &crate::config::read(&loaded.path(&files.key))?,
+    let (certificate, key) = (loaded.path(&files.certificate), loaded.path(&files.key));
+    let made = listen::tls(&Certificates {
+        chain: &crate::config::read(&certificate)?,
+        key: &crate::config::read(&key)?,
         operator_ca: operator_ca.as_deref(),
-    })?)
-}
-
-/// The CA that callers should trust.
-fn read_ca(loaded: &Loaded) -> Result<Option<String>, ConfigError> {
-    let ca = loaded.configuration.tls.ca.as_ref();
-    let pem = ca
-        .map(|ca| crate::config::read(&loaded.path(ca)))
-        .transpose()?;
-    Ok(pem.map(|pem| String::from_utf8_lossy(&pem).into_owned()))
+    });
+    made.map_err(|source| StartError::Certificate {
+        certificate,
+        key,
+        source,
+    })
 }
 
 /// The folder for everything the server keeps, made when it is not there.
@@ -412,22 +426,6 @@ pub fn make_data_folder(loaded: &Loaded) -> Result<PathBuf, StartError> {
             source,
         })?;
     Ok(path)
-}
-
-fn webhook_secrets(loaded: &Loaded) -> Result<Vec<WebhookSecret>, StartError> {
-    let mut secrets = Vec::new();
-    for issuer in &loaded.configuration.issuers {
-        for organization in &issuer.organizations {
-            if let Some(file) = &organization.webhook_secret {
-                secrets.push(WebhookSecret {
-                    issuer: issuer.url.clone(),
-                    organization_id: organization.id.clone(),
-                    secret: loaded.secret(file)?,
-                });
-            }
-        }
-    }
-    Ok(secrets)
 }
 
 /// A checkpoint's origin is a name without a scheme.

@@ -15,6 +15,7 @@ use crate::directory::Directory;
 pub struct Gauges {
     stuck: AtomicU64,
     engine_works: AtomicBool,
+    configuration_bad: AtomicBool,
 }
 
 impl Gauges {
@@ -26,6 +27,11 @@ impl Gauges {
     /// How many environments resist their end.
     pub fn stuck(&self) -> u64 {
         self.stuck.load(Ordering::Relaxed)
+    }
+
+    /// Whether the files were bad when they were last loaded.
+    pub fn set_configuration_bad(&self, bad: bool) {
+        self.configuration_bad.store(bad, Ordering::Relaxed);
     }
 
     /// Whether the last look at the world worked.
@@ -64,8 +70,14 @@ const ENVIRONMENTS_STUCK: Metric = Metric {
     help: "Environments that resist their end: an alarm when above zero",
 };
 
+const CONFIGURATION_BAD: Metric = Metric {
+    name: "configuration_bad",
+    labels: &[],
+    help: "1 while an older configuration is in force because the files were bad when they were last loaded: an alarm",
+};
+
 /// Every metric; all are gauges.
-pub const METRICS: [Metric; 2] = [ENVIRONMENTS, ENVIRONMENTS_STUCK];
+pub const METRICS: [Metric; 3] = [ENVIRONMENTS, ENVIRONMENTS_STUCK, CONFIGURATION_BAD];
 
 /// The whole page.
 pub fn render(directory: &Directory, gauges: &Gauges) -> String {
@@ -85,6 +97,9 @@ pub fn render(directory: &Directory, gauges: &Gauges) -> String {
     let stuck: Gauge = Gauge::default();
     stuck.set(i64::try_from(gauges.stuck()).unwrap_or(i64::MAX));
     registry.register(ENVIRONMENTS_STUCK.name, ENVIRONMENTS_STUCK.help, stuck);
+    let bad: Gauge = Gauge::default();
+    bad.set(gauges.configuration_bad.load(Ordering::Relaxed).into());
+    registry.register(CONFIGURATION_BAD.name, CONFIGURATION_BAD.help, bad);
     let mut text = String::new();
     // Writing to a String cannot fail; an empty page says more than a panic would.
     let _ = encode(&mut text, &registry);

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use kubler_core::configuration::Limits;
 use kubler_core::environment::TransitionError;
@@ -46,7 +47,7 @@ pub struct Store {
     /// SQLite has one writer; waiting here is fair and cannot time out half-way.
     writer: Mutex<()>,
     directory: Arc<Directory>,
-    limits: Limits,
+    limits: ArcSwap<Limits>,
     /// When the file was last found writable.
     written_at: AtomicI64,
 }
@@ -126,7 +127,7 @@ impl Store {
             pool,
             writer: Mutex::new(()),
             directory,
-            limits,
+            limits: ArcSwap::from_pointee(limits),
             written_at: AtomicI64::new(i64::MIN),
         };
         for environment in store
@@ -136,6 +137,16 @@ impl Store {
             store.directory.put(environment);
         }
         Ok(store)
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> Arc<Limits> {
+        self.limits.load_full()
+    }
+
+    /// Puts other limits in force. What lives lives on; they hold for what comes.
+    pub fn set_limits(&self, limits: Limits) {
+        self.limits.store(Arc::new(limits));
     }
 
     /// Whether the file can be written, found out by writing to it; at most once a second.

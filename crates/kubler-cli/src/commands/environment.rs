@@ -10,6 +10,7 @@ use crate::clock::{self, Deadline};
 use crate::commands::ASK_SECONDS_MAX;
 use crate::commands::kubeconfig;
 use crate::exit::{Exit, Outcome};
+use crate::job::folder::PrivateFolder;
 use crate::output;
 use crate::server::client::{CALL_SECONDS_MAX, Filter};
 use crate::server::connected::Connected;
@@ -19,7 +20,7 @@ use crate::server::creation;
 pub enum Command {
     /// Ask for an environment, and wait until it is usable. Repeats return the same one.
     Create(Create),
-    /// List the environments of this pipeline.
+    /// List the environments of this pipeline that are not gone; an operator's, those of all.
     List(List),
     /// Show one environment.
     Show(Existing),
@@ -68,6 +69,9 @@ pub struct List {
     /// Only in this phase.
     #[arg(long, value_name = "PHASE", value_parser = ["requested", "provisioning", "ready", "failed", "releasing", "gone"])]
     phase: Option<String>,
+    /// Also those that are gone.
+    #[arg(long)]
+    all: bool,
 }
 
 #[derive(Debug, Args)]
@@ -114,12 +118,13 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
         }
         Command::Release(release) => {
             let deadline = Deadline::after(Duration::from_secs(release.wait + CALL_SECONDS_MAX));
-            connected.client.release(
-                connected.proof(deadline)?.caller(),
-                &release.existing.environment,
-                release.wait,
-                deadline,
-            )?
+            let id = &release.existing.environment;
+            let proof = connected.proof(deadline)?;
+            let released = connected
+                .client
+                .release(proof.caller(), id, release.wait, deadline)?;
+            forget(id);
+            released
         }
     };
     match format {
@@ -169,12 +174,28 @@ fn list(list: &List, connected: &Connected, deadline: Deadline, format: Format) 
         job: list.job.clone(),
         commit: list.commit.clone(),
         phase: list.phase.clone(),
+        remaining: !list.all && list.phase.is_none(),
     };
     let found =
         connected
             .client
             .environments(connected.proof(deadline)?.caller(), &filter, deadline)?;
+    if filter.remaining && found.environments.is_empty() && format == Format::Text {
+        output::remark("nothing is alive; `--all` shows what has ended as well");
+        return Ok(());
+    }
     print(&found, format)
+}
+
+/// Removes what this machine keeps of an environment that is over: its sessions, and the kubeconfig that has no other
+/// place. The folder goes with the last of it.
+fn forget(id: &str) {
+    let Ok(folder) = PrivateFolder::of_this_job() else {
+        return;
+    };
+    folder.remove_files(&format!("{id}."));
+    folder.remove_files(&kubeconfig::file_name(id));
+    folder.remove_if_empty();
 }
 
 /// Prints what was found.

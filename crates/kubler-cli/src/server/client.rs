@@ -61,6 +61,8 @@ pub struct Filter {
     pub commit: Option<String>,
     /// Phase.
     pub phase: Option<String>,
+    /// Only what is not gone.
+    pub remaining: bool,
 }
 
 /// Which records of the ledger.
@@ -549,6 +551,7 @@ fn query(filter: &Filter) -> String {
         ("job", filter.job.clone()),
         ("commit", filter.commit.clone()),
         ("phase", filter.phase.clone()),
+        ("remaining", filter.remaining.then(|| "true".to_owned())),
     ];
     let pairs: Vec<_> = all
         .into_iter()

@@ -53,7 +53,9 @@ impl Ending {
         let end = self.reached(connected, token, signals, impatient);
         let id = &self.environment;
         output::remark(&match &end {
-            End::Gone => format!("kubler: environment {id} is gone: nothing of it was found"),
+            End::Gone => {
+                format!("kubler: environment {id} is gone: looked for, and nothing is left")
+            }
             End::Released(why) => format!(
                 "kubler: environment {id} is released, its credentials are dead; {why}, and the server goes on removing it"
             ),

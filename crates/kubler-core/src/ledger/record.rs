@@ -57,6 +57,8 @@ actions! {
     LedgerRecover = "ledger.recover";
     /// Policies were loaded, or a bad change was kept out.
     PolicyLoad = "policy.load";
+    /// The configuration was loaded anew, or a bad change was kept out.
+    ConfigurationLoad = "configuration.load";
     /// A token or certificate was refused.
     CallerRefuse = "caller.refuse";
     /// Several refusals of one source and reason, counted.

@@ -9,14 +9,15 @@ use kubler_core::policy::{Action, Target};
 use super::{Broker, BrokerError, Call, Result};
 
 impl Broker {
-    /// The environment of this name that a job of the caller's build has made; makes nothing. It is what it was made
-    /// of, whatever became of its profile since.
-    pub(super) async fn attach_by_name(
+    /// `existing`, the environment of this name that a job of the caller's build has made; makes nothing. It is what it
+    /// was made of, whatever became of its profile since.
+    pub(super) async fn attach_to(
         &self,
         call: &Call,
         body: &mut Body,
         token: &VerifiedToken,
         request: &CreateEnvironment,
+        existing: Option<Environment>,
     ) -> Result<Environment> {
         if request.scope != kubler_api::Scope::Build {
             return Err(BrokerError::attach_needs_scope_build());
@@ -25,7 +26,6 @@ impl Broker {
             return Err(BrokerError::attach_makes_nothing());
         }
         let owner = token.identity.owner();
-        let existing = self.store.shared(&owner, &request.name).await?;
         // The key of the name holds issuer, organization, pipeline and build: it never leads to another's (rule C8).
         let existing = existing
             .filter(|existing| existing.is_open_to(&owner))

@@ -30,9 +30,10 @@ impl Api {
         environment: &kubler_core::environment::Environment,
         attached: &[Attached],
     ) -> Json<Environment> {
+        let in_force = self.in_force.load();
         Json(Environment {
             attached: attached.iter().map(view::attached).collect(),
-            ..view::environment(environment, &self.configuration, self.ca.as_deref())
+            ..view::environment(environment, &in_force.configuration, in_force.ca.as_deref())
         })
     }
 
@@ -84,6 +85,8 @@ pub(super) struct ListQuery {
     commit: Option<String>,
     /// Phase.
     phase: Option<String>,
+    /// Only what is not gone.
+    remaining: bool,
 }
 
 /// The environments the caller may see, newest first.
@@ -115,6 +118,7 @@ pub(super) async fn list(
         job_id: query.job,
         commit: query.commit,
         phase,
+        remaining: query.remaining,
         ..Search::default()
     };
     Ok(api.show_all(

@@ -31,16 +31,17 @@ pub struct Attached {
 }
 
 impl Store {
-    /// The environment that the jobs of a build share by this name, alive or dead.
+    /// The environment that this job, or its build by scope, has by this name, alive or dead.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub async fn shared(
+    pub async fn named(
         &self,
         owner: &Owner,
+        scope: Scope,
         name: &str,
     ) -> Result<Option<Environment>, StoreError> {
-        let key = Environment::unique_key(owner, Scope::Build, name);
+        let key = Environment::unique_key(owner, scope, name);
         let mut transaction = self.pool.begin().await?;
         let sql = "SELECT document FROM environments WHERE unique_key = ?";
         select_one(&mut transaction, sql, &key).await

@@ -30,6 +30,8 @@ pub struct Search {
     pub commit: Option<String>,
     /// Phase.
     pub phase: Option<Phase>,
+    /// Only what is not gone.
+    pub remaining: bool,
 }
 
 /// Where a page ended, and the next begins.
@@ -89,6 +91,8 @@ impl Conditions {
             search.commit.as_deref(),
         );
         it.add("phase = ?", search.phase.map(Phase::as_str));
+        let gone = search.remaining.then_some(Phase::Gone.as_str());
+        it.add("phase <> ?", gone);
         conditions
     }
 }

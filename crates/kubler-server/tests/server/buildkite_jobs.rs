@@ -21,9 +21,14 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn with_lease(seconds: u64) -> Self {
+        Self::with(seconds, Duration::from_secs(4)).await
+    }
+
+    /// The service gives an agent up that it does not hear for so long.
+    pub(crate) async fn with(seconds: u64, heartbeat: Duration) -> Self {
         let buildkite = Buildkite::builder()
             .organization("acme", &["app", "web"])
-            .heartbeat_timeout(Duration::from_secs(4))
+            .heartbeat_timeout(heartbeat)
             .heartbeat_interval_seconds(1)
             .job_status_interval_seconds(1)
             .start();

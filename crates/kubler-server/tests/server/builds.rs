@@ -36,7 +36,7 @@ async fn found(world: &World, query: &str) -> Vec<Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn c8_three_steps_of_a_build_share_one_environment_and_the_last_one_ends_it() {
-    let world = World::with_lease(30).await;
+    let world = World::with(120, JOB_BOUND).await;
     let build = &world.build;
     let deploy = step(
         &world,
@@ -119,7 +119,7 @@ async fn each_is_in_the_ledger(world: &World, environment: &Value, jobs: &[&Job]
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shared_environment_lapses_when_its_build_dies_between_the_steps() {
-    let world = World::with_lease(6).await;
+    let world = World::with(6, JOB_BOUND).await;
     let deploy = step(
         &world,
         &world.build,
@@ -149,7 +149,7 @@ async fn a_shared_environment_lapses_when_its_build_dies_between_the_steps() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn c8_a_job_of_another_build_or_pipeline_attaches_to_nothing_by_the_same_name() {
-    let world = World::with_lease(30).await;
+    let world = World::with(120, JOB_BOUND).await;
     let deploy = step(
         &world,
         &world.build,

@@ -48,6 +48,13 @@ async fn a_retried_job_gets_the_same_again_and_a_changed_profile_is_named() {
     let failed = buildkite.build("app").start().job("test").run();
     let first = made_and_gone(&server, &failed).await;
     failed.finish(1);
+    // What is gone is shown only when it is wanted.
+    let listed = [
+        said(&server.cli(&["env", "list"])),
+        said(&server.cli(&["env", "list", "--all"])),
+    ];
+    assert!(listed[0].contains("nothing is alive"), "{listed:?}");
+    assert!(listed[1].contains(&first), "{listed:?}");
     let retried = failed.retry().run();
 
     // Nothing has changed: the same digest, only another job.
