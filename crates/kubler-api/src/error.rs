@@ -47,7 +47,7 @@ codes! {
     /// No identity, or one that could not be verified.
     Unauthenticated = "unauthenticated", 401, "get a fresh token with the server's audience and try again; `kubler doctor` names the usual causes";
     /// No policy allows it.
-    Denied = "denied", 403, "`kubler policy explain` shows which policy came closest";
+    Denied = "denied", 403, "the answer names the policy that came closest; an operator repeats it with `kubler policy explain JOB`";
     /// There is no such thing, or the caller may not know of it.
     NotFound = "not_found", 404, "check the id; an environment is visible to jobs of its own pipeline only";
     /// The environment has ended.
@@ -56,6 +56,8 @@ codes! {
     MethodNotAllowed = "method_not_allowed", 405, "see `/openapi.json` for the methods of this path";
     /// The request contradicts what exists.
     Conflict = "conflict", 409, "`detail` says what exists already; choose another name";
+    /// What was to be made again is not what it was.
+    Differs = "differs", 409, "`detail` lists what has changed; `kubler env create --like … --despite-differences` makes it all the same";
     /// The request is larger than it may be.
     TooLarge = "too_large", 413, "send less; `detail` names the bound";
     /// Too many requests or environments of this caller.

@@ -64,6 +64,17 @@ pub struct CreateEnvironment {
     /// Who may use it besides this job.
     #[serde(default)]
     pub scope: Scope,
+    /// Make nothing: attach to the environment of this name that another job of the same build has made. Needs scope
+    /// `build`.
+    #[serde(default)]
+    pub attach: bool,
+    /// Make the same again: refused, with what differs, when the profile has changed since this environment (`env_…`)
+    /// was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub like: Option<String>,
+    /// With `like`: make it all the same.
+    #[serde(default)]
+    pub despite_differences: bool,
     /// Seconds to wait until it is usable, at most 60; 0 answers at once.
     #[serde(default, deserialize_with = "seconds")]
     pub wait_seconds: u64,
@@ -105,6 +116,9 @@ pub struct Environment {
     pub digest: String,
     /// The job it belongs to.
     pub owner: Owner,
+    /// The other jobs of its build that attached to it, in the order in which they came.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attached: Vec<AttachedJob>,
     /// When it was asked for.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
@@ -173,6 +187,22 @@ pub struct Owner {
     pub url: String,
 }
 
+/// A job that uses an environment which another job of its build has made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AttachedJob {
+    /// Job id.
+    pub job_id: String,
+    /// Step key, as its author wrote it.
+    pub step_key: Option<String>,
+    /// The agent it runs on.
+    pub agent_id: String,
+    /// The job's page.
+    pub url: String,
+    /// When it attached.
+    #[schema(value_type = String, format = DateTime)]
+    pub attached_at: Timestamp,
+}
+
 /// Where an environment's Kubernetes API is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Gateway {
@@ -216,6 +246,32 @@ pub struct Environments {
     pub environments: Vec<Environment>,
     /// Whether older ones were left out.
     pub truncated: bool,
+}
+
+/// `GET /v1/environments/{id}/differences/{other}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Differences {
+    /// The first.
+    pub before: Environment,
+    /// The second.
+    pub after: Environment,
+    /// Whether both are made of the same: their digests are equal.
+    pub same: bool,
+    /// What differs: what they are made of, then whose they are.
+    pub differences: Vec<Difference>,
+}
+
+/// One thing that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Difference {
+    /// A key of the profile, an object of a manifest, a fact of the job.
+    pub what: String,
+    /// How it is in the first; absent: it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    /// How it is in the second; absent: it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
 }
 
 /// `POST /v1/environments/{id}/release`.

@@ -26,6 +26,11 @@ pub fn environment(id: &str) -> String {
     format!("{ENVIRONMENTS}/{id}")
 }
 
+/// What differs in two environments.
+pub fn differences(id: &str, other: &str) -> String {
+    format!("{ENVIRONMENTS}/{id}/differences/{other}")
+}
+
 /// Proof of life.
 pub fn renew(id: &str) -> String {
     format!("{ENVIRONMENTS}/{id}/renew")

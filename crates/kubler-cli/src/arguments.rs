@@ -61,15 +61,25 @@ pub struct Connection {
 /// What to ask for.
 #[derive(Debug, Clone, Args)]
 pub struct Wanted {
-    /// The profile to make it of.
-    #[arg(long, value_name = "PROFILE", env = variables::KUBLER_PROFILE, hide_env_values = true)]
-    pub profile: String,
+    /// The profile to make it of [default with `--like`: that environment's].
+    #[arg(long, value_name = "PROFILE", env = variables::KUBLER_PROFILE, hide_env_values = true, required_unless_present = "like")]
+    pub profile: Option<String>,
     /// Its name within the job, or within the build with `--scope build`.
     #[arg(long, value_name = "NAME", default_value = kubler_api::NAME_DEFAULT, value_parser = name)]
     pub name: String,
     /// Who may use it: this job, or any job of this build, by name.
     #[arg(long, value_enum, default_value_t)]
     pub scope: ScopeArgument,
+    /// Make nothing: attach to what another job of this build has made by this name; needs `--scope build`.
+    #[arg(long)]
+    pub attach: bool,
+    /// Make the same again as this environment, alive or dead (`env_…`): refused, with what differs, when its profile has
+    /// changed since.
+    #[arg(long, value_name = "ENVIRONMENT", conflicts_with = "attach")]
+    pub like: Option<String>,
+    /// With `--like`: make it all the same, and say what differs.
+    #[arg(long, requires = "like")]
+    pub despite_differences: bool,
     /// Longest time to wait until it is usable, in seconds; 0 returns at once.
     #[arg(long, value_name = "SECONDS", default_value_t = commands::WAIT_SECONDS_DEFAULT,
         value_parser = wait_seconds)]
@@ -132,7 +142,7 @@ pub enum Command {
     Run(commands::run::Arguments),
     /// Find environments, alive or dead, by pipeline, build, job or commit.
     Trace(commands::trace::Arguments),
-    /// Ask policies offline: check, test, explain.
+    /// Ask policies: check, test, explain.
     #[command(subcommand)]
     Policy(commands::policy::Command),
     /// Verify a ledger offline, keep its checkpoints.

@@ -36,7 +36,7 @@ exits! {
     Unavailable = 5;
     /// The environment could not be made, or broke.
     EnvironmentFailed = 6;
-    /// A check found something: a ledger that was changed, a policy test that failed, a diagnosis.
+    /// A check found something: a changed ledger, a policy test that failed, a diagnosis, environments that differ.
     Found = 7;
 }
 
@@ -167,5 +167,6 @@ const fn exit_of(code: ErrorCode) -> Exit {
         | ErrorCode::Internal
         | ErrorCode::StorageFull
         | ErrorCode::Unavailable => Exit::Unavailable,
+        ErrorCode::Differs => Exit::Found,
     }
 }

@@ -28,6 +28,9 @@ pub struct JobEnvironment {
     pub profile: String,
     /// Who may use it. What the jobs of a build share ends with none of them, but with its lease, once none renews it.
     pub scope: Scope,
+    /// It ends with this job although others of the build used it.
+    #[serde(default)]
+    pub release: bool,
     /// The server.
     pub server: String,
     /// Audience of identity tokens.
@@ -37,6 +40,11 @@ pub struct JobEnvironment {
 }
 
 impl JobEnvironment {
+    /// Whether other jobs of the build go on using it after this one.
+    pub fn is_left_to_the_build(&self) -> bool {
+        self.scope == Scope::Build && !self.release
+    }
+
     /// What is known of the environment `name`.
     pub fn read(folder: &PrivateFolder, name: &str) -> Option<Self> {
         folder.read_json(&file_name(name))

@@ -42,7 +42,11 @@ fn run(arguments: &Arguments) -> Outcome<ExitCode> {
         command,
     } = arguments;
     match command {
-        Command::Env(command) => commands::environment::run(command, connection, *output)?,
+        Command::Env(command) => {
+            return Ok(ended(commands::environment::run(
+                command, connection, *output,
+            )?));
+        }
         Command::Kubeconfig(arguments) => {
             commands::kubeconfig::run(arguments, connection, *output)?
         }
@@ -51,7 +55,9 @@ fn run(arguments: &Arguments) -> Outcome<ExitCode> {
             return Ok(ExitCode::from(commands::run::run(arguments, connection)?));
         }
         Command::Trace(arguments) => commands::trace::run(arguments, connection, *output)?,
-        Command::Policy(command) => return Ok(ended(commands::policy::run(command, *output)?)),
+        Command::Policy(command) => {
+            return Ok(ended(commands::policy::run(command, connection, *output)?));
+        }
         Command::Ledger(command) => {
             return Ok(ended(commands::ledger::run(command, connection, *output)?));
         }

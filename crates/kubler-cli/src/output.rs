@@ -11,7 +11,7 @@ use std::io::Write as _;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use jiff::{SignedDuration, Timestamp};
-use kubler_api::{Environment, Environments, Phase};
+use kubler_api::{Differences, Environment, Environments, Phase};
 use serde::Serialize;
 
 use crate::exit::{Exit, Failure, Outcome};
@@ -153,8 +153,13 @@ pub fn environment(environment: &Environment, now: Timestamp) -> String {
             ),
         ),
         ("url", owner.url.clone()),
-        ("created", moment(environment.created_at, now)),
     ]);
+    rows.extend(environment.attached.iter().map(|job| {
+        let step = job.step_key.as_deref().unwrap_or("no step key");
+        let at = round(job.attached_at);
+        ("attached", format!("{} ({step}) at {at}", job.job_id))
+    }));
+    rows.extend([("created", moment(environment.created_at, now))]);
     if let Some(ready_at) = environment.ready_at {
         let took = span(ready_at.duration_since(environment.created_at));
         rows.push(("ready", format!("{} (after {took})", round(ready_at))));
@@ -174,6 +179,28 @@ pub fn environment(environment: &Environment, now: Timestamp) -> String {
     pairs(rows)
 }
 
+/// What differs in two environments, for people.
+pub fn differences(found: &Differences) -> String {
+    let digest = if found.same {
+        "the same digest"
+    } else {
+        "other digests"
+    };
+    let head = format!("{} and {}: {digest}", found.before.id, found.after.id);
+    if found.differences.is_empty() {
+        return head;
+    }
+    let side = |side: &Option<String>| side.clone().unwrap_or_else(|| "-".into());
+    let rows = found.differences.iter().map(|difference| {
+        vec![
+            difference.what.clone(),
+            side(&difference.before),
+            side(&difference.after),
+        ]
+    });
+    format!("{head}\n{}", table(&["WHAT", "BEFORE", "AFTER"], rows))
+}
+
 /// Environments for people.
 pub fn environments(found: &Environments, now: Timestamp) -> String {
     let head = [
@@ -187,7 +214,7 @@ pub fn environments(found: &Environments, now: Timestamp) -> String {
         "CREATED",
         "ENDED",
     ];
-    table(
+    let environments = table(
         &head,
         found.environments.iter().map(|environment| {
             let owner = &environment.owner;
@@ -206,7 +233,26 @@ pub fn environments(found: &Environments, now: Timestamp) -> String {
                     .map_or_else(|| "-".to_owned(), |end| end.code.clone()),
             ]
         }),
-    )
+    );
+    let attached: Vec<_> = found
+        .environments
+        .iter()
+        .flat_map(|environment| {
+            environment.attached.iter().map(|job| {
+                vec![
+                    environment.id.clone(),
+                    job.job_id.clone(),
+                    job.step_key.clone().unwrap_or_else(|| "-".into()),
+                    moment(job.attached_at, now),
+                ]
+            })
+        })
+        .collect();
+    if attached.is_empty() {
+        return environments;
+    }
+    let head = ["ENVIRONMENT", "ATTACHED JOB", "STEP", "ATTACHED"];
+    format!("{environments}\n\n{}", table(&head, attached))
 }
 
 #[cfg(test)]

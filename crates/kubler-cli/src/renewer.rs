@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use kubler_api::Scope;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -276,7 +275,7 @@ impl Prepared {
             return report;
         };
         let caller = Caller::Token(&token);
-        if self.job.scope == Scope::Job {
+        if !self.job.is_left_to_the_build() {
             let answer = self
                 .connected
                 .client

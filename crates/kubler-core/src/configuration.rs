@@ -2,6 +2,7 @@
 //! so that `kubler policy` sees exactly what the server sees.
 
 mod faults;
+mod restart;
 
 use std::collections::BTreeMap;
 
@@ -9,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::faults::ConfigurationFault;
+pub use self::restart::NEEDS_RESTART;
 use crate::profile::Profile;
 
 /// Shortest bound on the life of an identity token, in seconds.
@@ -65,6 +67,9 @@ pub struct Configuration {
     /// The ledger.
     #[serde(default)]
     pub ledger: Ledger,
+    /// What is logged, such as `info,kubler_server=debug`. `KUBLER_LOG` stands above it. Absent: `info`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
 }
 
 /// Most sinks of a ledger.

@@ -5,6 +5,7 @@
 
 pub mod bucket;
 pub mod configuration;
+pub mod difference;
 pub mod egress;
 pub mod environment;
 #[cfg(any(test, fuzzing))]

@@ -122,7 +122,7 @@ fn broken(
     let message = match found.get(&id) {
         Some(Condition::Whole) => return None,
         Some(Condition::Broken { message }) => message.clone(),
-        None => "nothing of it was found".to_owned(),
+        None => "it had disappeared: neither its process nor its data was there".to_owned(),
     };
     Some(Step::Break(id, EndReason::Failed { message }))
 }

@@ -26,12 +26,12 @@ mod statements;
 
 pub use decide::{Denial, NearMiss, Permit, WrongPermit};
 pub use example::ExampleEnvironment;
-pub use explain::{ExplainFault, Explanation, Question, Subject, explain};
+pub use explain::{ExplainFault, Explanation, Question, Subject, explain, offered_to};
 pub use golden::{CASES_MAX, CaseOutcome, TestFault, TestReport, test};
 pub use parse::{
     Checked, Effect, POLICY_ID_BYTES_MAX, PolicyFault, PolicySet, PolicySummary, check,
 };
-pub use starter::starter;
+pub use starter::{starter, starter_cases};
 
 /// Most policies in one set.
 pub const POLICIES_MAX: usize = 1000;

@@ -12,7 +12,6 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::webhook::WebhookSecret;
 use crate::broker::{Broker, RefusedJobs};
 use crate::clock::Clock;
 use crate::config::{ConfigError, Loaded, Surroundings};
@@ -25,10 +24,12 @@ use crate::http::places::Places;
 use crate::http::tls::{CertificateError, Files, Tls};
 use crate::http::{Api, Told, listen::serve};
 use crate::identity::{IdentityError, Verifier};
+use crate::in_force::{self, InForce};
 use crate::ledger::sinks::{SinkError, Sinks};
 use crate::ledger::{Durability, Ledger, LedgerError, LedgerLock, Witness};
 use crate::metrics::Gauges;
 use crate::policy::{Policies, PolicyLoadError};
+use crate::reload::{self, Reload, SetLog};
 use crate::session::{SessionError, Sessions};
 use crate::store::{Store, StoreError};
 use crate::tasks::downtime::Downtime;
@@ -50,6 +51,7 @@ pub struct App {
     api: Arc<Api>,
     engine: Arc<LocalEngine>,
     reconciler: Arc<Reconciler>,
+    binaries: Arc<Binaries>,
     listener: TcpListener,
     checkpoint_every: Duration,
     shutdown: CancellationToken,
@@ -141,100 +143,81 @@ impl App {
         surroundings: &Surroundings,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
-        let configuration = Arc::new(loaded.configuration.clone());
-        let binaries = find_binaries(loaded, surroundings)?;
-        let profiles = resolve_profiles(loaded, &binaries)?;
-        let tls = Arc::new(read_tls(loaded)?);
-        let policies = Arc::new(Policies::load(
-            &loaded.path(&configuration.policies),
-            Arc::clone(&configuration),
-        )?);
-        let verifier = Verifier::new(&configuration, &loaded.folder, Arc::clone(&clock))?;
+        let Read {
+            in_force,
+            binaries,
+            policies,
+            verifier,
+            tls,
+            sinks,
+        } = read(loaded, surroundings, &clock)?;
+        let configuration = Arc::clone(&in_force.configuration);
         let data = make_data_folder(loaded)?;
-
-        let lock = LedgerLock::take(&data.join(LEDGER_FOLDER))?;
-        let directory = Arc::new(Directory::new(clock.now()));
-        let limits = configuration.limits.clone();
-        let store = Store::open(&data.join(STORE_FILE), Arc::clone(&directory), limits).await?;
-        let store = Arc::new(store);
-        let sinks = Arc::new(Sinks::new(&configuration.ledger.sinks, &loaded.folder)?);
-        let witnesses = witnesses(&store, &sinks).await?;
-        let ledger = open_ledger(&configuration, lock, &witnesses, &policies, &clock).await?;
-        let lost = restored::compare(&store, &directory, &ledger, clock.now()).await?;
-        // Reading a large ledger took its time, and nobody could renew meanwhile.
-        directory.resumed(clock.now());
-        ledger.catch_up(&directory).await;
-        let sessions = Arc::new(Sessions::open(&data.join("sessions"), Arc::clone(&clock))?);
-        let mut settings = LocalSettings::new(&data, binaries);
+        let (in_force, policies) = (in_force.shared(), Arc::new(policies));
+        let (broker, lost) = open_broker(&data, in_force, policies, &sinks, &clock).await?;
+        let mut settings = LocalSettings::new(&data, binaries.clone());
         if let Some(run) = &configuration.run {
             settings.run = loaded.path(run);
         }
-        let engine = LocalEngine::start(settings, Arc::clone(&clock), ledger.clone()).await?;
+        let engine =
+            LocalEngine::start(settings, Arc::clone(&clock), broker.ledger.clone()).await?;
         let listener = bind(&configuration.listen).await?;
         let shutdown = CancellationToken::new();
-        let wake = Wake::default();
         let gauges = Arc::new(Gauges::default());
         let bounds = engine.bounds_in_force();
         tracing::info!(?bounds, "what the system holds each environment to");
         gauges.set_bounds(bounds);
         let as_engine: Arc<dyn Engine> = Arc::<LocalEngine>::clone(&engine);
         let gateway = Gateway::new(GatewayParts {
-            directory: Arc::clone(&directory),
-            sessions: Arc::clone(&sessions),
-            policies: Arc::clone(&policies),
-            ledger: ledger.clone(),
+            directory: Arc::clone(&broker.directory),
+            sessions: Arc::clone(&broker.sessions),
+            policies: Arc::clone(&broker.policies),
+            ledger: broker.ledger.clone(),
             engines: vec![Arc::clone(&as_engine)],
             clock: Arc::clone(&clock),
             shutdown: shutdown.clone(),
         });
         let reconciler = Arc::new(Reconciler {
-            store: Arc::clone(&store),
-            directory: Arc::clone(&directory),
+            store: Arc::clone(&broker.store),
+            directory: Arc::clone(&broker.directory),
             engine: as_engine,
-            ledger: ledger.clone(),
+            ledger: broker.ledger.clone(),
             clock: Arc::clone(&clock),
-            wake: wake.clone(),
-            provisioning_max: configuration.limits.provisioning_max as usize,
+            wake: broker.wake.clone(),
             downtime: Arc::new(Downtime::new(clock.now())),
             gauges: Arc::clone(&gauges),
             lost,
         });
         let checkpoint_every = Duration::from_secs(configuration.ledger.checkpoint_seconds.max(1));
-        let places = Arc::new(places(&configuration));
-        let broker = Broker {
-            refused: RefusedJobs::default(),
-            profiles,
-            policies,
-            store,
-            directory,
-            ledger,
-            sessions,
-            wake,
-            clock: Arc::clone(&clock),
-        };
         let api = Arc::new(Api {
+            in_force: Arc::clone(&broker.in_force),
             broker,
             verifier,
             gateway,
-            ca: read_ca(loaded)?,
-            webhook_secrets: webhook_secrets(loaded)?,
-            configuration,
             gauges,
-            sinks,
+            sinks: Arc::new(sinks),
             told: Told::default(),
-            tls,
-            places,
+            tls: Arc::new(tls),
+            places: Arc::new(places(&configuration)),
             answering: Arc::new(()),
             clock,
+            configuration,
         });
         Ok(Self {
             api,
             engine,
             reconciler,
+            binaries: Arc::new(binaries),
             listener,
             checkpoint_every,
             shutdown,
         })
+    }
+
+    /// Loads anew what can change while it runs, from `file`.
+    pub fn reload(&self, file: PathBuf, set_log: SetLog) -> Reload {
+        let binaries = Arc::clone(&self.binaries);
+        Reload::new(Arc::clone(&self.api), file, binaries, set_log)
     }
 
     /// Where it listens.
@@ -264,6 +247,7 @@ impl App {
             listener,
             checkpoint_every,
             shutdown,
+            ..
         } = self;
         let ledger = api.broker.ledger.clone();
         let checkpoints = Arc::new(Checkpoints {
@@ -347,6 +331,70 @@ async fn bind(address: &str) -> Result<TcpListener, StartError> {
     })
 }
 
+/// Store, ledger and session keys, and what is done with them for callers; with the environments that only the ledger
+/// knows.
+async fn open_broker(
+    data: &Path,
+    in_force: in_force::Shared,
+    policies: Arc<Policies>,
+    sinks: &Sinks,
+    clock: &Arc<dyn Clock>,
+) -> Result<(Broker, Vec<EnvironmentId>), StartError> {
+    let configuration = Arc::clone(&in_force.load().configuration);
+    let lock = LedgerLock::take(&data.join(LEDGER_FOLDER))?;
+    let directory = Arc::new(Directory::new(clock.now()));
+    let limits = configuration.limits.clone();
+    let store = Store::open(&data.join(STORE_FILE), Arc::clone(&directory), limits).await?;
+    let witnesses = witnesses(&store, sinks).await?;
+    let ledger = open_ledger(&configuration, lock, &witnesses, &policies, clock).await?;
+    ledger.catch_up(&directory).await;
+    let lost = restored::compare(&store, &directory, &ledger, clock.now()).await?;
+    // Reading a large ledger took its time, and nobody could renew meanwhile.
+    directory.resumed(clock.now());
+    let sessions = Sessions::open(&data.join("sessions"), Arc::clone(clock))?;
+    let broker = Broker {
+        in_force,
+        refused: RefusedJobs::default(),
+        policies,
+        store: Arc::new(store),
+        directory,
+        ledger,
+        sessions: Arc::new(sessions),
+        wake: Wake::default(),
+        clock: Arc::clone(clock),
+    };
+    Ok((broker, lost))
+}
+
+/// All that a start reads.
+struct Read {
+    in_force: InForce,
+    binaries: Binaries,
+    policies: Policies,
+    verifier: Verifier,
+    tls: Tls,
+    sinks: Sinks,
+}
+
+fn read(
+    loaded: &Loaded,
+    surroundings: &Surroundings,
+    clock: &Arc<dyn Clock>,
+) -> Result<Read, StartError> {
+    let binaries = find_binaries(loaded, surroundings)?;
+    reload::log_filter(loaded.configuration.log.as_ref())?;
+    let in_force = InForce::read(loaded, &binaries)?;
+    let folder = loaded.path(&loaded.configuration.policies);
+    Ok(Read {
+        policies: Policies::load(&folder, Arc::clone(&in_force.configuration))?,
+        verifier: Verifier::new(&loaded.configuration, &loaded.folder, Arc::clone(clock))?,
+        tls: read_tls(loaded)?,
+        sinks: Sinks::new(&loaded.configuration.ledger.sinks, &loaded.folder)?,
+        in_force,
+        binaries,
+    })
+}
+
 /// What a configuration comes to.
 pub struct Checked {
     /// Profiles with everything that their names stand for.
@@ -362,19 +410,13 @@ pub struct Checked {
 pub fn check(
     loaded: &Loaded,
     surroundings: &Surroundings,
-    clock: Arc<dyn Clock>,
+    clock: &Arc<dyn Clock>,
 ) -> Result<Checked, StartError> {
-    let configuration = Arc::new(loaded.configuration.clone());
-    let binaries = find_binaries(loaded, surroundings)?;
-    let profiles = resolve_profiles(loaded, &binaries)?;
-    read_tls(loaded)?;
-    read_ca(loaded)?;
-    let folder = loaded.path(&configuration.policies);
-    let policies = Policies::load(&folder, Arc::clone(&configuration))?;
-    Verifier::new(&configuration, &loaded.folder, clock)?;
-    webhook_secrets(loaded)?;
-    Sinks::new(&configuration.ledger.sinks, &loaded.folder)?;
-    Ok(Checked { profiles, policies })
+    let read = read(loaded, surroundings, clock)?;
+    Ok(Checked {
+        profiles: read.in_force.profiles,
+        policies: read.policies,
+    })
 }
 
 /// The programs that the configuration needs.
@@ -386,30 +428,6 @@ pub fn find_binaries(
     surroundings: &Surroundings,
 ) -> Result<Binaries, BinariesError> {
     binaries::resolve_all(&loaded.configuration, &loaded.folder, surroundings)
-}
-
-/// Profiles with everything that their names stand for.
-///
-/// # Errors
-/// When a manifest cannot be read.
-pub fn resolve_profiles(
-    loaded: &Loaded,
-    binaries: &Binaries,
-) -> Result<BTreeMap<String, ResolvedProfile>, ConfigError> {
-    let mut manifests = loaded.manifests()?;
-    let resolve = |profile: &Profile| ResolvedProfile {
-        profile: profile.clone(),
-        // The configuration was checked: every profile names a version that is there.
-        kubernetes_version: binaries
-            .version(&profile.kubernetes)
-            .unwrap_or_default()
-            .to_owned(),
-        manifests: manifests.remove(&profile.name).unwrap_or_default(),
-    };
-    let resolved = loaded.configuration.profiles.iter().map(resolve);
-    Ok(resolved
-        .map(|resolved| (resolved.profile.name.clone(), resolved))
-        .collect())
 }
 
 fn read_tls(loaded: &Loaded) -> Result<Tls, StartError> {
@@ -438,15 +456,6 @@ fn places(configuration: &Configuration) -> Places {
     places
 }
 
-/// The CA that callers should trust.
-fn read_ca(loaded: &Loaded) -> Result<Option<String>, ConfigError> {
-    let ca = loaded.configuration.tls.ca.as_ref();
-    let pem = ca
-        .map(|ca| crate::config::read(&loaded.path(ca)))
-        .transpose()?;
-    Ok(pem.map(|pem| String::from_utf8_lossy(&pem).into_owned()))
-}
-
 /// The folder for everything the server keeps, made when it is not there.
 ///
 /// # Errors
@@ -463,22 +472,6 @@ pub fn make_data_folder(loaded: &Loaded) -> Result<PathBuf, StartError> {
             source,
         })?;
     Ok(path)
-}
-
-fn webhook_secrets(loaded: &Loaded) -> Result<Vec<WebhookSecret>, StartError> {
-    let mut secrets = Vec::new();
-    for issuer in &loaded.configuration.issuers {
-        for organization in &issuer.organizations {
-            if let Some(file) = &organization.webhook_secret {
-                secrets.push(WebhookSecret {
-                    issuer: issuer.url.clone(),
-                    organization_id: organization.id.clone(),
-                    secret: loaded.secret(file)?,
-                });
-            }
-        }
-    }
-    Ok(secrets)
 }
 
 /// The ledger's name when it is made: a name without a scheme.

@@ -1,45 +1,47 @@
 //! What Kubler does for its callers, one screen per operation. Every operation reads the same way: open a ledger
 //! record, decide, write down the intent, wake the reconciler, close the record. Nothing here touches a cluster.
 
+mod attach;
 mod call;
 mod error;
+mod likeness;
+mod making;
 mod refused;
 mod trace;
 pub mod webhook;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kubler_api::{CreateEnvironment, WAIT_SECONDS_MAX};
-use kubler_core::environment::{self, EndReason, Environment, Event, Phase, Scope};
-use kubler_core::identity::Owner;
+use kubler_core::environment::{self, EndReason, Environment, Event, Phase};
 use kubler_core::ids::{EnvironmentId, RequestId};
-use kubler_core::lease;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use kubler_core::policy::{Action, Permit, Target};
-use kubler_core::profile::ResolvedProfile;
 use kubler_core::tombstone::Tombstone;
 use secrecy::SecretString;
 
 pub use self::call::{Call, Who};
 pub use self::error::BrokerError;
+pub use self::likeness::Compared;
+use self::making::{new_environment, note_asked, scope_of};
 pub use self::refused::RefusedJobs;
 pub use self::trace::Found;
 use crate::clock::Clock;
 use crate::crash::{self, Point};
 use crate::directory::Directory;
 use crate::entropy;
+use crate::in_force;
 use crate::ledger::{Durability, Ledger, RefusalBeforeVerification};
 use crate::policy::Policies;
 use crate::session::{NewSession, Sessions};
-use crate::store::{Created, EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged, Store};
+use crate::store::{Attached, EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged, Store};
 use crate::tasks::Wake;
 
 /// Everything an operation needs.
 pub struct Broker {
-    /// Profiles with everything their names stand for.
-    pub profiles: BTreeMap<String, ResolvedProfile>,
+    /// What is offered, and all else that the configuration says now.
+    pub in_force: in_force::Shared,
     /// Who may do what.
     pub policies: Arc<Policies>,
     /// What should exist.
@@ -82,36 +84,33 @@ impl Broker {
             let Who::Job(token) = &call.who else {
                 return Err(BrokerError::only_jobs("make environments"));
             };
+            note_asked(body, request);
             if !environment::is_name(&request.name) {
                 return Err(BrokerError::invalid_name(&request.name));
             }
-            let resolved = self
-                .profiles
-                .get(&request.profile)
-                .ok_or_else(|| BrokerError::no_profile(&request.profile, &self.profiles))?;
-            let permit = self.decide(
-                call,
-                body,
-                Action::CreateEnvironment,
-                Target::Profile(Box::new(resolved.clone())),
-            )?;
-
-            let scope = scope_of(request.scope);
-            let wanted = new_environment(call, token, resolved, request, scope)?;
-            body.environment_id = Some(wanted.id);
-            match self.store.create_environment(permit, wanted).await? {
-                Created::New(environment) => {
-                    self.phase_changed(Some(call.request_id), None, &environment)
-                        .await;
-                    self.wake.wake();
-                    Ok(environment)
-                }
-                Created::Existing(environment) => {
-                    body.environment_id = Some(environment.id);
-                    attachable(&environment, &token.identity.owner(), resolved)?;
-                    Ok(environment)
-                }
+            let (owner, scope) = (token.identity.owner(), scope_of(request.scope));
+            let existing = self.store.named(&owner, scope, &request.name).await?;
+            if request.attach {
+                return self.attach_to(call, body, token, request, existing).await;
             }
+            let in_force = self.in_force.load_full();
+            let Some(resolved) = in_force.profiles.get(&request.profile) else {
+                // The job that made it gets it back, also when its profile is offered no more.
+                let is_it = |it: &Environment| {
+                    it.owner() == owner && it.resolved.profile.name == request.profile
+                };
+                let own = existing
+                    .filter(is_it)
+                    .ok_or_else(|| BrokerError::no_profile(&request.profile, &in_force.profiles))?;
+                body.environment_id = Some(own.id);
+                return self.attach(call, body, token, own).await;
+            };
+            let target = Target::Profile(Box::new(resolved.clone()));
+            let permit = self.decide(call, body, Action::CreateEnvironment, target)?;
+            let offered = existing.as_ref().map_or(resolved, |it| &it.resolved);
+            self.is_alike(call, request, offered).await?;
+            let wanted = new_environment(call, token, resolved, request, scope)?;
+            self.make(call, body, token, permit, wanted).await
         })
         .await
     }
@@ -147,34 +146,43 @@ impl Broker {
         watched.borrow().as_ref().clone()
     }
 
-    /// One environment that the caller may see.
+    /// One environment that the caller may see, and who attached to it.
     ///
     /// # Errors
     /// `NotFound` also when it exists but is none of the caller's business.
-    pub async fn environment(&self, call: &Call, id: EnvironmentId) -> Result<Environment> {
+    pub async fn environment(
+        &self,
+        call: &Call,
+        id: EnvironmentId,
+    ) -> Result<(Environment, Vec<Attached>)> {
         self.recorded(
             call,
             LedgerAction::EnvironmentRead,
             Some(id),
             async |body| {
-                let environment = self
-                    .store
-                    .get(id)
-                    .await?
-                    .ok_or_else(|| BrokerError::no_environment(id))?;
-                let permit = self.decide(
-                    call,
-                    body,
-                    Action::ReadEnvironment,
-                    Target::Environment(Box::new(environment.clone())),
-                );
-                match permit {
-                    Ok(_) => Ok(environment),
-                    Err(_) => Err(BrokerError::no_environment(id)),
-                }
+                let environment = self.readable(call, body, id).await?;
+                let one = std::slice::from_ref(&environment);
+                let attached = self.store.attached(one).await?.remove(&id);
+                Ok((environment, attached.unwrap_or_default()))
             },
         )
         .await
+    }
+
+    /// The environment as it is stored, with all that it is made of, if policy lets the caller see it.
+    async fn readable(
+        &self,
+        call: &Call,
+        body: &mut Body,
+        id: EnvironmentId,
+    ) -> Result<Environment> {
+        let stored = self.store.get(id).await?;
+        let environment = stored.ok_or_else(|| BrokerError::no_environment(id))?;
+        let target = Target::Environment(Box::new(environment.clone()));
+        match self.decide(call, body, Action::ReadEnvironment, target) {
+            Ok(_) => Ok(environment),
+            Err(_) => Err(BrokerError::no_environment(id)),
+        }
     }
 
     /// Proof of life: the lease of the caller's environment runs from when its token was minted.
@@ -342,29 +350,6 @@ impl Broker {
         let _ = tokio::time::timeout(bound, all_gone).await;
     }
 
-    /// Loads policies anew; a bad change keeps the old set and says so.
-    pub async fn reload_policies(&self) {
-        let mut body = Body::new(Kind::Event, LedgerAction::PolicyLoad);
-        match self.policies.reload() {
-            Ok(_) => tracing::info!(
-                digest = self.policies.current().digest(),
-                "policies are loaded"
-            ),
-            Err(error) => {
-                tracing::error!(%error, "policies cannot be loaded; the old ones stay in force");
-                body.details
-                    .insert("refused".into(), error.to_string().into());
-            }
-        }
-        body.details.insert(
-            "policy_digest".into(),
-            self.policies.current().digest().into(),
-        );
-        if let Err(error) = self.ledger.event(body, Durability::Disk).await {
-            tracing::error!(%error, "the change of policies could not be recorded");
-        }
-    }
-
     /// Reads something of the server's own, such as the ledger, when policy lets the caller.
     ///
     /// # Errors
@@ -425,6 +410,9 @@ impl Broker {
             }
             Err(denial) => {
                 body.decision = Some(denial.decision());
+                // What would have allowed it, for whoever asks later (`kubler policy explain JOB`).
+                body.details
+                    .insert("hint".into(), denial.hint.clone().into());
                 Err(BrokerError::Denied(denial))
             }
         }
@@ -528,60 +516,4 @@ const fn durability(action: LedgerAction) -> Durability {
         | LedgerAction::MetricsRead => Durability::Process,
         _ => Durability::Disk,
     }
-}
-
-/// Whether a request by `owner` for `resolved` may be answered with an environment that exists already. The job that
-/// made it gets it back whatever became of the profile since; another job gets only what it asked for.
-fn attachable(existing: &Environment, owner: &Owner, resolved: &ResolvedProfile) -> Result<()> {
-    let wanted = &resolved.profile.name;
-    if existing.resolved.profile.name != *wanted || !existing.is_open_to(owner) {
-        return Err(BrokerError::other_profile(existing, wanted));
-    }
-    let digest = resolved.digest();
-    if existing.owner() != *owner && existing.digest != digest {
-        return Err(BrokerError::other_digest(existing, &digest));
-    }
-    Ok(())
-}
-
-const fn scope_of(scope: kubler_api::Scope) -> Scope {
-    match scope {
-        kubler_api::Scope::Job => Scope::Job,
-        kubler_api::Scope::Build => Scope::Build,
-    }
-}
-
-fn new_environment(
-    call: &Call,
-    token: &kubler_core::identity::VerifiedToken,
-    resolved: &ResolvedProfile,
-    request: &CreateEnvironment,
-    scope: Scope,
-) -> Result<Environment> {
-    let deadline = lease::after(call.now, resolved.profile.deadline());
-    let lease_end = lease::first(
-        token.issued_at.min(call.now),
-        resolved.profile.lease(),
-        deadline,
-    );
-    if lease_end <= call.now {
-        return Err(BrokerError::token_too_old());
-    }
-    Ok(Environment {
-        id: entropy::environment_id()?,
-        name: request.name.clone(),
-        scope,
-        identity: token.identity.clone(),
-        digest: resolved.digest(),
-        resolved: resolved.clone(),
-        phase: Phase::Requested,
-        reason: None,
-        created_at: call.now,
-        ready_at: None,
-        lease_end,
-        deadline,
-        dead_at: None,
-        gone_at: None,
-        version: 0,
-    })
 }

@@ -8,8 +8,8 @@ use secrecy::SecretString;
 
 /// Longest configuration or manifest file, in bytes.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// How unlike a known key a wrong one may be to be taken for a slip, in edits.
-const SLIP_EDITS_MAX: usize = 3;
+/// How unlike a known key a wrong one may be to be taken for a slip: one edit for so many letters.
+const LETTERS_PER_SLIP: usize = 3;
 
 /// The configuration and the folder its relative paths count from.
 #[derive(Debug, Clone)]
@@ -23,7 +23,15 @@ pub struct Loaded {
 /// Why the server cannot start as it is configured.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A file cannot be read.
+    /// The configuration itself cannot be read.
+    #[error("`{path}` cannot be read: {source}")]
+    NoConfiguration {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file that it names cannot be read.
     #[error("`{path}` cannot be read: {source}")]
     Unreadable {
         /// Which.
@@ -45,6 +53,14 @@ pub enum ConfigError {
         /// Where and what.
         message: String,
     },
+    /// `log` cannot be read.
+    #[error("`log` is `{text}`, which says nothing that can be logged: {message}")]
+    Log {
+        /// What it says.
+        text: String,
+        /// Why.
+        message: String,
+    },
     /// Well-formed, but it cannot be.
     #[error("`{path}` has {}:\n{}", counted(.faults.len()), listed(.faults))]
     Faulty {
@@ -59,11 +75,25 @@ impl ConfigError {
     /// What to do next.
     pub fn hint(&self) -> String {
         match self {
-            Self::Unreadable { .. } => "`kubler-server init FOLDER` writes a configuration to start from; `--config` names another file".into(),
+            Self::Unreadable { path, source } => unreadable_hint(path, source),
+            Self::NoConfiguration { .. } => "`kubler-server init FOLDER` writes a configuration to start from; `--config` names another file".into(),
+            Self::Log { .. } => "such as `info`, or `info,kubler_server=debug`".into(),
             Self::TooLong { .. } => "check that it is the right file".into(),
             Self::Malformed { message, .. } => suggestion(message).unwrap_or_else(|| "`kubler-server schema` prints the keys as a JSON Schema".into()),
             Self::Faulty { .. } => "`kubler-server check` reads the configuration without starting".into(),
         }
+    }
+}
+
+/// What to do about a file that the configuration names.
+fn unreadable_hint(path: &Path, error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "the configuration names it, and relative paths count from the configuration's folder: put it there, or take its key out".into(),
+        std::io::ErrorKind::PermissionDenied => format!(
+            "let the server's user read it: `chown` it, or `chmod u+r {}`",
+            path.display()
+        ),
+        _ => "check that it is a file, and who owns it".into(),
     }
 }
 
@@ -85,7 +115,10 @@ fn listed(faults: &[ConfigurationFault]) -> String {
 /// # Errors
 /// The first thing that keeps the server from starting, with its line where there is one.
 pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
-    let text = read(path)?;
+    let text = read(path).map_err(|error| match error {
+        ConfigError::Unreadable { path, source } => ConfigError::NoConfiguration { path, source },
+        other => other,
+    })?;
     let malformed = |message: String| ConfigError::Malformed {
         path: path.to_owned(),
         message,
@@ -196,8 +229,8 @@ fn suggestion(message: &str) -> Option<String> {
         .collect();
     let nearest = known
         .iter()
-        .min_by_key(|known| strsim::levenshtein(known, wrong))?;
-    if strsim::levenshtein(nearest, wrong) <= SLIP_EDITS_MAX {
+        .min_by_key(|known| strsim::osa_distance(known, wrong))?;
+    if strsim::osa_distance(nearest, wrong) <= wrong.len() / LETTERS_PER_SLIP {
         return Some(format!("did you mean `{nearest}`?"));
     }
     Some(format!("known here: {}", known.join(", ")))
@@ -339,12 +372,11 @@ ledger: {}
                 error.hint()
             );
         }
-        let error = load_text(&GOOD.replacen("tls:", "nothing_like_it: 1\ntls:", 1)).unwrap_err();
-        assert!(
-            error.hint().starts_with("known here: listen, url"),
-            "{}",
-            error.hint()
-        );
+        for far in ["nothing_like_it", "foo", "day", "uri2"] {
+            let error = load_text(&GOOD.replacen("tls:", &format!("{far}: 1\ntls:"), 1));
+            let hint = error.unwrap_err().hint();
+            assert!(hint.starts_with("known here: listen, url"), "{far}: {hint}");
+        }
     }
 
     #[test]

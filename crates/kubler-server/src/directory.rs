@@ -84,18 +84,18 @@ impl Directory {
 
     /// Makes a durable change known. An older version than the known one is ignored.
     pub fn put(&self, environment: Environment) {
-        let environment = Arc::new(environment);
         let mut known = self.write();
+        let id = environment.id;
         let is_older = |current: Arc<Environment>| current.version >= environment.version;
-        if known.current(environment.id).is_some_and(is_older) {
+        if known.current(id).is_some_and(is_older) {
             return;
         }
         // Sorted before anybody is told: whoever wakes finds it where it belongs.
         known.sort(&environment);
-        match known.all.get(&environment.id) {
+        let environment = Arc::new(without_ballast(environment));
+        match known.all.get(&id) {
             Some(sender) => drop(sender.send_replace(environment)),
             None => {
-                let id = environment.id;
                 known.all.insert(id, watch::Sender::new(environment));
             }
         }
@@ -149,6 +149,14 @@ impl Directory {
     }
 }
 
+/// A tombstone needs no manifests. Who asks what the dead was made of is told by the store, for as long as it keeps them.
+fn without_ballast(mut environment: Environment) -> Environment {
+    if environment.phase == Phase::Gone {
+        environment.resolved.manifests.clear();
+    }
+    environment
+}
+
 #[cfg(test)]
 mod tests {
     use kubler_core::environment::Event;
@@ -168,8 +176,11 @@ mod tests {
         let directory = Directory::new(at(0));
         let lives = environment(1, &job(1), "main");
         directory.put(lives.clone());
-        let dying = environment(2, &job(2), "main");
-        let gone = released(&dying)
+        let mut dying = environment(2, &job(2), "main");
+        let manifest = ("a.yaml".into(), "kind: A".into());
+        dying.resolved.manifests.extend([manifest]);
+        dying.digest = dying.resolved.digest();
+        let mut gone = released(&dying)
             .transition(Event::FoundGone, at(6))
             .unwrap()
             .unwrap();
@@ -177,6 +188,10 @@ mod tests {
             directory.put(state);
         }
         assert_eq!(directory.remaining(), std::slice::from_ref(&lives));
+        // All but what fills memory for a week and nobody asks for.
+        assert_eq!(directory.get(lives.id).as_deref(), Some(&lives));
+        assert!(!gone.resolved.manifests.is_empty());
+        gone.resolved.manifests.clear();
         assert_eq!(directory.get(gone.id).as_deref(), Some(&gone));
         // A late, older version does not raise the dead.
         directory.put(dying);

@@ -42,6 +42,7 @@ use crate::entropy;
 use crate::gateway::Gateway;
 use crate::http::error::ApiError;
 use crate::identity::{Refusal, Verifier};
+use crate::in_force;
 use crate::ledger::sinks::Sinks;
 use crate::ledger::{Durability, RefusalBeforeVerification};
 use crate::metrics::Gauges;
@@ -54,12 +55,10 @@ pub struct Api {
     pub verifier: Verifier,
     /// In front of every environment's Kubernetes API.
     pub gateway: Gateway,
-    /// What was configured.
+    /// What was configured at the start: for what needs a restart to change.
     pub configuration: Arc<Configuration>,
-    /// PEM of the CA that callers should trust.
-    pub ca: Option<String>,
-    /// Whose webhooks are believed.
-    pub webhook_secrets: Vec<WebhookSecret>,
+    /// What the configuration says now.
+    pub in_force: in_force::Shared,
     /// Numbers.
     pub gauges: Arc<Gauges>,
     /// Where the ledger's checkpoints are kept outside.

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use kubler_core::configuration::{self, Configuration, IssuerKind};
@@ -127,10 +128,13 @@ impl fmt::Display for Refusal {
 /// Verifies identity tokens. Cheap to clone.
 #[derive(Clone)]
 pub struct Verifier {
-    issuers: Arc<[Trusted]>,
+    issuers: Arc<ArcSwap<Issuers>>,
     names: Arc<Names>,
     clock: Arc<dyn Clock>,
 }
+
+/// The configured issuers, ready to be trusted.
+pub struct Issuers(Vec<Trusted>);
 
 /// One configured issuer: nothing else is ever trusted, and nothing else is ever asked for keys.
 struct Trusted {
@@ -149,8 +153,9 @@ enum Claimed {
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let urls: Vec<_> = self
-            .issuers
+        let issuers = self.issuers.load();
+        let urls: Vec<_> = issuers
+            .0
             .iter()
             .map(|issuer| issuer.settings.url.as_str())
             .collect();
@@ -170,16 +175,40 @@ impl Verifier {
         folder: &Path,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, IdentityError> {
-        let issuers: Result<Vec<_>, _> = configuration
-            .issuers
-            .iter()
-            .map(|settings| Trusted::new(settings, folder, Arc::clone(&clock)))
-            .collect();
-        Ok(Self {
-            issuers: issuers?.into(),
+        let new = Self {
+            issuers: Arc::new(ArcSwap::from_pointee(Issuers(Vec::new()))),
             names: Arc::default(),
             clock,
-        })
+        };
+        new.install(new.prepare(configuration, folder)?);
+        Ok(new)
+    }
+
+    /// Reads what another configuration says of issuers. Changes nothing. Who is still trusted keeps the keys that were
+    /// fetched, so that nobody waits for them; they are fetched anew soon.
+    ///
+    /// # Errors
+    /// An issuer that cannot be used: no audience, no https, an unreadable CA.
+    pub fn prepare(
+        &self,
+        configuration: &Configuration,
+        folder: &Path,
+    ) -> Result<Issuers, IdentityError> {
+        let known = self.issuers.load();
+        let trusted = |settings: &configuration::Issuer| {
+            let trusted = Trusted::new(settings, folder, Arc::clone(&self.clock))?;
+            if let Some(known) = known.0.iter().find(|it| it.gets_keys_like(settings)) {
+                trusted.keys.inherit(&known.keys);
+            }
+            Ok(trusted)
+        };
+        let issuers: Result<Vec<_>, _> = configuration.issuers.iter().map(trusted).collect();
+        Ok(Issuers(issuers?))
+    }
+
+    /// Trusts these issuers from now on, and no others.
+    pub fn install(&self, issuers: Issuers) {
+        self.issuers.store(Arc::new(issuers));
     }
 
     /// Verifies a token. Waits only when its key is unknown, for one fetch of the issuer's keys at most.
@@ -189,7 +218,8 @@ impl Verifier {
     pub async fn verify(&self, token: &SecretString) -> Result<VerifiedToken, Refusal> {
         let text = token.expose_secret();
         let unverified = UnverifiedToken::parse(text)?;
-        let issuer = self.trusted(&unverified)?;
+        let issuers = self.issuers.load_full();
+        let issuer = issuers.trusted(&unverified)?;
         let key = issuer.keys.find(unverified.key_id.as_deref()).await?;
         let library = issuer.check_signature(text, &key)?;
 
@@ -204,26 +234,11 @@ impl Verifier {
         Ok(verified)
     }
 
-    /// The issuer a token claims to be of, by exact match, if it may use the token's algorithm.
-    fn trusted(&self, token: &UnverifiedToken<'_>) -> Result<&Trusted, RefusalReason> {
-        let url = token.issuer().ok_or(RefusalReason::Issuer)?;
-        let issuer = self
-            .issuers
-            .iter()
-            .find(|issuer| issuer.settings.url == url)
-            .ok_or(RefusalReason::Issuer)?;
-        let allowed = algorithms(issuer.settings.kind).contains(&token.algorithm.as_str());
-        if allowed {
-            Ok(issuer)
-        } else {
-            Err(RefusalReason::Algorithm)
-        }
-    }
-
     /// Fetches all issuers' keys, so that the first job does not wait for them. Failures are logged and tried
     /// again when a token needs the keys.
     pub async fn prefetch(&self) {
-        let fetches = self.issuers.iter().map(|issuer| issuer.keys.refresh());
+        let issuers = self.issuers.load_full();
+        let fetches = issuers.0.iter().map(|issuer| issuer.keys.refresh());
         futures_util::future::join_all(fetches).await;
     }
 
@@ -238,14 +253,45 @@ impl Verifier {
 
     /// For each issuer's URL, how its keys are, in words: starts with `fresh`, `stale` or `missing`.
     pub fn health(&self) -> BTreeMap<String, String> {
-        self.issuers
-            .iter()
-            .map(|issuer| (issuer.settings.url.clone(), issuer.keys.health()))
+        let issuers = self.issuers.load();
+        let all = issuers.0.iter();
+        all.map(|issuer| (issuer.settings.url.clone(), issuer.keys.health()))
             .collect()
     }
 }
 
+impl Issuers {
+    /// The issuer a token claims to be of, by exact match, if it may use the token's algorithm.
+    fn trusted(&self, token: &UnverifiedToken<'_>) -> Result<&Trusted, RefusalReason> {
+        let url = token.issuer().ok_or(RefusalReason::Issuer)?;
+        let issuer = self
+            .0
+            .iter()
+            .find(|issuer| issuer.settings.url == url)
+            .ok_or(RefusalReason::Issuer)?;
+        let allowed = algorithms(issuer.settings.kind).contains(&token.algorithm.as_str());
+        if allowed {
+            Ok(issuer)
+        } else {
+            Err(RefusalReason::Algorithm)
+        }
+    }
+}
+
 impl Trusted {
+    /// Whether keys for these settings come from the same place, on the same trust.
+    fn gets_keys_like(&self, settings: &configuration::Issuer) -> bool {
+        let of = |it: &configuration::Issuer| {
+            (
+                it.kind,
+                it.url.clone(),
+                it.ca.clone(),
+                it.allow_private_addresses,
+            )
+        };
+        of(&self.settings) == of(settings)
+    }
+
     fn new(
         settings: &configuration::Issuer,
         folder: &Path,

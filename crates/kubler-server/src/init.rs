@@ -12,6 +12,12 @@ use rcgen::{
 
 /// How long the certificates of `init` live, in days. Replace them with your own before that.
 const CERTIFICATE_DAYS: i64 = 365;
+/// Versions that `kube/build` makes programs of.
+const KUBERNETES_MADE: &[&str] = &["1.34"];
+/// Longest slug of an organization, in bytes.
+const SLUG_BYTES_MAX: usize = 100;
+/// The golden cases to begin with.
+const CASES_FILE: &str = "cases.yaml";
 /// The file to start the server with.
 pub const CONFIGURATION_FILE: &str = "kubler.yaml";
 
@@ -52,6 +58,15 @@ pub enum InitError {
     /// Not a UUID.
     #[error("`{0}` is not the UUID of an organization")]
     NotAnOrganization(String),
+    /// Not what an organization can be called.
+    #[error("`{0}` is not the slug of an organization")]
+    NotASlug(String),
+    /// No address and port.
+    #[error("`{0}` is not `address:port`")]
+    NotAnAddress(String),
+    /// A version that nobody makes programs of.
+    #[error("there are no programs for Kubernetes `{0}`")]
+    NotOffered(String),
     /// The URL has no host.
     #[error("`{0}` is not `https://name:port`")]
     NotAUrl(String),
@@ -84,6 +99,15 @@ impl InitError {
             Self::NotAnOrganization(_) => {
                 "find it in Buildkite under Organization Settings → Settings (GraphQL API integration shows it too), or decode a token made with `buildkite-agent oidc request-token --claim organization_id`"
             }
+            Self::NotASlug(_) => {
+                "it is what stands in buildkite.com/SLUG: lower-case letters, digits and `-`"
+            }
+            Self::NotAnAddress(_) => {
+                "such as `127.0.0.1:8443`, or `0.0.0.0:8443` for every address of this machine"
+            }
+            Self::NotOffered(_) => {
+                "`kube/build` makes those of 1.34; leave `--kubernetes` out, and name programs of your own with `folder` in the configuration"
+            }
             Self::NotAUrl(_) => {
                 "kubectl sends no credentials over plain http; give a name that the jobs can resolve"
             }
@@ -108,6 +132,15 @@ pub fn init(init: &Init, now: Timestamp) -> Result<(), InitError> {
         ..init.clone()
     };
     let host = host(&init.url).ok_or_else(|| InitError::NotAUrl(init.url.clone()))?;
+    if !is_slug(&init.organization_slug) {
+        return Err(InitError::NotASlug(init.organization_slug.clone()));
+    }
+    if !is_address(&init.listen) {
+        return Err(InitError::NotAnAddress(init.listen.clone()));
+    }
+    if !KUBERNETES_MADE.contains(&init.kubernetes.as_str()) {
+        return Err(InitError::NotOffered(init.kubernetes.clone()));
+    }
     if init.folder.join(CONFIGURATION_FILE).exists() {
         return Err(InitError::Exists(init.folder.join(CONFIGURATION_FILE)));
     }
@@ -129,6 +162,8 @@ pub fn init(init: &Init, now: Timestamp) -> Result<(), InitError> {
     {
         write(&init.folder.join("policies").join(name), text.as_bytes())?;
     }
+    let cases = kubler_core::policy::starter_cases(&init.organization_slug);
+    write(&init.folder.join(CASES_FILE), cases.as_bytes())?;
     if let Some(pem) = issuer_ca {
         write(&init.folder.join("tls/issuer-ca.pem"), &pem)?;
     }
@@ -136,6 +171,20 @@ pub fn init(init: &Init, now: Timestamp) -> Result<(), InitError> {
         &init.folder.join(CONFIGURATION_FILE),
         configuration(init).as_bytes(),
     )
+}
+
+/// As Buildkite makes slugs.
+fn is_slug(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let edges = [text.bytes().next(), text.bytes().last()];
+    edges.into_iter().all(|edge| edge.is_some_and(is_plain))
+        && text.len() <= SLUG_BYTES_MAX
+        && text.bytes().all(|byte| is_plain(byte) || byte == b'-')
+}
+
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 fn host(url: &str) -> Option<&str> {
@@ -322,7 +371,7 @@ pub fn next_steps(init: &Init) -> String {
     let folder = init.folder.display();
     let Init { url, .. } = init;
     format!(
-        r#"Written to {folder}: {CONFIGURATION_FILE}, tls/ (CA, server, operator), policies/ (start here to change who may do what).
+        r#"Written to {folder}: {CONFIGURATION_FILE}, tls/ (CA, server, operator), policies/ (start here to change who may do what), {CASES_FILE} (what they are expected to say: `kubler policy test`).
 
 1. Start the server, as a user of its own or on a machine of its own: whatever else this user runs is inside the walls
    between jobs. `kubler-server check` says what the system holds each environment to; control groups need root, or a

@@ -16,7 +16,12 @@ use kubler_server::ledger::recover::{GoOn, Recovered};
 use kubler_server::maintenance::backup::{self, BackupError, Keys};
 use kubler_server::maintenance::{self, restore};
 use kubler_server::reference::Page;
+use kubler_server::reload::{Reload, SetLog, log_filter};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// A broker between CI jobs and Kubernetes.
 #[derive(Parser)]
@@ -161,7 +166,7 @@ fn main() -> ExitCode {
 /// What was wrong, then what to do next.
 #[allow(clippy::print_stderr)] // the command line's own voice
 fn report(error: &anyhow::Error) {
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", said_once(error));
     let hint = error
         .downcast_ref::<StartError>()
         .map(StartError::hint)
@@ -183,6 +188,20 @@ fn report(error: &anyhow::Error) {
     if let Some(hint) = hint {
         eprintln!("hint: {hint}");
     }
+}
+
+/// The error and its causes, without those whose words the error itself has said.
+fn said_once(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |said, cause| {
+        let cause = cause.to_string();
+        if said.is_empty() {
+            cause
+        } else if said.contains(&cause) {
+            said
+        } else {
+            format!("{said}: {cause}")
+        }
+    })
 }
 
 #[allow(clippy::print_stdout)] // what was asked for goes to stdout
@@ -258,37 +277,39 @@ fn raise_open_files() {
     }
 }
 
-fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env(config::KUBLER_LOG)
-        .unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
-        .json()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+/// Logs as `KUBLER_LOG` says, else as the configuration does from now on. Gives the way to change the latter.
+fn log(configured: Option<EnvFilter>) -> SetLog {
+    let from_environment = EnvFilter::try_from_env(config::KUBLER_LOG).ok();
+    let is_fixed = from_environment.is_some();
+    let filter = from_environment
+        .or(configured)
+        .unwrap_or_else(|| "info".into());
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(filter);
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(
+            tracing_subscriber::fmt::layer()
+                .json()
+                .with_writer(std::io::stderr),
+        )
         .init();
+    Box::new(move |filter| {
+        if !is_fixed && let Err(error) = handle.reload(filter) {
+            tracing::error!(%error, "what is logged could not be changed");
+        }
+    })
+}
+
+fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
+    let file = &arguments.config.config;
+    let loaded = config::load(file)?;
+    let set_log = log(log_filter(loaded.configuration.log.as_ref())?);
     raise_open_files();
     runtime()?.block_on(async {
-        let loaded = config::load(&arguments.config.config)?;
         let app = App::start(&loaded, &Surroundings::read(), Arc::new(SystemClock)).await?;
         tracing::info!(address = %app.address()?, url = loaded.configuration.url, "serving");
-        let (shutdown, api) = (app.shutdown(), app.api());
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
-        tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    _ = terminate.recv() => break,
-                    _ = interrupt.recv() => break,
-                    _ = hangup.recv() => {
-                        api.reload_certificates().await;
-                        api.broker.reload_policies().await;
-                    }
-                }
-            }
-            tracing::info!("stopping: open requests may end");
-            shutdown.cancel();
-        });
+        let reload = app.reload(file.clone(), set_log);
+        on_signals(app.shutdown(), reload)?;
         let stop = match arguments.on_stop {
             OnStop::Keep => StopMode::KeepEnvironments,
             OnStop::End => StopMode::EndEverything,
@@ -298,11 +319,33 @@ fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
     })
 }
 
+/// SIGTERM and SIGINT stop the server; SIGHUP loads anew what can change while it runs.
+fn on_signals(shutdown: CancellationToken, reload: Reload) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => reload.run().await,
+            }
+        }
+        tracing::info!("stopping: open requests may end");
+        shutdown.cancel();
+    });
+    Ok(())
+}
+
 #[allow(clippy::print_stdout)]
 fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
     let loaded = config::load(&argument.config)?;
-    let Checked { profiles, policies } =
-        app::check(&loaded, &Surroundings::read(), Arc::new(SystemClock))?;
+    let Checked { profiles, policies } = app::check(
+        &loaded,
+        &Surroundings::read(),
+        &(Arc::new(SystemClock) as _),
+    )?;
     for (name, resolved) in &profiles {
         println!(
             "profile {name}: Kubernetes {}, digest {}",

@@ -18,6 +18,7 @@ pub struct Gauges {
     stuck: AtomicU64,
     engine_works: AtomicBool,
     bounds: OnceLock<Vec<&'static str>>,
+    configuration_bad: AtomicBool,
 }
 
 impl Gauges {
@@ -34,6 +35,11 @@ impl Gauges {
     /// What the system holds each environment to; said once.
     pub fn set_bounds(&self, bounds: Vec<&'static str>) {
         let _ = self.bounds.set(bounds);
+    }
+
+    /// Whether the files were bad when they were last loaded.
+    pub fn set_configuration_bad(&self, bad: bool) {
+        self.configuration_bad.store(bad, Ordering::Relaxed);
     }
 
     /// Whether the last look at the world worked.
@@ -70,6 +76,12 @@ const ENVIRONMENTS_STUCK: Metric = Metric {
     name: "environments_stuck",
     labels: &[],
     help: "Environments that resist their end: an alarm when above zero",
+};
+
+const CONFIGURATION_BAD: Metric = Metric {
+    name: "configuration_bad",
+    labels: &[],
+    help: "1 while an older configuration is in force because the files were bad when they were last loaded: an alarm",
 };
 
 const LEDGER_SINK_BEHIND: Metric = Metric {
@@ -111,9 +123,10 @@ const CERTIFICATES_REFUSED: Metric = Metric {
 };
 
 /// Every metric; all are gauges.
-pub const METRICS: [Metric; 9] = [
+pub const METRICS: [Metric; 10] = [
     ENVIRONMENTS,
     ENVIRONMENTS_STUCK,
+    CONFIGURATION_BAD,
     LEDGER_SINK_BEHIND,
     ENVIRONMENT_BOUNDS,
     CONNECTIONS,
@@ -158,7 +171,6 @@ impl DoorState {
         }
     }
 }
-
 /// The whole page.
 pub fn render(
     directory: &Directory,
@@ -196,6 +208,9 @@ pub fn render(
     }
     registry.register(ENVIRONMENT_BOUNDS.name, ENVIRONMENT_BOUNDS.help, bounds);
     door.register(&mut registry);
+    let bad: Gauge = Gauge::default();
+    bad.set(gauges.configuration_bad.load(Ordering::Relaxed).into());
+    registry.register(CONFIGURATION_BAD.name, CONFIGURATION_BAD.help, bad);
     let mut text = String::new();
     // Writing to a String cannot fail; an empty page says more than a panic would.
     let _ = encode(&mut text, &registry);

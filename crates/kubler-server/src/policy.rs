@@ -128,16 +128,28 @@ impl Policies {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let set = read_set(&self.folder, &self.configuration)?;
+        Ok(self.replace(set))
+    }
+
+    /// Puts another set in force.
+    pub fn replace(&self, set: PolicySet) -> Reloaded {
         let (before, after) = (self.current().digest().to_owned(), set.digest().to_owned());
         if before == after {
-            return Ok(Reloaded::Unchanged { digest: after });
+            return Reloaded::Unchanged { digest: after };
         }
         self.current.send_replace(Arc::new(set));
-        Ok(Reloaded::Changed { before, after })
+        Reloaded::Changed { before, after }
     }
 }
 
-fn read_set(folder: &Path, configuration: &Configuration) -> Result<PolicySet, PolicyLoadError> {
+/// The set that the folder's files make under this configuration. Changes nothing.
+///
+/// # Errors
+/// When the folder's policies do not pass or cannot be read.
+pub fn read_set(
+    folder: &Path,
+    configuration: &Configuration,
+) -> Result<PolicySet, PolicyLoadError> {
     let files = read_folder(folder)?;
     PolicySet::parse(&files, configuration).map_err(|faults| PolicyLoadError::Faulty { faults })
 }

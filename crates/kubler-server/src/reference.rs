@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use kubler_api::error::ErrorCode;
-use kubler_core::configuration::Configuration;
+use kubler_core::configuration::{Configuration, NEEDS_RESTART};
 use kubler_core::ledger::record::LedgerAction;
 use serde_json::{Map, Value};
 
@@ -92,7 +92,7 @@ fn environment_variables() -> String {
 fn errors() -> String {
     let rows = ErrorCode::ALL.iter().map(|code| {
         [
-            format!("`{}`", code.as_str()),
+            format!("[`{0}`](../troubleshooting.md#{0})", code.as_str()),
             code.status().to_string(),
             code.meaning().trim().to_owned(),
             code.next_step().to_owned(),
@@ -148,6 +148,14 @@ fn configuration() -> String {
          that was probably meant. `kubler-server check` reads the file without starting; `kubler-server schema` prints \
          the JSON Schema ([kubler.schema.json](kubler.schema.json)).\n",
     );
+    page.push_str(
+        "\nSIGHUP loads it anew, all or nothing; these keys keep their values until a restart, and the log names those that \
+         have changed:\n\n",
+    );
+    let rows = NEEDS_RESTART
+        .iter()
+        .map(|(key, why)| [format!("`{key}`"), (*why).to_owned()]);
+    page.push_str(&table(["key", "why"], rows));
     Sections {
         definitions: schema.get("$defs").and_then(Value::as_object),
         page: &mut page,

@@ -2,6 +2,7 @@
 //!
 //! Every change is made known to the [`Directory`] after it is durable and before anybody else can make the next.
 
+mod attached;
 mod environments;
 mod exchanges;
 mod rows;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use kubler_core::configuration::Limits;
 use kubler_core::environment::TransitionError;
@@ -28,6 +30,7 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqlSafeStr as _};
 use tokio::sync::Mutex;
 
+pub use self::attached::{ATTACHED_JOBS_MAX, Attached};
 pub use self::environments::Created;
 pub use self::exchanges::{EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged};
 pub use self::search::{Place, SEARCH_MAX, SEARCH_PAGE, Search};
@@ -54,7 +57,7 @@ pub struct Store {
     /// SQLite has one writer, which has a connection of its own; waiting here is fair and cannot time out half-way.
     writer: Mutex<Writer>,
     directory: Arc<Directory>,
-    limits: Limits,
+    limits: ArcSwap<Limits>,
     /// When the file was last found writable.
     written_at: AtomicI64,
 }
@@ -154,7 +157,7 @@ impl Store {
             pool,
             writer: Mutex::new(writer),
             directory,
-            limits,
+            limits: ArcSwap::from_pointee(limits),
             written_at: AtomicI64::new(i64::MIN),
         };
         for environment in store
@@ -164,6 +167,16 @@ impl Store {
             store.directory.put(environment);
         }
         Ok(store)
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> Arc<Limits> {
+        self.limits.load_full()
+    }
+
+    /// Puts other limits in force. What lives lives on; they hold for what comes.
+    pub fn set_limits(&self, limits: Limits) {
+        self.limits.store(Arc::new(limits));
     }
 
     /// Whether the file can be written, found out by writing to it; at most once a second.
@@ -324,6 +337,11 @@ fn migrations() -> Migrator {
         file(2, "search", include_str!("../migrations/0002_search.sql")),
         file(3, "written", include_str!("../migrations/0003_written.sql")),
         file(4, "ledger", include_str!("../migrations/0004_ledger.sql")),
+        file(
+            5,
+            "attached",
+            include_str!("../migrations/0005_attached.sql"),
+        ),
     ])
 }
 

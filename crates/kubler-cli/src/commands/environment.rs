@@ -9,7 +9,8 @@ use crate::arguments::{Connection, Existing, Format, Wanted};
 use crate::clock::{self, Deadline};
 use crate::commands::ASK_SECONDS_MAX;
 use crate::commands::kubeconfig;
-use crate::exit::Outcome;
+use crate::exit::{Exit, Outcome};
+use crate::job::folder::PrivateFolder;
 use crate::output;
 use crate::server::client::{CALL_SECONDS_MAX, Filter};
 use crate::server::connected::Connected;
@@ -19,10 +20,13 @@ use crate::server::creation;
 pub enum Command {
     /// Ask for an environment, and wait until it is usable. Repeats return the same one.
     Create(Create),
-    /// List the environments of this pipeline.
+    /// List the environments of this pipeline that are not gone; an operator's, those of all.
     List(List),
     /// Show one environment.
     Show(Existing),
+    /// Say what differs in two environments, alive or dead: what they are made of, and whose they are. Ends with 7 when
+    /// they are not made of the same.
+    Diff(Diff),
     /// Prove life: the lease counts from the moment the token was minted.
     Renew(Existing),
     /// End an environment: its credentials die at once. Repeats are harmless.
@@ -36,6 +40,16 @@ pub struct Create {
     /// Also write a kubeconfig to this file.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The first: `env_…`.
+    #[arg(value_name = "BEFORE")]
+    before: String,
+    /// The second: `env_…`.
+    #[arg(value_name = "AFTER")]
+    after: String,
 }
 
 #[derive(Debug, Args)]
@@ -55,6 +69,9 @@ pub struct List {
     /// Only in this phase.
     #[arg(long, value_name = "PHASE", value_parser = ["requested", "provisioning", "ready", "failed", "releasing", "gone"])]
     phase: Option<String>,
+    /// Also those that are gone.
+    #[arg(long)]
+    all: bool,
 }
 
 #[derive(Debug, Args)]
@@ -67,7 +84,7 @@ pub struct Release {
 }
 
 /// Runs the command.
-pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcome<()> {
+pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcome<Exit> {
     let connected = Connected::new(connection, None, None)?;
     let deadline = Deadline::after(Duration::from_secs(ASK_SECONDS_MAX));
     let environment = match command {
@@ -76,9 +93,16 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
             if let Some(path) = &create.kubeconfig {
                 kubeconfig::write(&connected, &created.environment, None, path)?;
             }
+            if let Some(like) = &create.wanted.like {
+                say_differences(&connected, like, &created.environment.id);
+            }
             created.environment
         }
-        Command::List(list) => return self::list(list, &connected, deadline, format),
+        Command::List(list) => {
+            self::list(list, &connected, deadline, format)?;
+            return Ok(Exit::Done);
+        }
+        Command::Diff(diff) => return self::diff(diff, &connected, deadline, format),
         Command::Show(existing) => connected.client.environment(
             connected.proof(deadline)?.caller(),
             &existing.environment,
@@ -94,17 +118,52 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
         }
         Command::Release(release) => {
             let deadline = Deadline::after(Duration::from_secs(release.wait + CALL_SECONDS_MAX));
-            connected.client.release(
-                connected.proof(deadline)?.caller(),
-                &release.existing.environment,
-                release.wait,
-                deadline,
-            )?
+            let id = &release.existing.environment;
+            let proof = connected.proof(deadline)?;
+            let released = connected
+                .client
+                .release(proof.caller(), id, release.wait, deadline)?;
+            forget(id);
+            released
         }
     };
     match format {
-        Format::Json => output::json(&environment),
-        Format::Text => output::data(&output::environment(&environment, clock::now())),
+        Format::Json => output::json(&environment)?,
+        Format::Text => output::data(&output::environment(&environment, clock::now()))?,
+    }
+    Ok(Exit::Done)
+}
+
+fn diff(diff: &Diff, connected: &Connected, deadline: Deadline, format: Format) -> Outcome<Exit> {
+    let proof = connected.proof(deadline)?;
+    let (before, after) = (&diff.before, &diff.after);
+    let found = connected
+        .client
+        .differences(proof.caller(), before, after, deadline)?;
+    match format {
+        Format::Json => output::json(&found)?,
+        Format::Text => output::data(&output::differences(&found))?,
+    }
+    Ok(if found.same { Exit::Done } else { Exit::Found })
+}
+
+/// What is not the same although it was made to be. Only a remark: it is made.
+fn say_differences(connected: &Connected, like: &str, made: &str) {
+    let deadline = Deadline::after(Duration::from_secs(ASK_SECONDS_MAX));
+    let found = connected.proof(deadline).and_then(|proof| {
+        connected
+            .client
+            .differences(proof.caller(), like, made, deadline)
+    });
+    match found {
+        Ok(found) if found.same => {
+            output::remark(&format!("kubler: made of the same as {like}"));
+        }
+        Ok(found) => output::remark(&format!(
+            "kubler: not made of the same as {like}:\n{}",
+            output::differences(&found)
+        )),
+        Err(failure) => output::remark(&failure.lines()),
     }
 }
 
@@ -115,12 +174,28 @@ fn list(list: &List, connected: &Connected, deadline: Deadline, format: Format) 
         job: list.job.clone(),
         commit: list.commit.clone(),
         phase: list.phase.clone(),
+        remaining: !list.all && list.phase.is_none(),
     };
     let found =
         connected
             .client
             .environments(connected.proof(deadline)?.caller(), &filter, deadline)?;
+    if filter.remaining && found.environments.is_empty() && format == Format::Text {
+        output::remark("nothing is alive; `--all` shows what has ended as well");
+        return Ok(());
+    }
     print(&found, format)
+}
+
+/// Removes what this machine keeps of an environment that is over: its sessions, and the kubeconfig that has no other
+/// place. The folder goes with the last of it.
+fn forget(id: &str) {
+    let Ok(folder) = PrivateFolder::of_this_job() else {
+        return;
+    };
+    folder.remove_files(&format!("{id}."));
+    folder.remove_files(&kubeconfig::file_name(id));
+    folder.remove_if_empty();
 }
 
 /// Prints what was found.

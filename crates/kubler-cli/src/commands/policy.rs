@@ -1,5 +1,7 @@
 //! `kubler policy`: what the server would say, asked of its files. Needs no server.
 
+mod refusals;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Read as _;
@@ -9,7 +11,7 @@ use clap::{Args, Subcommand};
 use kubler_core::configuration::Configuration;
 use kubler_core::policy::{self, Action, Checked, Explanation, Question, Subject, TestReport};
 
-use crate::arguments::Format;
+use crate::arguments::{Connection, Format};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::output;
 
@@ -22,7 +24,7 @@ pub enum Command {
     Check(Files),
     /// Run golden cases: what the policies are expected to say.
     Test(Test),
-    /// Say whether a token or its claims would be allowed, and why.
+    /// Say whether a token or its claims would be allowed, and why; or why a job was refused.
     Explain(Explain),
 }
 
@@ -51,9 +53,10 @@ pub struct Test {
 pub struct Explain {
     #[command(flatten)]
     files: Files,
-    /// File with a token, or with the JSON of its claims; `-` is standard input.
+    /// File with a token, or with the JSON of its claims; `-` is standard input. Or the id of a job: what it was refused,
+    /// from the server's ledger.
     #[arg(
-        value_name = "FILE",
+        value_name = "FILE_OR_JOB",
         required_unless_present = "operator",
         conflicts_with = "operator"
     )]
@@ -77,7 +80,7 @@ fn action(word: &str) -> Result<Action, String> {
 }
 
 /// Runs the command. Returns how to end.
-pub fn run(command: &Command, format: Format) -> Outcome<Exit> {
+pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcome<Exit> {
     match command {
         Command::Check(files) => {
             let (checked, _) = load(files)?;
@@ -90,8 +93,18 @@ pub fn run(command: &Command, format: Format) -> Outcome<Exit> {
             Ok(Exit::Done)
         }
         Command::Test(test) => self::test(test, format),
-        Command::Explain(arguments) => self::explained(arguments, format),
+        Command::Explain(arguments) => match job(arguments) {
+            Some(job) => refusals::run(job, &arguments.files, connection, format),
+            None => self::explained(arguments, format),
+        },
     }
+}
+
+/// The job that is meant: an id that is no file.
+fn job(arguments: &Explain) -> Option<&str> {
+    let text = arguments.claims.as_ref()?.to_str()?;
+    let is_id = text.len() == 36 && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    (is_id && !Path::new(text).exists()).then_some(text)
 }
 
 fn test(test: &Test, format: Format) -> Outcome<Exit> {
@@ -208,9 +221,16 @@ fn load(files: &Files) -> Outcome<(Checked, Configuration)> {
         ))
         .hint("`kubler-server schema` prints every key")
     })?;
-    if let Some(fault) = configuration.faults().first() {
+    let faults = configuration.faults();
+    if !faults.is_empty() {
+        let lines: Vec<_> = faults
+            .iter()
+            .map(|fault| format!("  {fault}\n    hint: {}", fault.hint))
+            .collect();
+        let (path, count) = (path.display(), counted(faults.len()));
         return Err(
-            Failure::usage(format!("`{}`: {fault}", path.display())).hint(fault.hint.clone())
+            Failure::usage(format!("`{path}` has {count}:\n{}", lines.join("\n")))
+                .hint("`kubler-server check` also reads what the configuration names"),
         );
     }
     let folder = path
@@ -218,14 +238,23 @@ fn load(files: &Files) -> Outcome<(Checked, Configuration)> {
         .unwrap_or_else(|| Path::new(""))
         .join(&configuration.policies);
     let checked = policy::check(&policies(&folder)?, &configuration).map_err(|faults| {
-        let lines: Vec<_> = faults.iter().map(ToString::to_string).collect();
-        let hint = faults
-            .first()
-            .map(|fault| fault.hint.clone())
-            .unwrap_or_default();
-        Failure::new(Exit::Found, lines.join("\n       ")).hint(hint)
+        let lines: Vec<_> = faults
+            .iter()
+            .map(|fault| format!("  {fault}\n    hint: {}", fault.hint))
+            .collect();
+        let message = format!(
+            "the policies have {}:\n{}",
+            counted(faults.len()),
+            lines.join("\n")
+        );
+        Failure::new(Exit::Found, message)
     })?;
     Ok((checked, configuration))
+}
+
+fn counted(faults: usize) -> String {
+    let s = if faults == 1 { "" } else { "s" };
+    format!("{faults} fault{s}")
 }
 
 /// The texts of the folder's own `*.cedar` files, by name.

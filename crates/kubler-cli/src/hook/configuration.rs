@@ -29,6 +29,12 @@ pub struct Configuration {
     /// Who may use it.
     #[serde(default)]
     pub scope: ScopeArgument,
+    /// Make nothing: use what an earlier step of the build has made.
+    #[serde(default)]
+    pub attach: bool,
+    /// With the scope `build`: the environment ends with this job.
+    #[serde(default)]
+    pub release: bool,
     /// When it is made.
     #[serde(default)]
     pub hook: Phase,
@@ -90,6 +96,17 @@ impl Configuration {
             .hint("its keys are listed in the plugin's README")
         })?;
         job::checked_name(&configuration.name)?;
+        for (key, is_given) in [
+            ("attach", configuration.attach),
+            ("release", configuration.release),
+        ] {
+            if is_given && configuration.scope != ScopeArgument::Build {
+                return Err(Failure::usage(format!(
+                    "the plugin's configuration cannot be used: `{key}` without `scope: build`"
+                ))
+                .hint("only an environment of the whole build is attached to, and ended by another job than its maker"));
+            }
+        }
         if configuration.wait > WAIT_SECONDS_MAX {
             return Err(Failure::usage(format!(
                 "the plugin's configuration cannot be used: `wait` is {}",
@@ -135,9 +152,12 @@ impl Configuration {
                     .hint("give the plugin a `profile`, or set `KUBLER_PROFILE` for the agent")
             })?;
         Ok(Wanted {
-            profile,
+            profile: Some(profile),
+            like: None,
+            despite_differences: false,
             name: self.name.clone(),
             scope: self.scope,
+            attach: self.attach,
             wait: self.wait.max(1),
         })
     }
@@ -163,11 +183,20 @@ mod tests {
     #[test]
     fn everything_can_be_said() {
         let text = r#"{"server":"https://s","audience":"a","ca":"/ca.pem","profile":"p","name":"db","scope":"build",
-            "hook":"environment","wait":5,"annotation":false,"download":"https://d","sha256":"00"}"#;
+            "attach":true,"release":true,"hook":"environment","wait":5,"annotation":false,"download":"https://d","sha256":"00"}"#;
         let configuration = Configuration::read(text).unwrap();
         assert_eq!(configuration.hook, Phase::Environment);
         assert_eq!(configuration.annotation, Annotation::Hidden);
         assert_eq!(configuration.wanted().unwrap().wait, 5);
+    }
+
+    #[test]
+    fn what_only_a_build_can_do_needs_its_scope() {
+        for key in ["attach", "release"] {
+            let failure = Configuration::read(&format!(r#"{{"{key}":true}}"#)).unwrap_err();
+            assert!(failure.message.contains(key), "{failure:?}");
+            assert!(Configuration::read(&format!(r#"{{"{key}":true,"scope":"build"}}"#)).is_ok());
+        }
     }
 
     #[test]

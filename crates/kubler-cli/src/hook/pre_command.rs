@@ -106,6 +106,7 @@ impl Making<'_> {
             environment: environment.id.clone(),
             profile: environment.profile.clone(),
             scope: environment.scope,
+            release: self.configuration.release,
             server: self.connected.client.server().to_owned(),
             audience: self.connected.audience.clone(),
             ca: self.ca.clone(),

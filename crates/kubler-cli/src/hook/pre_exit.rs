@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use kubler_api::Scope;
+use jiff::Timestamp;
+use kubler_api::error::ErrorCode;
 
 use crate::arguments::Connection;
-use crate::clock::Deadline;
+use crate::clock::{self, Deadline};
 use crate::exit::{Failure, Outcome};
 use crate::hook::announce;
 use crate::hook::configuration::{Annotation, Configuration};
@@ -28,8 +29,8 @@ const RENEWER_MILLISECONDS_MAX: u64 = 1_700;
 enum Ending {
     /// The server knows that the job is over.
     Released,
-    /// Other jobs of the build may be using it.
-    LeftToTheBuild,
+    /// Other jobs of the build may be using it; with this job it was seen alive until then.
+    LeftToTheBuild(Option<Timestamp>),
     /// The server could not be told, and why.
     WithItsLease(Failure),
 }
@@ -56,8 +57,8 @@ pub fn run() {
 
 /// Ends the environment, unless the renewer did, or it is not this job's alone.
 fn end(job: &JobEnvironment, report: &Report, deadline: Deadline) -> (Ending, Option<String>) {
-    if job.scope == Scope::Build {
-        return (Ending::LeftToTheBuild, report.checkpoint.clone());
+    if job.is_left_to_the_build() {
+        return (left(job, deadline), report.checkpoint.clone());
     }
     if report.released {
         return (Ending::Released, report.checkpoint.clone());
@@ -66,6 +67,30 @@ fn end(job: &JobEnvironment, report: &Report, deadline: Deadline) -> (Ending, Op
         Ok(checkpoint) => (Ending::Released, checkpoint),
         Err(failure) => (Ending::WithItsLease(failure), None),
     }
+}
+
+/// The last proof of life of this job, so that the next one has a whole lease to come. Without it the lease runs from
+/// the last renewal.
+fn left(job: &JobEnvironment, deadline: Deadline) -> Ending {
+    let renewed = connected(job).and_then(|connected| {
+        let token = connected.token(deadline, None)?;
+        connected.client.renew(&token, &job.environment, deadline)
+    });
+    match renewed {
+        Ok(environment) => Ending::LeftToTheBuild(Some(environment.lease_end)),
+        Err(failure) if failure.code == Some(ErrorCode::EnvironmentEnded) => Ending::Released,
+        Err(_) => Ending::LeftToTheBuild(None),
+    }
+}
+
+fn connected(job: &JobEnvironment) -> Outcome<Connected> {
+    let connection = Connection {
+        server: Some(job.server.clone()),
+        audience: Some(job.audience.clone()),
+        ca: job.ca.clone(),
+        ..Connection::default()
+    };
+    Connected::new(&connection, None, None)
 }
 
 /// What this job's earlier hook left. Nothing, when there was none, or this hook has run already.
@@ -81,13 +106,7 @@ fn found() -> Option<(Configuration, PrivateFolder, JobEnvironment)> {
 
 /// Releases without the renewer. Returns the ledger's checkpoint, if it could be had.
 fn release(job: &JobEnvironment, deadline: Deadline) -> Outcome<Option<String>> {
-    let connection = Connection {
-        server: Some(job.server.clone()),
-        audience: Some(job.audience.clone()),
-        ca: job.ca.clone(),
-        ..Connection::default()
-    };
-    let connected = Connected::new(&connection, None, None)?;
+    let connected = connected(job)?;
     let token = connected.token(deadline, None)?;
     let caller = Caller::Token(&token);
     let answer = connected
@@ -116,8 +135,14 @@ fn remark(job: &JobEnvironment, tally: &Tally, ending: &Ending) {
         Ending::Released => {
             format!("kubler: environment {id} is released, its credentials are dead")
         }
-        Ending::LeftToTheBuild => {
-            format!("kubler: environment {id} is left to the other jobs of this build")
+        Ending::LeftToTheBuild(lease_end) => {
+            let until = lease_end.map_or_else(
+                || "ends with its lease".to_owned(),
+                |end| format!("ends at {}", output::moment(end, clock::now())),
+            );
+            format!(
+                "kubler: environment {id} is left to the other jobs of this build; it {until} unless one of them renews it"
+            )
         }
         Ending::WithItsLease(failure) => format!(
             "kubler: environment {id} could not be released ({}); it ends with its lease, since nobody renews it any more",
@@ -135,7 +160,7 @@ fn announce_end(
 ) {
     let words = match ending {
         Ending::Released => "released with the job",
-        Ending::LeftToTheBuild => "left to the other jobs of this build",
+        Ending::LeftToTheBuild(_) => "left to the other jobs of this build",
         Ending::WithItsLease(_) => "ends with its lease",
     };
     std::thread::scope(|scope| {

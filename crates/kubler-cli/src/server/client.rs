@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use kubler_api::error::{ErrorCode, Problem};
 use kubler_api::{
-    CreateEnvironment, Environment, Environments, GRANT_TOKEN_EXCHANGE, Health, IssuedToken,
-    ReleaseEnvironment, TOKEN_TYPE_JWT, Tombstone, ledger, paths,
+    CreateEnvironment, Differences, Environment, Environments, GRANT_TOKEN_EXCHANGE, Health,
+    IssuedToken, ReleaseEnvironment, TOKEN_TYPE_JWT, Tombstone, ledger, paths,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
@@ -61,6 +61,8 @@ pub struct Filter {
     pub commit: Option<String>,
     /// Phase.
     pub phase: Option<String>,
+    /// Only what is not gone.
+    pub remaining: bool,
 }
 
 /// Which records of the ledger.
@@ -131,6 +133,18 @@ impl Client {
         retrying(deadline, || {
             self.get(caller, &paths::environment(&segment(id)), deadline)
         })
+    }
+
+    /// What differs in two environments.
+    pub fn differences(
+        &self,
+        caller: Caller<'_>,
+        id: &str,
+        other: &str,
+        deadline: Deadline,
+    ) -> Outcome<Differences> {
+        let path = paths::differences(&segment(id), &segment(other));
+        retrying(deadline, || self.get(caller, &path, deadline))
     }
 
     /// The environments the caller may see.
@@ -537,6 +551,7 @@ fn query(filter: &Filter) -> String {
         ("job", filter.job.clone()),
         ("commit", filter.commit.clone()),
         ("phase", filter.phase.clone()),
+        ("remaining", filter.remaining.then(|| "true".to_owned())),
     ];
     let pairs: Vec<_> = all
         .into_iter()

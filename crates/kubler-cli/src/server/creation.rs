@@ -48,9 +48,11 @@ pub fn create_with(
     let ready_by = Deadline::after(Duration::from_secs(wanted.wait));
     let mut minted_at = clock::now();
     let mut proof = connected.proof_unless(deadline, stop)?;
+    let profile = profile(connected, wanted, &proof, deadline)?;
+    let request = |wait_seconds| request(wanted, &profile, wait_seconds);
     let mut environment = connected
         .client
-        .create(proof.caller(), &request(wanted, 0), deadline)?;
+        .create(proof.caller(), &request(0), deadline)?;
     asked(&environment, &proof)?;
     while !is_settled(&environment)? {
         if is_stopped(stop) {
@@ -68,10 +70,9 @@ pub fn create_with(
             proof = connected.proof_unless(deadline, stop)?;
         }
         let wait_seconds = left.min(WAIT_SECONDS_MAX);
-        environment =
-            connected
-                .client
-                .create(proof.caller(), &request(wanted, wait_seconds), deadline)?;
+        environment = connected
+            .client
+            .create(proof.caller(), &request(wait_seconds), deadline)?;
     }
     Ok(Created { environment, proof })
 }
@@ -86,11 +87,33 @@ fn is_old(minted_at: Timestamp, now: Timestamp) -> bool {
         > TOKEN_REUSE_SECONDS_MAX
 }
 
-fn request(wanted: &Wanted, wait_seconds: u64) -> CreateEnvironment {
+/// The profile that is meant: the named one, or that of the environment which is to be made again.
+fn profile(
+    connected: &Connected,
+    wanted: &Wanted,
+    proof: &Proof,
+    deadline: Deadline,
+) -> Outcome<String> {
+    match (&wanted.profile, &wanted.like) {
+        (Some(profile), _) => Ok(profile.clone()),
+        (None, Some(like)) => {
+            let like = connected
+                .client
+                .environment(proof.caller(), like, deadline)?;
+            Ok(like.profile)
+        }
+        (None, None) => Err(Failure::usage("no profile is named")),
+    }
+}
+
+fn request(wanted: &Wanted, profile: &str, wait_seconds: u64) -> CreateEnvironment {
     CreateEnvironment {
-        profile: wanted.profile.clone(),
+        profile: profile.to_owned(),
         name: wanted.name.clone(),
         scope: wanted.scope.into(),
+        attach: wanted.attach,
+        like: wanted.like.clone(),
+        despite_differences: wanted.despite_differences,
         wait_seconds,
     }
 }

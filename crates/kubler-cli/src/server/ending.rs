@@ -53,7 +53,9 @@ impl Ending {
         let end = self.reached(connected, token, signals, impatient);
         let id = &self.environment;
         output::remark(&match &end {
-            End::Gone => format!("kubler: environment {id} is gone: nothing of it was found"),
+            End::Gone => {
+                format!("kubler: environment {id} is gone: looked for, and nothing is left")
+            }
             End::Released(why) => format!(
                 "kubler: environment {id} is released, its credentials are dead; {why}, and the server goes on removing it"
             ),
@@ -78,10 +80,14 @@ impl Ending {
         signals: &mut Signals,
         impatient: &[i32],
     ) -> End {
+        let deadline = Deadline::after(Duration::from_secs(CALL_SECONDS_MAX));
         if self.scope == Scope::Build {
+            // The last proof of life, so that the next job has a whole lease to come.
+            if let Ok(token) = connected.token(deadline, None) {
+                let _ = connected.client.renew(&token, &self.environment, deadline);
+            }
             return End::LeftToTheBuild;
         }
-        let deadline = Deadline::after(Duration::from_secs(CALL_SECONDS_MAX));
         let token = match token.map_or_else(|| connected.token(deadline, None), Ok) {
             Ok(token) => token,
             Err(failure) => return End::WithItsLease(failure),

@@ -311,4 +311,13 @@ fn a_faulty_policy_is_named_with_its_line() {
     let output = policy(folder.path(), &["check"]);
     assert_eq!(output.status.code(), Some(7));
     assert!(text(&output).contains("x.cedar:1"), "{}", text(&output));
+    // Each fault has its own hint, as the server says them.
+    let second = folder.path().join("policies/y.cedar");
+    std::fs::write(second, "permit (principal, action, resource);\n").unwrap();
+    let both = text(&policy(folder.path(), &["check"]));
+    let (faults, hints) = (
+        both.matches(".cedar:1").count(),
+        both.matches("hint: ").count(),
+    );
+    assert!(faults >= 2 && hints >= faults, "{both}");
 }

@@ -132,7 +132,7 @@ fn it_is_gone_when_the_command_has_ended_not_only_told_to_go() {
     assert_eq!(output.status.code(), Some(3));
     assert_eq!(
         errors(&output),
-        "kubler: environment env_j_main is gone: nothing of it was found\n"
+        "kubler: environment env_j_main is gone: looked for, and nothing is left\n"
     );
     scene.is_over();
 }

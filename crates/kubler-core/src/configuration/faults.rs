@@ -53,8 +53,8 @@ impl Configuration {
     }
 
     fn address_faults(&self, faults: &mut Vec<ConfigurationFault>) {
-        let port = self.listen.rsplit_once(':').map(|(_, port)| port.parse());
-        if !matches!(port, Some(Ok::<u16, _>(_))) {
+        let parts = self.listen.rsplit_once(':');
+        if !parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
             faults.push(fault(
                 "listen",
                 format!("`{}` is not `address:port`", self.listen),

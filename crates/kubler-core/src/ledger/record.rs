@@ -61,6 +61,8 @@ actions! {
     PolicyLoad = "policy.load";
     /// Certificates were loaded, or a bad change was kept out.
     CertificateLoad = "certificate.load";
+    /// The configuration was loaded anew, or a bad change was kept out.
+    ConfigurationLoad = "configuration.load";
     /// A token or certificate was refused.
     CallerRefuse = "caller.refuse";
     /// Several refusals of one source and reason, counted.

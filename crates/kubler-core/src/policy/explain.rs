@@ -10,6 +10,7 @@ use super::example::{self, ExampleEnvironment};
 use super::parse::PolicySet;
 use super::{Action, Caller, Operator, Target, TargetKind};
 use crate::configuration::Configuration;
+use crate::identity::Identity;
 use crate::identity::claims::Claims;
 use crate::identity::json;
 use crate::identity::token::{TOKEN_BYTES_MAX, UnverifiedToken};
@@ -21,6 +22,8 @@ pub enum Subject {
     Claims(String),
     /// The operator of this name.
     Operator(String),
+    /// A job that was verified before, as the ledger has it.
+    Job(Box<Identity>),
 }
 
 /// What is asked.
@@ -71,6 +74,25 @@ pub struct Explanation {
     pub policy_digest: String,
 }
 
+/// The profiles of which this subject could create an environment, by name.
+pub fn offered_to(
+    set: &PolicySet,
+    configuration: &Configuration,
+    subject: &Subject,
+) -> Vec<String> {
+    let names = configuration.profiles.iter().map(|it| it.name.clone());
+    names
+        .filter(|name| {
+            let question = Question {
+                action: Action::CreateEnvironment,
+                profile: Some(name.clone()),
+                environment: None,
+            };
+            explain(set, configuration, subject, &question).is_ok_and(|answer| answer.allowed)
+        })
+        .collect()
+}
+
 fn fault(message: impl Into<String>, hint: impl Into<String>) -> ExplainFault {
     ExplainFault {
         message: message.into(),
@@ -95,6 +117,7 @@ pub fn explain(
             caveats.push("no certificate was looked at".into());
             Caller::Operator(Operator { name: name.clone() })
         }
+        Subject::Job(identity) => Caller::Job(identity.clone()),
         Subject::Claims(text) => job(configuration, text, &mut caveats)?,
     };
     let target = question.target(configuration, &caller)?;

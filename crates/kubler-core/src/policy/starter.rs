@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 const ORGANIZATION: &str = include_str!("starter.cedar");
+const CASES: &str = include_str!("starter-cases.yaml");
 const OPERATORS: &str = include_str!("starter-operators.cedar");
 
 /// Policy files, text by name, for one organization of an issuer: its own, and the operators'.
@@ -19,6 +20,11 @@ pub fn starter(organization_id: &str, slug: &str) -> BTreeMap<String, String> {
         (own, text),
         ("operators.cedar".to_owned(), OPERATORS.to_owned()),
     ])
+}
+
+/// Golden cases for [`starter`], to begin one's own with.
+pub fn starter_cases(slug: &str) -> String {
+    CASES.replace("{name}", &plain(slug))
 }
 
 /// Lower-case letters, digits and `-` only, and never empty: it stands in texts, comments and a file's name.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use kubler_api::error::ErrorCode;
+use kubler_core::difference::Difference;
 use kubler_core::environment::Environment;
 use kubler_core::ids::EnvironmentId;
 use kubler_core::ledger::record::Outcome;
@@ -61,6 +62,12 @@ pub enum BrokerError {
         /// Why, the last time.
         last: String,
     },
+    /// What was to be made again is not what it was.
+    #[error("{detail}")]
+    Differs {
+        /// What differs.
+        detail: String,
+    },
     /// The store refused or failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -111,6 +118,43 @@ impl BrokerError {
         }
     }
 
+    pub(super) fn attach_needs_scope_build() -> Self {
+        Self::Invalid {
+            detail: "`attach` needs the scope `build`".into(),
+            hint: "jobs share an environment only within their build: give `scope: build` in every step that uses it"
+                .into(),
+        }
+    }
+
+    pub(super) fn attach_makes_nothing() -> Self {
+        Self::Invalid {
+            detail: "`attach` makes nothing, so there is nothing to be `like` another".into(),
+            hint: "leave one of them out; `kubler env diff` compares what is there".into(),
+        }
+    }
+
+    pub(super) fn nothing_to_attach_to(name: &str) -> Self {
+        Self::NotFound {
+            detail: format!("no job of this build has made an environment `{name}` with scope `build`"),
+            hint: "an earlier step makes it, with the same name and scope and without `attach`; let this step wait for that one (`depends_on`)".into(),
+        }
+    }
+
+    pub(super) fn no_such_like(id: &str) -> Self {
+        let shown: String = id.chars().take(64).collect();
+        Self::Invalid {
+            detail: format!("`like` is `{shown}`, which is no environment's id"),
+            hint: "an id is `env_` and 32 digits, as `kubler env list --all` shows it".into(),
+        }
+    }
+
+    pub(super) fn differs(id: EnvironmentId, differences: &[Difference]) -> Self {
+        let list: Vec<_> = differences.iter().map(ToString::to_string).collect();
+        Self::Differs {
+            detail: format!("it would not be the same as {id}: {}", list.join("; ")),
+        }
+    }
+
     pub(super) fn other_profile(existing: &Environment, wanted: &str) -> Self {
         Self::Conflict {
             detail: format!(
@@ -156,6 +200,7 @@ impl BrokerError {
             Self::Denied(_) => ErrorCode::Denied,
             Self::NotFound { .. } | Self::Store(StoreError::NotFound(_)) => ErrorCode::NotFound,
             Self::Ended(_) => ErrorCode::EnvironmentEnded,
+            Self::Differs { .. } => ErrorCode::Differs,
             Self::Conflict { .. } | Self::Store(StoreError::Transition(_)) => ErrorCode::Conflict,
             Self::RefusedTooOften { .. }
             | Self::Store(StoreError::Full {
@@ -181,6 +226,7 @@ impl BrokerError {
             Self::Invalid { detail, hint }
             | Self::NotFound { detail, hint }
             | Self::Conflict { detail, hint } => (detail.clone(), hint.clone()),
+            Self::Differs { detail } => (detail.clone(), next()),
             Self::Denied(denial) => (denial.to_string(), denial.hint.clone()),
             Self::RefusedTooOften { .. } => (
                 self.to_string(),

@@ -1,12 +1,14 @@
 //! Finding environments by whatever somebody has at hand: an id, a job, a build, a pipeline, a commit.
 
+use std::collections::HashMap;
+
 use kubler_core::environment::Environment;
 use kubler_core::ids::EnvironmentId;
 use kubler_core::ledger::record::LedgerAction;
 use kubler_core::policy::{Action, Target};
 
 use super::{Broker, BrokerError, Call, Who};
-use crate::store::{Place, SEARCH_MAX, SEARCH_PAGE, Search};
+use crate::store::{Attached, Place, SEARCH_MAX, SEARCH_PAGE, Search};
 
 /// Most pages that one search looks through for environments that its caller may see.
 const SEARCH_PAGES_MAX: usize = 50;
@@ -18,6 +20,8 @@ pub struct Found {
     pub environments: Vec<Environment>,
     /// There are more, or may be: not everything was looked at.
     pub truncated: bool,
+    /// The jobs that attached to each of them.
+    pub attached: HashMap<EnvironmentId, Vec<Attached>>,
 }
 
 impl Broker {
@@ -29,7 +33,8 @@ impl Broker {
     pub async fn search(&self, call: &Call, search: &Search) -> Result<Found, BrokerError> {
         self.recorded(call, LedgerAction::TraceRead, None, async |body| {
             self.decide(call, body, Action::ReadTrace, Target::Server)?;
-            self.visible(call, search.clone()).await
+            let found = self.visible(call, search.clone()).await?;
+            self.with_jobs(found).await
         })
         .await
     }
@@ -40,9 +45,10 @@ impl Broker {
     /// `Unavailable` when the store cannot be read; `NotFound` for the id of an environment that the caller may not see.
     pub async fn trace(&self, call: &Call, anything: &str) -> Result<Found, BrokerError> {
         if let Ok(id) = anything.parse::<EnvironmentId>() {
-            let environments = vec![self.environment(call, id).await?];
+            let (environment, attached) = self.environment(call, id).await?;
             return Ok(Found {
-                environments,
+                environments: vec![environment],
+                attached: HashMap::from([(id, attached)]),
                 truncated: false,
             });
         }
@@ -51,12 +57,17 @@ impl Broker {
             for search in meanings(anything) {
                 let found = self.visible(call, search).await?;
                 if !found.environments.is_empty() {
-                    return Ok(found);
+                    return self.with_jobs(found).await;
                 }
             }
             Ok(Found::default())
         })
         .await
+    }
+
+    async fn with_jobs(&self, mut found: Found) -> Result<Found, BrokerError> {
+        found.attached = self.store.attached(&found.environments).await?;
+        Ok(found)
     }
 
     async fn visible(&self, call: &Call, mut search: Search) -> Result<Found, BrokerError> {

@@ -5,7 +5,10 @@ use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use bytes::Bytes;
 use kubler_api::error::ErrorCode;
-use kubler_api::{CreateEnvironment, Environment, Environments, ReleaseEnvironment, Tombstone};
+use kubler_api::{
+    CreateEnvironment, Difference, Differences, Environment, Environments, ReleaseEnvironment,
+    Tombstone,
+};
 use kubler_core::environment::Phase;
 use kubler_core::ids::EnvironmentId;
 use serde::Deserialize;
@@ -16,22 +19,31 @@ use super::reading::{
 };
 use super::{Api, Arrival, view};
 use crate::broker::{Call, Found};
-use crate::store::Search;
+use crate::store::{Attached, Search};
 
 impl Api {
     fn show(&self, environment: &kubler_core::environment::Environment) -> Json<Environment> {
-        Json(view::environment(
-            environment,
-            &self.configuration,
-            self.ca.as_deref(),
-        ))
+        self.show_with(environment, &[])
+    }
+
+    fn show_with(
+        &self,
+        environment: &kubler_core::environment::Environment,
+        attached: &[Attached],
+    ) -> Json<Environment> {
+        let in_force = self.in_force.load();
+        Json(Environment {
+            attached: attached.iter().map(view::attached).collect(),
+            ..view::environment(environment, &in_force.configuration, in_force.ca.as_deref())
+        })
     }
 
     fn show_all(&self, found: &Found) -> Json<Environments> {
-        let shown = found
-            .environments
-            .iter()
-            .map(|environment| self.show(environment).0);
+        let shown = found.environments.iter().map(|environment| {
+            let attached = found.attached.get(&environment.id);
+            self.show_with(environment, attached.map_or(&[], Vec::as_slice))
+                .0
+        });
         Json(Environments {
             environments: shown.collect(),
             truncated: found.truncated,
@@ -76,6 +88,8 @@ pub(super) struct ListQuery {
     /// Phase.
     #[param(inline, value_type = kubler_api::Phase, required = false)]
     phase: Option<String>,
+    /// Only what is not gone.
+    remaining: bool,
 }
 
 /// The environments the caller may see, newest first.
@@ -106,6 +120,7 @@ pub(super) async fn list(
         job_id: query.job,
         commit: query.commit,
         phase,
+        remaining: query.remaining,
         ..Search::default()
     };
     Ok(api.show_all(
@@ -125,12 +140,33 @@ pub(super) async fn read(
     Path(id): Path<String>,
 ) -> Answer<Json<Environment>> {
     let id = environment_id(&id, &call)?;
-    Ok(api.show(
-        &api.broker
-            .environment(&call, id)
-            .await
-            .map_err(refused(&call))?,
-    ))
+    let read = api.broker.environment(&call, id).await;
+    let (environment, attached) = read.map_err(refused(&call))?;
+    Ok(api.show_with(&environment, &attached))
+}
+
+/// What differs in two environments, alive or dead: what they are made of, and whose they are.
+#[utoipa::path(get, operation_id = "compare_environments", path = "/v1/environments/{id}/differences/{other}",
+    params(("id" = String, Path), ("other" = String, Path)), responses((status = 200, body = Differences), Refused))]
+pub(super) async fn differences(
+    State(api): Shared,
+    call: Call,
+    Path((id, other)): Path<(String, String)>,
+) -> Answer<Json<Differences>> {
+    let (id, other) = (environment_id(&id, &call)?, environment_id(&other, &call)?);
+    let compared = api.broker.differences(&call, id, other).await;
+    let compared = compared.map_err(refused(&call))?;
+    let wire = |difference: kubler_core::difference::Difference| Difference {
+        what: difference.what,
+        before: difference.before,
+        after: difference.after,
+    };
+    Ok(Json(Differences {
+        same: compared.before.digest == compared.after.digest,
+        before: api.show(&compared.before).0,
+        after: api.show(&compared.after).0,
+        differences: compared.differences.into_iter().map(wire).collect(),
+    }))
 }
 
 /// Proof of life.

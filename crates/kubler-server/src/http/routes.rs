@@ -56,6 +56,11 @@ pub const ACCESS: &[RouteAccess] = &[
         Access::Policy(Action::ReadEnvironment),
     ),
     row(
+        "get",
+        "/v1/environments/{id}/differences/{other}",
+        Access::Policy(Action::ReadEnvironment),
+    ),
+    row(
         "post",
         "/v1/environments/{id}/renew",
         Access::Policy(Action::RenewEnvironment),
@@ -100,6 +105,7 @@ fn documented() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(environments::create, environments::list))
         .routes(routes!(environments::read))
+        .routes(routes!(environments::differences))
         .routes(routes!(environments::renew))
         .routes(routes!(environments::release))
         .routes(routes!(environments::trace))

@@ -1,13 +1,15 @@
 //! An environment as its job sees it: the wire form, the hooks and the kubeconfig.
 
 use kubler_api::{
-    End, Environment as Wire, Gateway, Hook, Hooks, Owner, Phase as WirePhase, Scope as WireScope,
-    Tombstone as WireTombstone, paths,
+    AttachedJob, End, Environment as Wire, Gateway, Hook, Hooks, Owner, Phase as WirePhase,
+    Scope as WireScope, Tombstone as WireTombstone, paths,
 };
 use kubler_core::configuration::Configuration;
 use kubler_core::environment::{EndReason, Environment, Phase, Scope};
 use kubler_core::text::UntrustedText;
 use kubler_core::tombstone::Tombstone;
+
+use crate::store::Attached;
 
 /// The wire form.
 pub(super) fn environment(
@@ -32,6 +34,7 @@ pub(super) fn environment(
         kubernetes_version: environment.resolved.kubernetes_version.clone(),
         digest: environment.digest.clone(),
         owner: owner(environment),
+        attached: Vec::new(),
         created_at: environment.created_at,
         ready_at: environment.ready_at,
         lease_end: environment.lease_end,
@@ -44,6 +47,17 @@ pub(super) fn environment(
         kubeconfig: kubeconfig(&id, environment, configuration, &gateway),
         gateway,
         id,
+    }
+}
+
+/// A job that attached.
+pub(super) fn attached(attached: &Attached) -> AttachedJob {
+    AttachedJob {
+        job_id: attached.job_id.clone(),
+        step_key: attached.step_key.clone(),
+        agent_id: attached.agent_id.clone(),
+        url: attached.url.clone(),
+        attached_at: attached.attached_at,
     }
 }
 

@@ -23,8 +23,9 @@ pub(super) async fn buildkite(
     let signature = headers
         .get("x-buildkite-signature")
         .and_then(|value| value.to_str().ok());
+    let in_force = api.in_force.load_full();
     let verified =
-        webhook::verify(&api.webhook_secrets, signature, &body, now).map_err(|reason| {
+        webhook::verify(&in_force.webhook_secrets, signature, &body, now).map_err(|reason| {
             api.refuse(&arrival, reason);
             ApiError::unauthenticated(None).of(&arrival)
         })?;

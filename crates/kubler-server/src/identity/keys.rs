@@ -80,6 +80,11 @@ impl Keys {
         }))
     }
 
+    /// Takes over the keys that were fetched from the same place before.
+    pub(super) fn inherit(&self, before: &Self) {
+        self.0.known.store(before.0.known.load_full());
+    }
+
     /// The key a token names. When it is not known, the issuer is asked, if it was not asked just now.
     ///
     /// # Errors

@@ -29,6 +29,11 @@ impl Ledger {
         );
         for environment in stored {
             let from = recorded.remove(&environment.id);
+            // What had ended before, in a store that was put back, is not caught up with but ended again.
+            let had_ended = || self.tells_gone(environment.id).unwrap_or_default();
+            if from.is_none() && environment.phase.is_live() && had_ended() {
+                continue;
+            }
             if from != Some(environment.phase) {
                 let how = Map::from_iter([("recorded_after".to_owned(), "crash".into())]);
                 self.phase_changed(None, from, &environment, how).await;

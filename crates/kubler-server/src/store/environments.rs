@@ -80,6 +80,7 @@ impl Store {
         transaction: &mut Transaction<'_, Sqlite>,
         new: &Environment,
     ) -> Result<(), StoreError> {
+        let limits = self.limits();
         let live = "phase NOT IN ('gone')";
         let all = count(
             transaction,
@@ -107,19 +108,19 @@ impl Store {
         )
         .await?;
         let full = |message: String, own| Err(StoreError::Full { message, own });
-        if of_job >= self.limits.environments_per_job_max {
+        if of_job >= limits.environments_per_job_max {
             return full(
                 format!("this job already has {of_job} environments, its limit"),
                 Own::Caller,
             );
         }
-        if all >= self.limits.environments_max {
+        if all >= limits.environments_max {
             return full(
                 format!("{all} environments exist, the server's limit"),
                 Own::Server,
             );
         }
-        if waiting >= self.limits.queue_max {
+        if waiting >= limits.queue_max {
             return full(
                 format!("{waiting} environments wait to be made, the queue's limit"),
                 Own::Server,

@@ -10,7 +10,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
 use super::environments::renewed;
-use super::{Store, StoreError, rows};
+use super::{Store, StoreError, attached, rows};
 use crate::crash::{self, Point};
 
 /// How long the same job may repeat an exchange and get the same session, in seconds.
@@ -77,6 +77,8 @@ impl Store {
         if let Some(after) = &renewed {
             rows::update(&mut transaction, &before, after).await?;
         }
+        // Whoever knows the id may attach without asking by name.
+        attached::note(&mut transaction, &before, &token.identity, now).await?;
         let new = Exchange {
             environment_id: id,
             session_id,

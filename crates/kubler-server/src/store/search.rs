@@ -30,6 +30,8 @@ pub struct Search {
     pub commit: Option<String>,
     /// Phase.
     pub phase: Option<Phase>,
+    /// Only what is not gone.
+    pub remaining: bool,
 }
 
 /// Where a page ended, and the next begins.
@@ -80,12 +82,17 @@ impl Conditions {
         );
         it.add("run_number = CAST(? AS INTEGER)", search.build_number);
         it.add("run_id = ?", search.build_id.as_deref());
-        it.add("job_id = ?", search.job_id.as_deref());
+        it.add(
+            "(job_id = ? OR id IN (SELECT environment_id FROM attached WHERE job_id = ?))",
+            search.job_id.as_deref(),
+        );
         it.add(
             "substr(source_commit, 1, length(?)) = ?",
             search.commit.as_deref(),
         );
         it.add("phase = ?", search.phase.map(Phase::as_str));
+        let gone = search.remaining.then_some(Phase::Gone.as_str());
+        it.add("phase <> ?", gone);
         conditions
     }
 }

@@ -46,8 +46,6 @@ pub struct Reconciler {
     pub clock: Arc<dyn Clock>,
     /// Who wakes us.
     pub wake: Wake,
-    /// How many environments may be made at once.
-    pub provisioning_max: usize,
     /// Since when nobody ticked.
     pub downtime: Arc<Downtime>,
     /// Numbers for the metrics page.
@@ -153,7 +151,8 @@ impl Reconciler {
             stored: &stored,
             observed: seen.as_ref().map(|seen| seen.found.as_slice()),
             busy: &busy,
-            places: self.provisioning_max.saturating_sub(rounds.provisioning()),
+            places: (self.store.limits().provisioning_max as usize)
+                .saturating_sub(rounds.provisioning()),
             serving_since: self.directory.serving_since(),
             now,
         });

@@ -19,6 +19,11 @@ const TABLE: &[(&str, &str, [u16; 5])] = &[
     ("get", "/v1/environments", [401, 401, 200, 200, 200]),
     ("get", "/v1/environments/{id}", [401, 401, 404, 200, 200]),
     (
+        "get",
+        "/v1/environments/{id}/differences/{other}",
+        [401, 401, 404, 200, 200],
+    ),
+    (
         "post",
         "/v1/environments/{id}/renew",
         [401, 401, 404, 200, 400],
@@ -122,7 +127,10 @@ async fn every_route_answers_every_kind_of_caller_as_the_table_says() {
     let mut faults = Vec::new();
     for (method, path, expected) in TABLE {
         let method: Method = method.to_uppercase().parse().unwrap();
-        let path_here = path.replace("{id}", &id).replace("{anything}", &id);
+        let path_here = path
+            .replace("{id}", &id)
+            .replace("{other}", &id)
+            .replace("{anything}", &id);
         let jobs = [
             None,
             Some(&other_organization),
@@ -321,7 +329,10 @@ impl Reader<'_> {
 
 async fn call(server: &Server, job: &Job, id: &str, method: &str, path: &str) -> Answer {
     let method: Method = method.to_uppercase().parse().unwrap();
-    let here = path.replace("{id}", id).replace("{anything}", "app");
+    let here = path
+        .replace("{id}", id)
+        .replace("{other}", id)
+        .replace("{anything}", "app");
     let body = match path {
         "/v1/token" => return server.exchange(&server.token(job), id).await,
         "/v1/environments" if method == Method::POST => Some(json!({ "profile": "ci-small" })),

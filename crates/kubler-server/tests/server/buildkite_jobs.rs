@@ -13,17 +13,22 @@ use serde_json::{Value, json};
 pub(crate) const JOB_BOUND: Duration = Duration::from_secs(60);
 
 pub(crate) struct World {
-    buildkite: Buildkite,
+    pub(crate) buildkite: Buildkite,
     pub(crate) server: Server,
     plugin: GitRepository,
-    build: Build,
+    pub(crate) build: Build,
 }
 
 impl World {
     pub(crate) async fn with_lease(seconds: u64) -> Self {
+        Self::with(seconds, Duration::from_secs(4)).await
+    }
+
+    /// The service gives an agent up that it does not hear for so long.
+    pub(crate) async fn with(seconds: u64, heartbeat: Duration) -> Self {
         let buildkite = Buildkite::builder()
-            .organization("acme", &["app"])
-            .heartbeat_timeout(Duration::from_secs(4))
+            .organization("acme", &["app", "web"])
+            .heartbeat_timeout(heartbeat)
             .heartbeat_interval_seconds(1)
             .job_status_interval_seconds(1)
             .start();
@@ -40,10 +45,18 @@ impl World {
     }
 
     pub(crate) fn job(&self, command: &str) -> Job {
-        let configuration =
+        self.job_of(&self.build, "test", command, json!({}))
+    }
+
+    /// A job of this build, with more keys for the plugin.
+    pub(crate) fn job_of(&self, build: &Build, step: &str, command: &str, keys: Value) -> Job {
+        let mut configuration =
             json!({ "server": self.server.url(), "profile": "ci-small", "ca": self.server.ca() });
-        self.build
-            .job("test")
+        if let (Some(all), Some(keys)) = (configuration.as_object_mut(), keys.as_object()) {
+            all.extend(keys.clone());
+        }
+        build
+            .job(step)
             .command(command)
             .plugin(&self.plugin.plugin_reference(), configuration)
             .create()

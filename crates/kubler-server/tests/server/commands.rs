@@ -112,7 +112,7 @@ fn check_says_what_would_be_served_and_changes_nothing() {
 #[test]
 fn t9_check_ends_with_1_and_says_what_is_wrong_and_what_to_do() {
     type Spoil = fn(&Folder);
-    let cases: [(&str, Spoil, &[&str]); 9] = [
+    let cases: [(&str, Spoil, &[&str]); 11] = [
         (
             "an unknown key",
             |it| it.edit("policies: policies", "polices: policies"),
@@ -159,7 +159,25 @@ fn t9_check_ends_with_1_and_says_what_is_wrong_and_what_to_do() {
         (
             "no certificate",
             |it| std::fs::remove_file(it.path("tls/server.pem")).unwrap(),
-            &["server.pem` cannot be read", "hint: "],
+            &[
+                "server.pem` cannot be read",
+                "hint: the configuration names it",
+            ],
+        ),
+        (
+            "certificate and key swapped",
+            |it| {
+                it.edit(
+                    "policies: policies",
+                    "policies: policies\ntls: {certificate: tls/server.key, key: tls/server.pem, ca: tls/ca.pem}",
+                )
+            },
+            &["tls/server.key", "tls/server.pem", "hint: ", "swapped"],
+        ),
+        (
+            "a log filter that is none",
+            |it| it.edit("policies: policies", "policies: policies\nlog: kubler=loud"),
+            &["`log` is `kubler=loud`", "hint: such as `info`"],
         ),
         (
             "a key that is none",
@@ -197,6 +215,81 @@ fn t9_check_ends_with_1_and_says_what_is_wrong_and_what_to_do() {
         assert!(checked.stdout.is_empty(), "{case}: {text}");
         for part in parts {
             assert!(text.contains(part), "{case}: no `{part}` in {text}");
+        }
+        let once = text.matches("os error").count();
+        assert!(
+            once <= 1,
+            "{case}: the cause is said {once} times in {text}"
+        );
+    }
+}
+
+#[test]
+fn init_refuses_what_could_never_work_and_writes_nothing() {
+    let cases = [
+        (["--organization", "Acme Inc"], "not the slug"),
+        (["--organization", "acme-"], "not the slug"),
+        (["--listen", "8443"], "not `address:port`"),
+        (["--listen", ":8443"], "not `address:port`"),
+        (["--listen", "0.0.0.0:84430"], "not `address:port`"),
+        (
+            ["--kubernetes", "1.99"],
+            "no programs for Kubernetes `1.99`",
+        ),
+        (["--url", "http://kubler"], "not `https://name:port`"),
+    ];
+    for (arguments, says) in cases {
+        let place = tempfile::tempdir().unwrap();
+        let mut command = Command::new(Programs::find().server());
+        command
+            .arg("init")
+            .arg(place.path().join("k"))
+            .args(["--organization-id", ID]);
+        if arguments[0] != "--organization" {
+            command.args(["--organization", "acme"]);
+        }
+        let refused = command.args(arguments).output().unwrap();
+        let text = said(&refused);
+        assert_eq!(refused.status.code(), Some(1), "{arguments:?}: {text}");
+        assert!(
+            text.contains(says) && text.contains("hint: "),
+            "{arguments:?}: {text}"
+        );
+        assert!(!place.path().join("k").exists(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_cases_of_init_hold_for_the_policies_of_init() {
+    let folder = Folder::new();
+    let tested = Command::new(Programs::find().cli())
+        .args(["policy", "test"])
+        .arg(folder.path("cases.yaml"))
+        .arg("--config")
+        .arg(folder.path("kubler.yaml"))
+        .output()
+        .unwrap();
+    assert_eq!(tested.status.code(), Some(0), "{}", said(&tested));
+}
+
+#[test]
+fn troubleshooting_knows_every_error_code() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/troubleshooting.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    for code in kubler_api::error::ErrorCode::ALL {
+        let heading = format!("\n### `{}`\n", code.as_str());
+        let section = page.split_once(&heading).map(|(_, rest)| rest);
+        let section = section.unwrap_or_else(|| panic!("no section for `{}`", code.as_str()));
+        let section = section
+            .split("\n## ")
+            .next()
+            .and_then(|text| text.split("\n### ").next());
+        for part in ["- **What:**", "- **Why:**", "- **Next:**"] {
+            assert!(
+                section.unwrap().contains(part),
+                "`{}` has no {part}",
+                code.as_str()
+            );
         }
     }
 }

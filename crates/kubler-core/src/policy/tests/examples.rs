@@ -57,6 +57,13 @@ cases:
 }
 
 #[test]
+fn t9_the_cases_of_init_hold() {
+    let report = run(&starter_cases("acme")).unwrap();
+    assert!(report.passed(), "{report}");
+    assert_eq!(report.cases.len(), 7);
+}
+
+#[test]
 fn t9_a_golden_case_that_does_not_hold_fails_and_says_why() {
     let report = run(
         "cases:

@@ -22,6 +22,33 @@ async fn t7_a_new_key_is_fetched_when_a_token_names_it() {
 }
 
 #[tokio::test]
+async fn a_reload_keeps_the_keys_of_who_is_still_trusted_and_forgets_all_others() {
+    let scene = Scene::new();
+    scene.verifier.prefetch().await;
+    let token = scene.draft().sign();
+    let reload = |change: fn(&mut Issuer)| {
+        let mut settings = settings(&scene.buildkite);
+        change(&mut settings);
+        let configuration = configuration(settings);
+        let issuers = scene.verifier.prepare(&configuration, scene.folder.path());
+        scene.verifier.install(issuers.unwrap());
+    };
+    // Nobody waits for an issuer that is down just now.
+    scene.buildkite.issuer_fault(IssuerFault::Down);
+    reload(|it| it.clock_skew_seconds = 10);
+    assert!(scene.verify(token.as_str()).await.is_ok());
+    // Another organization, another trust, another issuer: what was believed is believed no more.
+    reload(|it| it.organizations[0].id = "01945ecf-0000-4000-8000-0000000000ff".into());
+    let reason = scene.refusal(token.clone()).await.reason;
+    assert_eq!(reason, RefusalReason::Organization);
+    reload(|it| it.ca = None);
+    let reason = scene.refusal(token.clone()).await.reason;
+    assert_eq!(reason, RefusalReason::KeysUnavailable);
+    reload(|it| it.url.push_str("/other"));
+    assert_eq!(scene.refusal(token).await.reason, RefusalReason::Issuer);
+}
+
+#[tokio::test]
 async fn t7_a_withdrawn_key_is_not_believed_any_longer() {
     let scene = Scene::new();
     let before = scene.draft().sign();

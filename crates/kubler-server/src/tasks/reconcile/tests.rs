@@ -109,7 +109,10 @@ impl Bench {
         let world = Arc::new(world);
         let clock = Arc::new(ManualClock::new(at(0)));
         let directory = Arc::new(Directory::new(Timestamp::MIN));
-        let limits = kubler_core::configuration::Limits::default();
+        let limits = kubler_core::configuration::Limits {
+            provisioning_max: 1,
+            ..Default::default()
+        };
         let store = Store::open(
             &folder.path().join("store.sqlite"),
             Arc::clone(&directory),
@@ -129,7 +132,6 @@ impl Bench {
             ledger: ledger.unwrap(),
             clock: Arc::clone(&clock) as _,
             wake: Wake::default(),
-            provisioning_max: 1,
             downtime: Arc::new(Downtime::new(at(0))),
             gauges: Arc::default(),
             lost,

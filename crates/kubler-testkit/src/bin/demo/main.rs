@@ -170,5 +170,15 @@ fn say(text: &str) {
 }
 
 fn title(text: &str) {
-    println!("\n\x1b[1m{text}\x1b[0m");
+    if is_for_a_terminal() {
+        println!("\n\x1b[1m{text}\x1b[0m");
+    } else {
+        println!("\n{text}");
+    }
+}
+
+/// Whether somebody looks at it who wants it bold: nothing of it goes into a file.
+fn is_for_a_terminal() -> bool {
+    let is_unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !is_unwanted && std::io::IsTerminal::is_terminal(&std::io::stdout())
 }

@@ -1,0 +1,89 @@
+//! What the configuration says now. Replaced as a whole, so that one request never sees two of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use kubler_core::configuration::Configuration;
+use kubler_core::profile::{Profile, ResolvedProfile};
+
+use crate::app::StartError;
+use crate::broker::webhook::WebhookSecret;
+use crate::config::{self, ConfigError, Loaded};
+use crate::engine::local::binaries::Binaries;
+
+/// What is in force, for whoever reads it often; the one who replaces it is `reload`.
+pub type Shared = Arc<ArcSwap<InForce>>;
+
+/// The configuration with everything that its names stand for.
+pub struct InForce {
+    /// The configuration.
+    pub configuration: Arc<Configuration>,
+    /// Profiles with everything that their names stand for.
+    pub profiles: BTreeMap<String, ResolvedProfile>,
+    /// PEM of the CA that callers should trust.
+    pub ca: Option<String>,
+    /// Whose webhooks are believed.
+    pub webhook_secrets: Vec<WebhookSecret>,
+}
+
+impl InForce {
+    /// Reads the files that the configuration names.
+    ///
+    /// # Errors
+    /// When one cannot be read, or a profile names programs that are not there.
+    pub fn read(loaded: &Loaded, binaries: &Binaries) -> Result<Self, StartError> {
+        Ok(Self {
+            configuration: Arc::new(loaded.configuration.clone()),
+            profiles: resolve_profiles(loaded, binaries)?,
+            ca: read_ca(loaded)?,
+            webhook_secrets: webhook_secrets(loaded)?,
+        })
+    }
+
+    /// For whoever shares it.
+    pub fn shared(self) -> Shared {
+        Arc::new(ArcSwap::from_pointee(self))
+    }
+}
+
+fn resolve_profiles(
+    loaded: &Loaded,
+    binaries: &Binaries,
+) -> Result<BTreeMap<String, ResolvedProfile>, StartError> {
+    let mut manifests = loaded.manifests()?;
+    let mut resolve = |profile: &Profile| -> Result<ResolvedProfile, StartError> {
+        Ok(ResolvedProfile {
+            profile: profile.clone(),
+            kubernetes_version: binaries.version(&profile.kubernetes)?.to_owned(),
+            manifests: manifests.remove(&profile.name).unwrap_or_default(),
+        })
+    };
+    let profiles = loaded.configuration.profiles.iter();
+    profiles
+        .map(|profile| Ok((profile.name.clone(), resolve(profile)?)))
+        .collect()
+}
+
+/// The CA that callers should trust.
+fn read_ca(loaded: &Loaded) -> Result<Option<String>, ConfigError> {
+    let ca = loaded.configuration.tls.ca.as_ref();
+    let pem = ca.map(|ca| config::read(&loaded.path(ca))).transpose()?;
+    Ok(pem.map(|pem| String::from_utf8_lossy(&pem).into_owned()))
+}
+
+fn webhook_secrets(loaded: &Loaded) -> Result<Vec<WebhookSecret>, ConfigError> {
+    let mut secrets = Vec::new();
+    for issuer in &loaded.configuration.issuers {
+        for organization in &issuer.organizations {
+            if let Some(file) = &organization.webhook_secret {
+                secrets.push(WebhookSecret {
+                    issuer: issuer.url.clone(),
+                    organization_id: organization.id.clone(),
+                    secret: loaded.secret(file)?,
+                });
+            }
+        }
+    }
+    Ok(secrets)
+}
