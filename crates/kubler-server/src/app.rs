@@ -1,13 +1,14 @@
 //! Puts the parts together, runs them, and takes them apart in order. The only place that knows all of them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use kubler_core::configuration::Configuration;
+use kubler_core::ids::EnvironmentId;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
-use kubler_core::profile::{Profile, ResolvedProfile};
+use kubler_core::profile::ResolvedProfile;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

@@ -35,7 +35,6 @@ use self::places::Places;
 pub use self::routes::{ACCESS, Access, RouteAccess, openapi, router};
 use self::tls::{Reloaded, Tls};
 use crate::bearer::{self, Bearer};
-use crate::broker::webhook::WebhookSecret;
 use crate::broker::{Broker, Call, Who};
 use crate::clock::Clock;
 use crate::entropy;
