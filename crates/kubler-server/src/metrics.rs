@@ -194,6 +194,9 @@ pub fn render(
     let stuck: Gauge = Gauge::default();
     stuck.set(i64::try_from(gauges.stuck()).unwrap_or(i64::MAX));
     registry.register(ENVIRONMENTS_STUCK.name, ENVIRONMENTS_STUCK.help, stuck);
+    let bad: Gauge = Gauge::default();
+    bad.set(gauges.configuration_bad.load(Ordering::Relaxed).into());
+    registry.register(CONFIGURATION_BAD.name, CONFIGURATION_BAD.help, bad);
     let behind = Family::<Vec<(String, String)>, Gauge>::default();
     for sink in sinks {
         behind
@@ -208,9 +211,6 @@ pub fn render(
     }
     registry.register(ENVIRONMENT_BOUNDS.name, ENVIRONMENT_BOUNDS.help, bounds);
     door.register(&mut registry);
-    let bad: Gauge = Gauge::default();
-    bad.set(gauges.configuration_bad.load(Ordering::Relaxed).into());
-    registry.register(CONFIGURATION_BAD.name, CONFIGURATION_BAD.help, bad);
     let mut text = String::new();
     // Writing to a String cannot fail; an empty page says more than a panic would.
     let _ = encode(&mut text, &registry);
