@@ -89,8 +89,15 @@ pub enum StartError {
     #[error(transparent)]
     Binaries(#[from] BinariesError),
     /// TLS.
-    #[error(transparent)]
-    Certificate(#[from] CertificateError),
+    #[error("{source} (`certificate` is `{certificate}`, `key` is `{key}`)")]
+    Certificate {
+        /// The file of the chain.
+        certificate: PathBuf,
+        /// The file of its key.
+        key: PathBuf,
+        /// What is wrong.
+        source: CertificateError,
+    },
     /// The data folder.
     #[error("`{path}` cannot be made: {source}")]
     Folder {
@@ -129,7 +136,8 @@ impl StartError {
             Self::Ledger(error) => error.hint(),
             Self::Sink(_) => "a sink that is there must be readable: mend it, or take it out of `ledger.sinks`".into(),
             Self::Folder { .. } | Self::Store(_) | Self::Session(_) => "check the data folder's owner and the free space".into(),
-            Self::Identity(_) | Self::Engine(_) | Self::Certificate(_) => "`kubler-server check` reads everything without starting".into(),
+            Self::Certificate { .. } => "`tls` in the configuration names the files: each must be PEM, `key` the private key that belongs to `certificate`; they are easily swapped".into(),
+            Self::Identity(_) | Self::Engine(_) => "`kubler-server check` reads everything without starting".into(),
         }
     }
 }
@@ -434,12 +442,21 @@ pub fn find_binaries(
 fn read_tls(loaded: &Loaded) -> Result<Tls, StartError> {
     let files = &loaded.configuration.tls;
     let optional = |path: &Option<String>| path.as_ref().map(|path| loaded.path(path));
-    Ok(Tls::load(Files {
-        certificate: loaded.path(&files.certificate),
-        key: loaded.path(&files.key),
+    let (certificate, key) = (loaded.path(&files.certificate), loaded.path(&files.key));
+    let read = Tls::load(Files {
+        certificate: certificate.clone(),
+        key: key.clone(),
         operator_ca: optional(&files.operator_ca),
         operator_crl: optional(&files.operator_crl),
-    })?)
+    });
+    read.map_err(|error| match error {
+        CertificateError::File(error) => StartError::Config(error),
+        source => StartError::Certificate {
+            certificate,
+            key,
+            source,
+        },
+    })
 }
 
 /// As many places as are configured and as there are descriptors for.

@@ -136,7 +136,7 @@ struct Aside {
 
 impl Aside {
     fn new(ledger: &Path, now: Timestamp) -> Self {
-        let moment = now.strftime("%Y%m%dT%H%M%SZ");
+        let moment = now.strftime("%Y%m%dT%H%M%S.%3fZ");
         Self {
             folder: ledger.join(format!("{SET_ASIDE}{moment}")),
         }
