@@ -109,6 +109,7 @@ impl Etcd {
             }
             None => start_anew(&program, &folder, &mark, known.map(|record| record.port)).await?,
         };
+        finish_data(&folder).map_err(|error| failed(&error.to_string(), &folder))?;
         let process = Arc::new(process);
         enable_users(&client)
             .await
@@ -174,7 +175,6 @@ impl Etcd {
 /// Writes what etcd reads, unless it is there, and gives the authority of its certificates.
 fn prepare_folder(folder: &Path, now: Timestamp) -> io::Result<Authority> {
     make_private(folder)?;
-    make_private(&folder.join("data"))?;
     let until = kubler_core::lease::after(now, Duration::from_secs(CERTIFICATE_DAYS * 86_400));
     let validity = Validity::new(now, until);
     // Written last, so its presence says that all is there.
@@ -208,6 +208,30 @@ fn prepare_folder(folder: &Path, now: Timestamp) -> io::Result<Authority> {
     Ok(authority)
 }
 
+/// Stands beside data that etcd has not made whole yet.
+const UNFINISHED: &str = "unfinished";
+
+/// Makes the folder of the data. An etcd that was ended while it made them never serves again, and they hold nothing of
+/// anybody's yet: they are made anew.
+fn begin_data(folder: &Path) -> io::Result<()> {
+    let (data, unfinished) = (folder.join("data"), folder.join(UNFINISHED));
+    if unfinished.exists() && data.exists() {
+        std::fs::remove_dir_all(&data)?;
+    }
+    if !data.exists() {
+        std::fs::write(unfinished, "")?;
+    }
+    make_private(&data)
+}
+
+/// It serves: from now on the data are kept. Before anybody may write into them.
+fn finish_data(folder: &Path) -> io::Result<()> {
+    match std::fs::remove_file(folder.join(UNFINISHED)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn read_record(folder: &Path) -> Option<EtcdRecord> {
     serde_json::from_str(&std::fs::read_to_string(folder.join("record.json")).ok()?).ok()
 }
@@ -222,6 +246,7 @@ async fn start_anew(
     let wrong = |error: io::Error| failed(&error.to_string(), folder);
     let mut tries = 1;
     loop {
+        begin_data(folder).map_err(wrong)?;
         // The environments that still live have the port of before written into them.
         let port = choose_port(known.filter(|_| tries == 1)).map_err(wrong)?;
         let process = launch(program, folder, mark, port).map_err(wrong)?;

@@ -204,3 +204,37 @@ fn kill(place: &Place, subject: &str) {
     )
     .unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_that_was_ended_while_it_made_its_data_begins_anew() {
+    let place = Place::new();
+    let etcd = place.folder.path().join("local/etcd");
+    let made = etcd.join("data/member/snap");
+    for folder in [
+        &place.folder.path().join("local"),
+        &etcd,
+        &etcd.join("data"),
+        &made,
+    ] {
+        make_private(folder).unwrap();
+    }
+    fs::write(made.join("db"), "the beginning of a database").unwrap();
+    fs::write(etcd.join("unfinished"), "").unwrap();
+
+    let engine = place.engine().await;
+    let environment = environment(1);
+    engine.provision(&environment).await.unwrap();
+    assert!(!etcd.join("unfinished").exists());
+    // Data that were served once are never taken away by a start.
+    engine.stop(StopMode::KeepEnvironments).await.unwrap();
+    drop(engine);
+    kill(&place, ETCD_SUBJECT);
+    let engine = place.engine().await;
+    let api = job_client(&engine, environment.id).await;
+    eventually("the environment lives on", || async {
+        let answer = api.get("/api/v1/namespaces/default").await.ok()?;
+        answer.is_success().then_some(())
+    })
+    .await;
+    engine.remove(environment.id).await.unwrap();
+}
