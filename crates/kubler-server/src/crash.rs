@@ -4,7 +4,7 @@
 //! Only builds with debug assertions have them. There the variable `KUBLER_CRASH_AT` names one point, as `user.made`
 //! or `user.made:3` for the third time, and whoever reaches it ends this process as `kill -9` would. `KUBLER_HOLD_AT`
 //! names one and a file, as `release.begun=/folder/file`: whoever reaches it waits as long as the file is there. In
-//! every other build [`at`] is empty, and neither a variable nor a name of a point is in the program.
+//! every other build `at` is empty, and neither a variable nor a name of a point is in the program.
 
 use kubler_core::environment::Phase;
 use kubler_core::ledger::record::LedgerAction;
