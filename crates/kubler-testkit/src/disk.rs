@@ -10,10 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::leaks::{self, Mark};
+
 /// Where the small file system is mounted, for the test that runs on it.
 const DISK: &str = "KUBLER_TEST_DISK";
 /// What the shell ends with when it may not mount.
 const MAY_NOT_MOUNT: i32 = 77;
+/// Longest wait for the end of what ran on the disk.
+const END_BOUND: Duration = Duration::from_secs(10);
 /// How much the neighbour writes at once, in bytes.
 const BITE_BYTES: usize = 4096;
 
@@ -74,6 +78,28 @@ pub fn on_a_disk_of(size: &str, name: &str) {
 /// The small file system that this test runs on; `None` when it was not started by [`on_a_disk_of`].
 pub fn disk() -> Option<PathBuf> {
     std::env::var_os(DISK).map(PathBuf::from)
+}
+
+/// Data of a server on the disk, outside of the server's own folder: whatever runs from them ends with this.
+pub struct Data(PathBuf);
+
+impl Data {
+    /// Those that will be in `folder`. To be made before the server, so that it goes after it.
+    pub const fn in_folder(folder: PathBuf) -> Self {
+        Self(folder)
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        let left = Mark::of(&self.0.to_string_lossy()).kill_processes(END_BOUND);
+        if let Ok(installation) = std::fs::read_to_string(self.0.join("local/installation")) {
+            leaks::sweep_groups(installation.trim(), END_BOUND);
+        }
+        if !left.is_empty() && !std::thread::panicking() {
+            panic!("processes outlive their disk: {left:#?}");
+        }
+    }
 }
 
 /// Whoever shares the disk: writes as long as there is a byte.

@@ -26,6 +26,7 @@ fn l4_a_full_disk_refuses_what_is_new_and_stops_no_end_of_the_whole_server() {
 async fn the_whole_server() {
     let Some(disk) = disk::disk() else { return };
     let data = disk.join("data");
+    let _data = disk::Data::in_folder(data.clone());
     let buildkite = Buildkite::start();
     let mut server = Server::of(&buildkite)
         .edit("data: data", &format!("data: {}", data.display()))
