@@ -19,6 +19,7 @@ pub mod init;
 pub mod ledger;
 pub mod maintenance;
 pub mod metrics;
+mod outgoing;
 pub mod policy;
 pub mod reference;
 pub mod reload;

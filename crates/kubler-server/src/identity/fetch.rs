@@ -11,12 +11,13 @@ use std::time::Duration;
 use kubler_core::configuration::Issuer;
 use kubler_core::identity::json;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Certificate, Client, StatusCode, Url, redirect};
+use reqwest::{Certificate, Client, StatusCode, Url};
 use serde_json::Value;
 
 use super::IdentityError;
 use super::address::Reach;
 use super::jwks::KeySet;
+use crate::outgoing;
 
 /// Longest answer of an issuer, in bytes.
 pub(super) const DOCUMENT_BYTES_MAX: usize = 100 * 1024;
@@ -84,17 +85,7 @@ impl Fetcher {
             Reach::Public
         };
 
-        let mut builder = Client::builder()
-            .https_only(true)
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .retry(reqwest::retry::never())
-            .timeout(timeout)
-            .connect_timeout(timeout)
-            .pool_max_idle_per_host(1)
-            .user_agent(concat!("kubler-server/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(CheckedResolver(reach)));
+        let mut builder = outgoing::client(timeout).dns_resolver(Arc::new(CheckedResolver(reach)));
         if let Some(ca) = &settings.ca {
             builder = builder.tls_certs_only(read_ca(settings, &folder.join(ca))?);
         }

@@ -13,7 +13,7 @@ use rcgen::{
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::LONG;
+use crate::{LONG, metric};
 
 /// A CA whose key is at hand.
 struct Authority(Issuer<'static, KeyPair>);
@@ -118,18 +118,6 @@ fn client(server: &Server, pair: Option<&Pair>, idle: usize) -> reqwest::Client 
 async fn asks(server: &Server, client: &reqwest::Client) -> Option<StatusCode> {
     let url = format!("{}/v1/environments", server.url());
     Some(client.get(url).send().await.ok()?.status())
-}
-
-async fn metric(server: &Server, name: &str) -> i64 {
-    let page = server.operator(Method::GET, "/metrics").await;
-    assert_eq!(page.status, 200, "{page:?}");
-    let page = page.body.as_str().unwrap().to_owned();
-    let line = page
-        .lines()
-        .find_map(|line| line.strip_prefix(&format!("kubler_{name} ")));
-    line.unwrap_or_else(|| panic!("no `{name}` in {page}"))
-        .parse()
-        .unwrap()
 }
 
 async fn until<T: PartialEq + std::fmt::Debug>(wanted: T, look: impl AsyncFn() -> T) {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::LONG;
+use crate::{LONG, metric};
 
 /// Connections of each kind of silence.
 const EACH: usize = 60;
@@ -26,16 +26,6 @@ async fn from(source: [u8; 4], server: &Server) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((source, 0).into()).unwrap();
     socket.connect(address(server)).await.unwrap()
-}
-
-async fn metric(server: &Server, name: &str) -> i64 {
-    let page = server.operator(Method::GET, "/metrics").await;
-    assert_eq!(page.status, 200, "{page:?}");
-    let page = page.body.as_str().unwrap().to_owned();
-    let line = page
-        .lines()
-        .find_map(|line| line.strip_prefix(&format!("kubler_{name} ")));
-    line.unwrap().parse().unwrap()
 }
 
 async fn until(what: &str, condition: impl AsyncFn() -> bool) {

@@ -45,3 +45,16 @@ use std::time::Duration;
 const SOON: Duration = Duration::from_secs(30);
 /// How long anything may take that has to happen at some time, on a machine that does much else.
 const LONG: Duration = Duration::from_secs(120);
+
+/// What the page of metrics says of `name`, without its prefix.
+async fn metric(server: &kubler_testkit::kubler::Server, name: &str) -> i64 {
+    let page = server.operator(reqwest::Method::GET, "/metrics").await;
+    assert_eq!(page.status, 200, "{page:?}");
+    let page = page.body.as_str().unwrap().to_owned();
+    let line = page
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("kubler_{name} ")));
+    line.unwrap_or_else(|| panic!("no `{name}` in {page}"))
+        .parse()
+        .unwrap()
+}

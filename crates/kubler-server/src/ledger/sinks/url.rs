@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use kubler_core::configuration::Sink as SinkSettings;
-use reqwest::{Certificate, Client, StatusCode, redirect};
+use reqwest::{Certificate, Client, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{NOTE_BYTES_MAX, TRY_TIMEOUT};
+use crate::outgoing;
 
 pub(super) struct UrlSink {
     url: String,
@@ -16,16 +17,7 @@ pub(super) struct UrlSink {
 
 impl UrlSink {
     pub(super) fn new(url: &str, settings: &SinkSettings, folder: &Path) -> Result<Self, String> {
-        let mut builder = Client::builder()
-            .https_only(true)
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .retry(reqwest::retry::never())
-            .timeout(TRY_TIMEOUT)
-            .connect_timeout(TRY_TIMEOUT)
-            .pool_max_idle_per_host(1)
-            .user_agent(concat!("kubler-server/", env!("CARGO_PKG_VERSION")));
+        let mut builder = outgoing::client(TRY_TIMEOUT);
         if let Some(ca) = &settings.ca {
             let pem = std::fs::read(folder.join(ca))
                 .map_err(|error| format!("`{ca}` cannot be read: {error}"))?;
