@@ -65,11 +65,12 @@ pub struct CreateEnvironment {
     #[serde(default)]
     pub scope: Scope,
     /// Make nothing: attach to the environment of this name that another job of the same build has made. Needs scope
-    /// `build`.
+    /// `build`, and goes without `like`.
     #[serde(default)]
     pub attach: bool,
     /// Make the same again: refused, with what differs, when the profile has changed since this environment (`env_…`)
     /// was made.
+    #[schema(pattern = "^env_[0-9a-f]{32}$")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub like: Option<String>,
     /// With `like`: make it all the same.

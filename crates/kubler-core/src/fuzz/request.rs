@@ -95,11 +95,14 @@ fn written(record: &KubernetesRequest) -> Option<String> {
         "" => format!("/api/{version}"),
         group => format!("/apis/{group}/{version}"),
     };
-    if let Some(namespace) = record
-        .namespace
-        .as_ref()
-        .filter(|_| resource != "namespaces")
-    {
+    // A namespace is in itself, and said once; below another name `namespaces` is a resource like any other.
+    let is_itself = resource == "namespaces"
+        && record.namespace == record.name
+        && matches!(
+            record.subresource.as_deref(),
+            None | Some("status" | "finalize")
+        );
+    if let Some(namespace) = record.namespace.as_ref().filter(|_| !is_itself) {
         path.push_str(&format!("/namespaces/{namespace}"));
     }
     for part in [
