@@ -91,6 +91,8 @@ points! {
     /// And the ledger.
     ReadyRecorded = "ready.recorded",
 
+    /// A job that attached is in the store.
+    AttachedStored = "attached.stored",
     /// An exchange of a token is in the ledger.
     SessionBegun = "session.begun",
     /// The spent token is in the store.

@@ -7,13 +7,14 @@
 
 mod admission;
 mod body;
+mod checks;
 mod forward;
 mod framing;
 mod gate;
 mod load;
-mod notes;
 mod pool;
 mod protobuf;
+mod refusals;
 mod status;
 mod stream;
 mod wire;
@@ -21,12 +22,13 @@ mod wire;
 use std::collections::HashMap;
 use std::error::Error;
 use std::net::IpAddr;
+use std::num::NonZero;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::header::{self, HeaderMap};
+use http::header;
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use http_body::Body as HttpBody;
@@ -34,23 +36,20 @@ use jiff::Timestamp;
 use kubler_core::environment::{Environment, Phase};
 use kubler_core::ids::{EnvironmentId, RequestId};
 use kubler_core::ledger::record::{Body as RecordBody, Kind, LedgerAction};
-use kubler_core::request::{ApiRequest, Effect, RequestFault, Span};
+use kubler_core::request::{ApiRequest, Effect, RequestFault};
 use tokio_util::sync::CancellationToken;
 
-use crate::bearer::{self, Bearer};
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::engine::Engine;
 use crate::entropy;
 use crate::ledger::{Durability, Ledger, LedgerError};
 use crate::policy::Policies;
-use crate::session::{Session, Sessions};
-use admission::Denied;
-use forward::{Admitted, Outgoing, forward};
+use crate::session::Sessions;
+use forward::forward;
 use gate::Gate;
-use load::{Demand, Turn};
-use notes::{Note, Notes, Refusal, Stop};
 use pool::Destination;
+use refusals::{Refusal, Refusals};
 use status::{Refused, Shown};
 
 /// What the gateway works with.
@@ -81,8 +80,13 @@ struct Shared {
     parts: GatewayParts,
     bounds: Bounds,
     gates: RwLock<HashMap<EnvironmentId, Arc<Gate>>>,
-    notes: Notes,
+    refusals: Refusals,
 }
+
+/// Short requests of one environment at once, for each processor.
+const IN_FLIGHT_PER_PROCESSOR: usize = 8;
+/// And at most, however many processors there are.
+const IN_FLIGHT_MAX: usize = 64;
 
 /// What nobody can have without end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,11 +111,18 @@ impl Default for Bounds {
             // The API server's own bound is 60 s.
             answer_max: Duration::from_secs(75),
             silence_max: Duration::from_secs(30),
-            // Most of what an API server does at once on few cores is waiting.
-            in_flight_max: 64,
+            in_flight_max: in_flight_max(
+                std::thread::available_parallelism().map_or(1, NonZero::get),
+            ),
             wait_max: Duration::from_secs(5),
         }
     }
+}
+
+/// A processor works on one request at a time, while others of the same environment wait for etcd; whatever is more
+/// only stands in the way of the neighbours.
+fn in_flight_max(processors: usize) -> usize {
+    (IN_FLIGHT_PER_PROCESSOR * processors).min(IN_FLIGHT_MAX)
 }
 
 /// One request from its arrival on.
@@ -135,7 +146,7 @@ impl Gateway {
                 parts,
                 bounds,
                 gates: RwLock::default(),
-                notes: Notes::default(),
+                refusals: Refusals::default(),
             }),
         }
     }
@@ -216,9 +227,9 @@ impl Shared {
                     now: arrival.now,
                     request: noted,
                 };
-                let record = self.notes.take(&self.parts.ledger, refusal);
+                let record = self.refusals.take(&self.parts.ledger, refusal);
                 drop(arrival);
-                notes::write(&self.parts.ledger, record).await;
+                refusals::write(&self.parts.ledger, record).await;
                 return Err(stop.refused);
             }
         };
@@ -244,179 +255,6 @@ impl Shared {
             }
         })?;
         forward(gate, admitted, turn, arrival.body, entry).await
-    }
-
-    /// Lets a request through when its turn has come. Whoever had to wait is looked at anew: their session, or their
-    /// environment, may have come to its end meanwhile.
-    async fn admit_in_turn(
-        self: &Arc<Self>,
-        arrival: &mut Arrival,
-        id: Option<EnvironmentId>,
-        understood: Result<ApiRequest, RequestFault>,
-    ) -> Result<(Arc<Gate>, Admitted, Turn), Box<Stop>> {
-        let (gate, admitted) = self.admit(arrival, id, understood)?;
-        let demand = Demand {
-            is_change: admitted.understood.effect() != Effect::Read || admitted.room.is_some(),
-            is_short: admitted.room.is_none(),
-            bytes: arrival.body.size_hint().lower(),
-        };
-        let turn = tokio::select! {
-            turn = gate.load().turn(demand) => Some(turn),
-            () = gate.closed() => None,
-        };
-        let turn = match turn {
-            Some(Ok(turn)) if !turn.waited => return Ok((gate, admitted, turn)),
-            Some(Ok(turn)) => Ok(turn),
-            Some(Err(refused)) => Err(refused),
-            None => Err(gate
-                .cut()
-                .map_or_else(forward::stopped, |cut| cut.refused.clone())),
-        };
-        let turn = turn.map_err(|refused| {
-            Box::new(Stop {
-                refused,
-                note: Note::Record,
-                session: Some(Arc::clone(admitted.admission.shared_session())),
-                decision: None,
-            })
-        })?;
-        let understood = admitted.understood.clone();
-        drop(admitted);
-        arrival.now = self.parts.clock.now();
-        let (gate, admitted) = self.admit(arrival, id, Ok(understood))?;
-        Ok((gate, admitted, turn))
-    }
-
-    /// Everything that has to be so before a request may go on, in the order of promise 6: who asks, which
-    /// environment, whether it lives, whether the session does, and only then whether it may.
-    fn admit(
-        self: &Arc<Self>,
-        arrival: &Arrival,
-        id: Option<EnvironmentId>,
-        understood: Result<ApiRequest, RequestFault>,
-    ) -> Result<(Arc<Gate>, Admitted), Box<Stop>> {
-        let session = self.verify(&arrival.head.headers)?;
-        let stop = |refused| {
-            Box::new(Stop {
-                refused,
-                note: Note::Record,
-                session: Some(Arc::clone(&session)),
-                decision: None,
-            })
-        };
-        let count = |refused| {
-            Box::new(Stop {
-                note: Note::Count,
-                ..*stop(refused)
-            })
-        };
-        let standing = self
-            .standing(session.environment, arrival.now)
-            .and_then(|standing| match session.has_expired(arrival.now) {
-                true => Err(Refused::session_expired(session.expires_at)),
-                false => Ok(standing),
-            });
-        if id != Some(session.environment) {
-            let message = format!(
-                "the session is for environment {}, and the path names another",
-                session.environment
-            );
-            let refused = Refused::forbidden("WrongEnvironment", message);
-            // A session that is over is good for nothing, also not for records.
-            return Err(match standing {
-                Ok(_) => stop(refused),
-                Err(_) => count(refused),
-            });
-        }
-        let (environment, known) = standing.map_err(count)?;
-        let gate = self.gate(&environment, known).map_err(count)?;
-        let admission = gate
-            .admit(&session, &environment, &self.parts)
-            .map_err(|denied| {
-                let Denied { refused, decision } = *denied;
-                Box::new(Stop {
-                    decision,
-                    ..*stop(refused)
-                })
-            })?;
-        let profile = &environment.resolved.profile;
-        let understood = understood.map_err(|fault| stop(refused_fault(&fault)))?;
-        if arrival.head.headers.contains_key(header::UPGRADE) || is_upgrade(&understood) {
-            return Err(stop(no_upgrade(&understood)));
-        }
-        if arrival.body.size_hint().lower() > profile.request_bytes_max {
-            return Err(stop(Refused::too_large(profile.request_bytes_max)));
-        }
-        let outgoing = Outgoing::build(
-            &arrival.head,
-            &understood,
-            &gate,
-            profile.engine,
-            arrival.request_id,
-        )
-        .map_err(|fault| stop(Refused::forbidden("HeaderRefused", fault.to_string())))?;
-        let room = match understood.span() {
-            Span::Short => None,
-            Span::Watch | Span::Long => Some(gate.room().map_err(stop)?),
-        };
-        let admitted = Admitted {
-            request_id: arrival.request_id,
-            admission,
-            understood,
-            outgoing,
-            bytes_max: profile.request_bytes_max,
-            room,
-        };
-        Ok((gate, admitted))
-    }
-
-    /// The environment of a session and its gate, when it lives and has one.
-    fn standing(
-        &self,
-        id: EnvironmentId,
-        now: Timestamp,
-    ) -> Result<(Arc<Environment>, Option<Arc<Gate>>), Refused> {
-        let environment = self
-            .parts
-            .directory
-            .get(id)
-            .ok_or_else(|| Refused::forgotten(&id.to_string()))?;
-        let known = self
-            .gates
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&id)
-            .map(Arc::clone);
-        match self.parts.directory.tombstone(&environment, now) {
-            Some(tombstone) => Err(Refused::ended(&tombstone)),
-            None => Ok((environment, known)),
-        }
-    }
-
-    /// Who asks. Whether the session is still alive is asked later: a dead environment comes first.
-    fn verify(&self, headers: &HeaderMap) -> Result<Arc<Session>, Box<Stop>> {
-        let stop = |code, message| {
-            let refused = Refused::unauthorized(code, message);
-            Err(Box::new(Stop {
-                refused,
-                note: Note::Count,
-                session: None,
-                decision: None,
-            }))
-        };
-        let Bearer::Token(token) = bearer::token(headers) else {
-            return stop(
-                "NoSession",
-                "no session was given; `kubler kubeconfig` writes a kubeconfig that gets one",
-            );
-        };
-        match self.parts.sessions.verify(token) {
-            Ok(session) => Ok(session),
-            Err(_) => stop(
-                "InvalidSession",
-                "this is no session of this server; `kubler credential` gets one",
-            ),
-        }
     }
 
     /// The gate of a living environment, opened when it is first used and again when its API server moved.
@@ -473,48 +311,6 @@ impl Shared {
         {
             gates.remove(&gate.id());
         }
-    }
-}
-
-fn is_upgrade(understood: &ApiRequest) -> bool {
-    let subresource = understood.record().subresource.as_deref();
-    understood.effect() == Effect::Connect && subresource.is_some_and(|word| word != "proxy")
-}
-
-fn no_upgrade(understood: &ApiRequest) -> Refused {
-    let what = understood
-        .record()
-        .subresource
-        .as_deref()
-        .unwrap_or("a changed protocol");
-    let message = format!(
-        "`{what}` is not carried by this gateway yet: it takes a connection that is not HTTP; logs, watches and all other requests are"
-    );
-    Refused::other(
-        StatusCode::NOT_IMPLEMENTED,
-        "NotImplemented",
-        "UpgradeNotSupported",
-        message,
-    )
-}
-
-fn refused_fault(fault: &RequestFault) -> Refused {
-    match fault {
-        RequestFault::TooLong { .. } => Refused::other(
-            StatusCode::URI_TOO_LONG,
-            "BadRequest",
-            "TargetTooLong",
-            fault.to_string(),
-        ),
-        RequestFault::Path(_) | RequestFault::Query(_) => {
-            Refused::bad_request("NotNormal", fault.to_string())
-        }
-        RequestFault::Method { .. } => Refused::other(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "MethodNotAllowed",
-            "MethodNotAllowed",
-            fault.to_string(),
-        ),
     }
 }
 

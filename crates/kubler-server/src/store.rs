@@ -52,7 +52,7 @@ const READERS_MAX: u32 = 4;
 /// Environments and exchanges in one SQLite file.
 #[derive(Debug)]
 pub struct Store {
-    /// For reading. However slow, it never holds up an end.
+    /// For reading, and for nothing else: SQLite refuses to write by it. However slow, it never holds up an end.
     pool: SqlitePool,
     /// SQLite has one writer, which has a connection of its own; waiting here is fair and cannot time out half-way.
     writer: Mutex<Writer>,
@@ -147,12 +147,14 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true);
+        let mut connection = options.connect().await?;
+        migrations().run(&mut connection).await?;
+        let writer = Writer::connect(file, options.clone()).await?;
+        connection.close().await?;
         let pool = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
-            .connect_with(options.clone())
+            .connect_with(options.pragma("query_only", "on"))
             .await?;
-        migrations().run(&pool).await?;
-        let writer = Writer::connect(file, options).await?;
         let store = Self {
             pool,
             writer: Mutex::new(writer),

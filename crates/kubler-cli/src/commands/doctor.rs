@@ -172,7 +172,10 @@ fn identity(connected: &Connected, findings: &mut Findings) -> bool {
         }
     };
     match proof.caller() {
-        Caller::Connection => findings.ok("identity", "an operator, by client certificate"),
+        Caller::Connection => {
+            findings.ok("identity", "an operator, by client certificate");
+            bounds(connected, findings, deadline);
+        }
         Caller::Token(token) => match claims(token.expose_secret()) {
             Some(claims) => say_claims(&claims, &connected.audience, findings),
             None => findings.wrong(
@@ -183,6 +186,25 @@ fn identity(connected: &Connected, findings: &mut Findings) -> bool {
         },
     }
     true
+}
+
+/// What the server's system holds each environment to: for operators, since it says how to get past it.
+fn bounds(connected: &Connected, findings: &mut Findings, deadline: Deadline) {
+    match connected.client.metrics(deadline) {
+        Ok(metrics) => {
+            let names = bounds_in_force(&metrics).collect::<Vec<_>>();
+            findings.ok("bounds", format!("by the system: {}", names.join(", ")));
+        }
+        Err(failure) => findings.wrong("bounds", &failure),
+    }
+}
+
+/// The bounds that `metrics`, in OpenMetrics, say are in force.
+fn bounds_in_force(metrics: &str) -> impl Iterator<Item = &str> {
+    metrics.lines().filter_map(|line| {
+        line.strip_prefix("kubler_environment_bounds{bound=\"")?
+            .strip_suffix("\"} 1")
+    })
 }
 
 fn claims(token: &str) -> Option<Value> {

@@ -110,7 +110,7 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
         )?,
         Command::Renew(existing) => {
             let token = connected.token(deadline, None)?;
-            crate::server::client::retrying(deadline, || {
+            crate::server::answers::retrying(deadline, || {
                 connected
                     .client
                     .renew(&token, &existing.environment, deadline)

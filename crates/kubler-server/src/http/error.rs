@@ -1,4 +1,4 @@
-//! The one place that knows status codes: turns every refusal into RFC 9457 problem details.
+//! Turns every refusal of the HTTP API into RFC 9457 problem details, with the status that `kubler-api` gives its code.
 
 use axum::Json;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};

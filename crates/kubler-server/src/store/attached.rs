@@ -11,6 +11,7 @@ use sqlx::{Row as _, Sqlite, Transaction};
 
 use super::rows::{count, select_one};
 use super::{Own, Store, StoreError};
+use crate::crash::{self, Point};
 
 /// Most jobs that may attach to one environment: more than a build has steps, and a bound for its record.
 pub const ATTACHED_JOBS_MAX: u32 = 1_000;
@@ -59,10 +60,11 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         permit.spend_on_profile(&environment.resolved)?;
-        let _writer = self.writer.lock().await;
-        let mut transaction = self.pool.begin().await?;
+        let mut writer = self.writer.lock().await;
+        let mut transaction = writer.begin_new().await?;
         note(&mut transaction, environment, identity, now).await?;
         transaction.commit().await?;
+        crash::at(Point::AttachedStored);
         Ok(())
     }
 

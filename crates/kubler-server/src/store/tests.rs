@@ -541,9 +541,17 @@ async fn slow_searches_hold_no_end_up() {
         busy.push(shelf.store.pool.acquire().await.unwrap());
     }
     let event = Event::ReleaseRequested(EndReason::Released);
+    let guest = job(2);
+    let permit = shelf.permit(Action::CreateEnvironment, &environment);
+    let attached = shelf.store.attach(permit, &environment, &guest, at(1));
+    attached.await.unwrap();
     let ended = shelf.store.apply(environment.id, event, at(1)).await;
     assert_eq!(ended.unwrap().unwrap().1.phase, Phase::Releasing);
-    assert_eq!(busy.len(), READERS_MAX as usize);
+    // And by their connections nothing can be written.
+    let written = sqlx::query("DELETE FROM environments")
+        .execute(&mut *busy[0])
+        .await;
+    assert!(written.unwrap_err().to_string().contains("readonly"));
 }
 
 #[tokio::test]

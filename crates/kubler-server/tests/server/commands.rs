@@ -101,6 +101,7 @@ fn check_says_what_would_be_served_and_changes_nothing() {
     for part in [
         "profile ci-small: Kubernetes v1.34.",
         "profile untrusted: ",
+        "bounds of each environment by the system: open files, memory dumps",
         "policies: ",
         "kubler.yaml is fine",
     ] {

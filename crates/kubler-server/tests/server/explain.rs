@@ -82,3 +82,15 @@ async fn a_denied_job_is_explained_with_the_smallest_change_that_would_allow_it(
     );
     assert!(String::from_utf8_lossy(&own.stderr).contains("may not read the ledger"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operators_doctor_says_what_the_system_holds_environments_to() {
+    let buildkite = Buildkite::start();
+    let server = Server::of(&buildkite).start().await;
+    let doctor = server.cli(&["doctor"]);
+    let text = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert_eq!(doctor.status.code(), Some(0), "{text}");
+    let line = text.lines().find(|line| line.contains("by the system"));
+    let line = line.unwrap_or_else(|| panic!("no bounds: {text}"));
+    assert!(line.contains("open files, memory dumps"), "{line}");
+}

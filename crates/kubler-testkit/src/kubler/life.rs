@@ -151,7 +151,7 @@ impl Server {
         }
     }
 
-    /// SIGHUP: loads policies anew.
+    /// SIGHUP: loads configuration and policies anew.
     pub fn reload(&self) {
         self.process().signal(Signal::HUP);
     }

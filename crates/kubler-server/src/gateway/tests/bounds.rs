@@ -19,7 +19,7 @@ use rstest::rstest;
 use super::world::{World, eventually, next, read, records};
 use crate::gateway::forward::forward;
 use crate::gateway::load::Demand;
-use crate::gateway::{Arrival, read as understand};
+use crate::gateway::{Arrival, Bounds, in_flight_max, read as understand};
 use crate::ledger::Durability;
 
 fn refusals(world: &World) -> Vec<Record> {
@@ -338,10 +338,10 @@ async fn every_record_of_a_request_says_whose_it_is() {
 
 #[test]
 fn the_bounds_are_these() {
-    let bounds = crate::gateway::Bounds::default();
+    let bounds = Bounds::default();
     assert_eq!(bounds.open_max, 256);
     assert_eq!(bounds.answer_max, Duration::from_secs(75));
     assert_eq!(bounds.silence_max, Duration::from_secs(30));
-    assert_eq!(bounds.in_flight_max, 64);
+    assert_eq!([1, 2, 8, 128].map(in_flight_max), [8, 16, 64, 64]);
     assert_eq!(bounds.wait_max, Duration::from_secs(5));
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kubler_server::crash::{CRASH_AT, Point};
 use kubler_testkit::buildkite::{Build, Buildkite, Job};
-use kubler_testkit::kubler::Server;
+use kubler_testkit::kubler::{Answer, Server};
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -20,6 +20,7 @@ const REACHED: Duration = Duration::from_secs(90);
 enum Deed {
     Start,
     Create,
+    Attach,
     Session,
     Renew,
     Break,
@@ -52,6 +53,7 @@ const fn deed(point: Point) -> Deed {
         | Point::WholeRecorded
         | Point::ReadyStored
         | Point::ReadyRecorded => Deed::Create,
+        Point::AttachedStored => Deed::Attach,
         Point::SessionBegun | Point::SessionStored | Point::SessionEnded => Deed::Session,
         Point::RenewBegun | Point::LeaseStored | Point::RenewEnded => Deed::Renew,
         Point::FailedStored | Point::FailedRecorded => Deed::Break,
@@ -86,6 +88,8 @@ struct Scene {
     _buildkite: Buildkite,
     server: Server,
     build: Build,
+    /// Attaches to what another job of the build has made.
+    guest: Job,
 }
 
 impl Scene {
@@ -93,10 +97,12 @@ impl Scene {
         let buildkite = Buildkite::start();
         let server = Server::of(&buildkite).start().await;
         let build = buildkite.build("app").start();
+        let guest = build.job("guest").run();
         Self {
             _buildkite: buildkite,
             server,
             build,
+            guest,
         }
     }
 
@@ -108,6 +114,12 @@ impl Scene {
         let job = self.build.job("test").run();
         let before = match deed {
             Deed::Start | Deed::Create | Deed::Stop => None,
+            Deed::Attach => Some(
+                self.shared(&job, false).await.unwrap().body["id"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned(),
+            ),
             _ => Some(self.server.create_with_session(&job).await.0),
         };
         match deed {
@@ -167,6 +179,7 @@ impl Scene {
                 post("/v1/environments".to_owned(), Some(body)).await;
             }
             Deed::Session => drop(self.server.try_exchange(&self.server.token(job), id).await),
+            Deed::Attach => drop(self.shared(&self.guest, true).await),
             // Tokens are minted by the second: one of the same second as the last proves nothing new.
             Deed::Renew => while self.renewed_nothing(job, id).await {},
             Deed::Break => {
@@ -180,6 +193,19 @@ impl Scene {
             }
             Deed::Stop => self.server.signal(Signal::TERM),
         }
+    }
+
+    /// Makes the build's environment, or attaches to it.
+    async fn shared(&self, job: &Job, attach: bool) -> reqwest::Result<Answer> {
+        let body = json!({
+            "profile": "ci-small", "name": "main", "scope": "build", "attach": attach, "wait_seconds": 60,
+        });
+        let token = self.server.token(job);
+        let path = "/v1/environments";
+        let asked = self
+            .server
+            .try_request(Method::POST, path, Some(&token), Some(&body));
+        asked.await
     }
 
     async fn renewed_nothing(&self, job: &Job, id: &str) -> bool {
@@ -200,6 +226,16 @@ impl Scene {
             (Deed::Break, Some(id)) => {
                 let gone = server.wait_until_gone(id, REACHED).await;
                 assert_eq!(gone["end"]["code"], "failed", "{gone}");
+                id.to_owned()
+            }
+            (Deed::Attach, Some(id)) => {
+                let attached = self.shared(&self.guest, true).await.unwrap();
+                assert_eq!(attached.body["id"], id, "{attached:?}");
+                let jobs = &server.environment(id).await["attached"];
+                assert_eq!(jobs.as_array().map(Vec::len), Some(1), "{jobs}");
+                assert_eq!(jobs[0]["job_id"], self.guest.id().to_string());
+                let session = server.session(&self.guest, id).await;
+                assert_eq!(server.reads(id, &session).await, 200);
                 id.to_owned()
             }
             (Deed::Release, Some(id)) => {

@@ -1,5 +1,6 @@
 //! What one job's work costs its neighbour: the same requests by one client, while another environment of the server
-//! rests and while its job does whatever it can to be in the way, in turns.
+//! rests and while its job does whatever it can to be in the way, in turns. The attacker's clients stand behind
+//! everybody else for the processor: they would run on the CI's machines, not on the server's.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use kubler_testkit::buildkite::Buildkite;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 
 use crate::figure::Measured;
@@ -50,18 +52,20 @@ pub(crate) async fn measure(world: World) -> Vec<Measured> {
     ] {
         assert_eq!(way.post(MAPS, &map(name, 1024)).await, StatusCode::CREATED);
     }
+    let elsewhere = elsewhere();
     let (mut quiet, mut attacked) = (Samples::default(), Samples::default());
     let mut answered = [0; 2];
     for _ in 0..world.length.rounds(ROUNDS) {
         requests(&victim, 20).await;
         quiet.extend(requests(&victim, REQUESTS).await);
-        let attack = Attack::begin(&clients);
+        let attack = Attack::begin(&clients, &elsewhere);
         tokio::time::sleep(Duration::from_secs(WARM_SECONDS)).await;
         attacked.extend(requests(&victim, REQUESTS).await);
         let [taken, refused] = attack.end().await;
         answered[0] += taken;
         answered[1] += refused;
     }
+    elsewhere.shutdown_background();
     println!(
         "bench: the attacker was answered {} times, and told to come back {} times",
         answered[0], answered[1]
@@ -97,16 +101,28 @@ fn map(name: &str, bytes: usize) -> Value {
     })
 }
 
+/// Threads that get what nobody else wants of the processor.
+fn elsewhere() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(|| drop(rustix::process::nice(19)))
+        .enable_all()
+        .build()
+        .expect("threads")
+}
+
 /// Everything at once.
 struct Attack {
+    elsewhere: Handle,
     is_over: Arc<AtomicBool>,
     counts: Arc<[AtomicUsize; 2]>,
     tasks: JoinSet<()>,
 }
 
 impl Attack {
-    fn begin(clients: &[Way]) -> Self {
+    fn begin(clients: &[Way], elsewhere: &Runtime) -> Self {
         let mut attack = Self {
+            elsewhere: elsewhere.handle().clone(),
             is_over: Arc::default(),
             counts: Arc::default(),
             tasks: JoinSet::new(),
@@ -131,14 +147,17 @@ impl Attack {
         }
         for number in 0..WATCHES {
             let way = watchers[number % watchers.len()].clone();
-            attack.tasks.spawn(async move {
-                loop {
-                    let mut watch = way.get(&format!("{MAPS}?watch=true")).await;
-                    while let Ok(Some(_)) = watch.chunk().await {}
-                    // Refused, or cut off since it read too slowly.
-                    tokio::time::sleep(PAUSE).await;
-                }
-            });
+            attack.tasks.spawn_on(
+                async move {
+                    loop {
+                        let mut watch = way.get(&format!("{MAPS}?watch=true")).await;
+                        while let Ok(Some(_)) = watch.chunk().await {}
+                        // Refused, or cut off since it read too slowly.
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                },
+                elsewhere.handle(),
+            );
         }
         attack
     }
@@ -150,15 +169,19 @@ impl Attack {
     ) {
         let (is_over, counts) = (Arc::clone(&self.is_over), Arc::clone(&self.counts));
         let way = way.clone();
-        self.tasks.spawn(async move {
-            let mut number = 0;
-            while !is_over.load(Ordering::Relaxed) {
-                number += 1;
-                let status = once(way.clone(), number).await;
-                let is_refused = status == StatusCode::TOO_MANY_REQUESTS;
-                counts[usize::from(is_refused)].fetch_add(1, Ordering::Relaxed);
-            }
-        });
+        let elsewhere = self.elsewhere.clone();
+        self.tasks.spawn_on(
+            async move {
+                let mut number = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    number += 1;
+                    let status = once(way.clone(), number).await;
+                    let is_refused = status == StatusCode::TOO_MANY_REQUESTS;
+                    counts[usize::from(is_refused)].fetch_add(1, Ordering::Relaxed);
+                }
+            },
+            &elsewhere,
+        );
     }
 
     /// How many requests were answered, and how many were told to come back.

@@ -41,7 +41,7 @@ async fn an_environment_has_control_groups_of_its_own_where_there_are_any() {
     let engine = place.engine().await;
     let groups = Arc::clone(&engine.inner.groups);
     if groups.in_force().is_empty() {
-        println!("no control groups can be had here: nothing to see");
+        println!("skipped: no control groups can be had here");
         return;
     }
     let (first, second) = (environment(1), environment(2));
@@ -77,7 +77,7 @@ async fn who_takes_too_much_memory_at_once_is_ended_by_the_system_and_told() {
         .engine_with(|settings| settings.sample_every = Duration::from_secs(3600))
         .await;
     if !engine.inner.groups.in_force().contains(&"memory") {
-        println!("no control group of memory can be had here: nothing to see");
+        println!("skipped: no control group of memory can be had here");
         return;
     }
     let (greedy, neighbour) = (environment(1), environment(2));

@@ -22,19 +22,39 @@ const RECORDED_MAX: usize = 4096;
 
 /// How the ledger hears of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Note {
+pub(super) enum Recorded {
     /// By a record of its own, unless one like it was written just now.
-    Record,
+    Itself,
     /// Counted with others of its kind: anybody can cause these without end, with no living session.
-    Count,
+    Counted,
 }
 
 /// A refusal before anything was sent on.
 pub(super) struct Stop {
     pub(super) refused: Refused,
-    pub(super) note: Note,
+    pub(super) recorded: Recorded,
     pub(super) session: Option<Arc<Session>>,
     pub(super) decision: Option<Decision>,
+}
+
+impl Stop {
+    /// One that gets a record of its own.
+    pub(super) fn of(session: &Arc<Session>, refused: Refused) -> Box<Self> {
+        Box::new(Self {
+            refused,
+            recorded: Recorded::Itself,
+            session: Some(Arc::clone(session)),
+            decision: None,
+        })
+    }
+
+    /// One that is only counted.
+    pub(super) fn counted(session: &Arc<Session>, refused: Refused) -> Box<Self> {
+        Box::new(Self {
+            recorded: Recorded::Counted,
+            ..*Self::of(session, refused)
+        })
+    }
 }
 
 /// What a refused request was, as far as anybody knows.
@@ -48,16 +68,17 @@ pub(super) struct Refusal<'a> {
 
 /// Which refusals were recorded a moment ago.
 #[derive(Default)]
-pub(super) struct Notes {
+pub(super) struct Refusals {
     recorded: Mutex<HashMap<(SessionId, &'static str), Timestamp>>,
 }
 
-impl Notes {
+impl Refusals {
     /// The record of a refusal, when it gets one of its own; else it is counted.
     pub(super) fn take(&self, ledger: &Ledger, refusal: Refusal<'_>) -> Option<RecordBody> {
         let stop = refusal.stop;
         let session = stop.session.as_ref().filter(|session| {
-            stop.note == Note::Record && self.is_due(session.id, stop.refused.code, refusal.now)
+            stop.recorded == Recorded::Itself
+                && self.is_due(session.id, stop.refused.code, refusal.now)
         });
         match session {
             Some(session) => Some(record(refusal, session)),
