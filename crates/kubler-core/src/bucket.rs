@@ -6,7 +6,8 @@ use jiff::Timestamp;
 #[derive(Debug, Clone)]
 pub struct Bucket {
     most: u32,
-    seconds_each: u32,
+    more: u32,
+    seconds: u32,
     left: u32,
     filled_at: Timestamp,
 }
@@ -14,9 +15,15 @@ pub struct Bucket {
 impl Bucket {
     /// With `most` in it, and one more each `seconds_each`.
     pub const fn full(most: u32, seconds_each: u32, now: Timestamp) -> Self {
+        Self::refilled(most, 1, seconds_each, now)
+    }
+
+    /// With `most` in it, and `more` each `seconds`.
+    pub const fn refilled(most: u32, more: u32, seconds: u32, now: Timestamp) -> Self {
         Self {
             most,
-            seconds_each,
+            more,
+            seconds,
             left: most,
             filled_at: now,
         }
@@ -41,10 +48,11 @@ impl Bucket {
             self.filled_at = now;
             return;
         }
-        let each = i64::from(self.seconds_each.max(1));
+        let each = i64::from(self.seconds.max(1));
         let more = elapsed / each;
         if more > 0 {
             let more = u32::try_from(more).unwrap_or(u32::MAX);
+            let more = more.saturating_mul(self.more);
             self.left = self.left.saturating_add(more).min(self.most);
             let rest = jiff::SignedDuration::from_secs(elapsed % each);
             self.filled_at = now.checked_sub(rest).unwrap_or(now);

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{Broker, RefusedJobs};
+use crate::broker::{Broker, JobBounds};
 use crate::clock::Clock;
 use crate::config::{ConfigError, Loaded, Surroundings};
 use crate::directory::Directory;
@@ -363,7 +363,7 @@ async fn open_broker(
     let sessions = Sessions::open(&data.join("sessions"), Arc::clone(clock))?;
     let broker = Broker {
         in_force,
-        refused: RefusedJobs::default(),
+        jobs: JobBounds::default(),
         policies,
         store: Arc::new(store),
         directory,

@@ -4,9 +4,9 @@
 mod attach;
 mod call;
 mod error;
+mod job_bounds;
 mod likeness;
 mod making;
-mod refused;
 mod trace;
 pub mod webhook;
 
@@ -23,9 +23,9 @@ use secrecy::SecretString;
 
 pub use self::call::{Call, Who};
 pub use self::error::BrokerError;
+pub use self::job_bounds::JobBounds;
 pub use self::likeness::Compared;
 use self::making::{new_environment, note_asked, scope_of};
-pub use self::refused::RefusedJobs;
 pub use self::trace::Found;
 use crate::clock::Clock;
 use crate::crash::{self, Point};
@@ -50,8 +50,8 @@ pub struct Broker {
     pub directory: Arc<Directory>,
     /// What is written down.
     pub ledger: Ledger,
-    /// Which jobs were refused too often.
-    pub refused: RefusedJobs,
+    /// What each job may still ask.
+    pub jobs: JobBounds,
     /// Credentials.
     pub sessions: Arc<Sessions>,
     /// Wakes the reconciler.
@@ -418,22 +418,30 @@ impl Broker {
         }
     }
 
-    /// Stops a job that was refused too often, before anything is written for it. An end is never stopped.
-    fn refused_too_often(
+    /// Stops a job that asks too often, or was refused too often, before anything is written for it. What ends
+    /// something is never stopped.
+    fn asks_too_often(
         &self,
         call: &Call,
         action: LedgerAction,
         id: Option<EnvironmentId>,
     ) -> Result<()> {
-        let Some(error) = self.refused.too_often(call) else {
+        let Some(error) = self
+            .jobs
+            .fault(call, durability(action) == Durability::Disk)
+        else {
             return Ok(());
         };
         if action == LedgerAction::EnvironmentRelease && self.may_release(call, id) {
             return Ok(());
         }
+        let reason = match error {
+            BrokerError::AskedTooOften => "job_asks_too_often",
+            _ => "job_refused_too_often",
+        };
         let refusal = RefusalBeforeVerification {
             peer: call.peer,
-            reason: "job_refused_too_often",
+            reason,
         };
         self.ledger.refuse_request(call.request_id, refusal);
         Err(error)
@@ -442,6 +450,9 @@ impl Broker {
     fn may_release(&self, call: &Call, id: Option<EnvironmentId>) -> bool {
         let own = id.and_then(|id| self.own_or_dead(call, id).ok());
         own.is_some_and(|environment| {
+            if self.directory.tombstone(&environment, call.now).is_some() {
+                return false;
+            }
             let target = Target::Environment(Box::new(environment));
             let policies = self.policies.current();
             policies
@@ -471,7 +482,7 @@ impl Broker {
         id: Option<EnvironmentId>,
         operation: impl AsyncFnOnce(&mut Body) -> Result<T>,
     ) -> Result<T> {
-        self.refused_too_often(call, action, id)?;
+        self.asks_too_often(call, action, id)?;
         let mut body = call.body(Kind::Start, action);
         body.environment_id = id;
         let entry = match self.ledger.start(body.clone(), durability(action)).await {
@@ -489,7 +500,7 @@ impl Broker {
         }
         let outcome = operation(&mut body).await;
         if let Err(error) = &outcome {
-            self.refused.note(call, error);
+            self.jobs.refused(call, error);
         }
         let told = BrokerError::outcome(outcome.as_ref().err(), call.now, self.clock.now());
         // What happened is already durable or refused: a ledger that fails now must not turn it into an error.

@@ -52,6 +52,10 @@ use pool::Destination;
 use refusals::{Refusal, Refusals};
 use status::{Refused, Shown};
 
+/// Marks an answer of the gateway's own: nothing was sent on.
+#[derive(Debug, Clone, Copy)]
+pub struct RefusedHere;
+
 /// What the gateway works with.
 pub struct GatewayParts {
     /// What every environment is like now.
@@ -178,7 +182,11 @@ impl Gateway {
         };
         match self.shared.pass(arrival, id, understood).await {
             Ok(response) => response,
-            Err(refused) => refused.response(request_id, shown),
+            Err(refused) => {
+                let mut response = refused.response(request_id, shown);
+                response.extensions_mut().insert(RefusedHere);
+                response
+            }
         }
     }
 }

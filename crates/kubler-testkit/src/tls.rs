@@ -8,11 +8,14 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+/// A bare connection.
+pub type Stream = TlsStream<TcpStream>;
+
 /// Connects to `address` (`host:port`), trusting only `ca` (PEM). Offers no protocol of its own.
 ///
 /// # Panics
 /// When there is no such connection.
-pub async fn connect(address: &str, ca: &[u8]) -> TlsStream<TcpStream> {
+pub async fn connect(address: &str, ca: &[u8]) -> Stream {
     let stream = TcpStream::connect(address).await.expect("a connection");
     over(stream, ca).await
 }
@@ -21,7 +24,7 @@ pub async fn connect(address: &str, ca: &[u8]) -> TlsStream<TcpStream> {
 ///
 /// # Panics
 /// When the other side does not speak TLS, or `ca` did not sign it.
-pub async fn over(stream: TcpStream, ca: &[u8]) -> TlsStream<TcpStream> {
+pub async fn over(stream: TcpStream, ca: &[u8]) -> Stream {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca) {
         roots

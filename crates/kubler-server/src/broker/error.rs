@@ -62,6 +62,9 @@ pub enum BrokerError {
         /// Why, the last time.
         last: String,
     },
+    /// It asked more often than anybody has to.
+    #[error("this job asks too often")]
+    AskedTooOften,
     /// What was to be made again is not what it was.
     #[error("{detail}")]
     Differs {
@@ -203,6 +206,7 @@ impl BrokerError {
             Self::Differs { .. } => ErrorCode::Differs,
             Self::Conflict { .. } | Self::Store(StoreError::Transition(_)) => ErrorCode::Conflict,
             Self::RefusedTooOften { .. }
+            | Self::AskedTooOften
             | Self::Store(StoreError::Full {
                 own: Own::Caller, ..
             }) => ErrorCode::TooMany,
@@ -231,6 +235,10 @@ impl BrokerError {
             Self::RefusedTooOften { .. } => (
                 self.to_string(),
                 "mend what the last refusal says, and then ask less often".into(),
+            ),
+            Self::AskedTooOften => (
+                self.to_string(),
+                "ask again in a second, and keep a session for as long as it lasts".into(),
             ),
             Self::Ended(tombstone) => (tombstone.sentence(), next()),
             Self::Store(StoreError::Full { message, .. }) => (message.clone(), next()),

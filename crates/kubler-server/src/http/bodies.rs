@@ -1,6 +1,8 @@
 //! Bodies of requests, read whole before anybody is asked anything: bounded in length, in time, and in how many are
 //! read at once, since they come from callers whom nobody knows yet. The only place that bounds them.
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -10,9 +12,9 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use kubler_api::error::ErrorCode;
 use kubler_api::paths;
-use tokio::sync::Semaphore;
 
 use super::error::ApiError;
+use super::places::Places;
 
 /// Longest body of an ordinary request, in bytes.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -22,32 +24,36 @@ const WEBHOOK_BYTES_MAX: usize = 1024 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is read of a body past its bound, in bytes.
 const DISCARDED_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Ordinary bodies that are read at once: 64 MiB at most.
-const BODIES_MAX: usize = 1024;
-/// Webhooks that are read at once: 16 MiB at most.
-const WEBHOOKS_MAX: usize = 16;
+/// Ordinary bodies that are read at once, and of one address: 64 MiB at most.
+const BODIES_MAX: [usize; 2] = [1024, 512];
+/// Webhooks that are read at once, and of one address: 16 MiB at most.
+const WEBHOOKS_MAX: [usize; 2] = [16, 8];
 
 /// Room for bodies on their way.
 pub(super) struct Bodies {
-    ordinary: Semaphore,
-    webhooks: Semaphore,
+    ordinary: Arc<Places>,
+    webhooks: Arc<Places>,
 }
 
 impl Default for Bodies {
     fn default() -> Self {
         Self {
-            ordinary: Semaphore::new(BODIES_MAX),
-            webhooks: Semaphore::new(WEBHOOKS_MAX),
+            ordinary: Arc::new(Places::of(BODIES_MAX)),
+            webhooks: Arc::new(Places::of(WEBHOOKS_MAX)),
         }
     }
 }
 
 impl Bodies {
-    /// The request with its whole body.
+    /// The request of somebody at `address` with its whole body. Nobody waits for room: their headers would.
     ///
     /// # Errors
     /// When it is too long, too slow, breaks off, or there is no room for it.
-    pub(super) async fn read(&self, request: Request<Incoming>) -> Result<Request<Body>, ApiError> {
+    pub(super) async fn read(
+        &self,
+        request: Request<Incoming>,
+        address: IpAddr,
+    ) -> Result<Request<Body>, ApiError> {
         let (head, body) = request.into_parts();
         if body.is_end_stream() {
             return Ok(Request::from_parts(head, Body::empty()));
@@ -58,13 +64,11 @@ impl Bodies {
         } else {
             (&self.ordinary, BODY_BYTES_MAX)
         };
-        let whole = async {
-            let Ok(_room) = room.acquire().await else {
-                return Err(ApiError::internal());
-            };
-            collect(body, bytes_max).await
-        };
-        let read = tokio::time::timeout(BODY_TIMEOUT, whole).await;
+        let _place = room.take(address).map_err(|_| {
+            let detail = "too many requests with a body are on their way";
+            ApiError::new(ErrorCode::Unavailable, detail).hint("try again in a moment")
+        })?;
+        let read = tokio::time::timeout(BODY_TIMEOUT, collect(body, bytes_max)).await;
         let slow = || {
             let detail = format!("the body did not come within {} s", BODY_TIMEOUT.as_secs());
             ApiError::new(ErrorCode::InvalidRequest, detail).hint("send the request again")

@@ -15,6 +15,7 @@ use hyper_util::server::conn::auto;
 use kubler_api::paths;
 use kubler_core::ledger::refusals::RefusalBeforeVerification;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,6 +26,7 @@ use super::connection::{OpenRequest, Patience, Requests, drive};
 use super::error::ApiError;
 use super::tls::Presented;
 use super::{Api, Arrival, Certificate, Peer};
+use crate::gateway::RefusedHere;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,12 +42,16 @@ const PATIENCE: Patience = Patience {
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pings that keep a quiet HTTP/2 connection alive through load balancers.
 const PING_EVERY: Duration = Duration::from_secs(20);
-/// Longest header section, in bytes.
-const HEADER_BYTES_MAX: usize = 64 * 1024;
-/// Streams of one HTTP/2 connection at once: each costs memory before anybody is known to call.
-const STREAMS_MAX: u32 = 128;
+/// Longest header section, in bytes: twice the longest token.
+const HEADER_BYTES_MAX: usize = 16 * 1024;
+/// Streams of one HTTP/2 connection at once: each costs memory before anybody is known to call. As many as an API
+/// server allows.
+const STREAMS_MAX: u32 = 100;
+/// Requests of one connection that are worked on at once. A stream that its caller gives up is over; what has begun
+/// for it is not.
+const WORKED_ON_MAX: usize = STREAMS_MAX as usize;
 /// What one HTTP/2 connection and one of its streams may send before it is read, in bytes.
-const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 512 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Names a request in every answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -101,6 +107,8 @@ struct Door {
 /// The other side of a connection.
 struct Caller {
     address: IpAddr,
+    /// Room for what is worked on.
+    work: Arc<Semaphore>,
     presented: Option<Presented>,
 }
 
@@ -114,6 +122,7 @@ impl Door {
         };
         let caller = Arc::new(Caller {
             address: canonical(peer.ip()),
+            work: Arc::new(Semaphore::new(WORKED_ON_MAX)),
             presented: self
                 .api
                 .tls
@@ -140,7 +149,11 @@ impl Door {
     ) -> Result<Response<Body>, Infallible> {
         if request.uri().path().starts_with(paths::GATEWAY) {
             let answer = self.api.gateway.handle(request, caller.address).await;
-            return Ok(answer.map(|body| open.until_taken(body)));
+            // Who was refused has no place here until they deign to take the answer.
+            return Ok(match answer.extensions().get::<RefusedHere>() {
+                Some(RefusedHere) => answer,
+                None => answer.map(|body| open.until_taken(body)),
+            });
         }
         // Cancelled when hyper drops this future, which it does when the connection is gone.
         let gone = CancellationToken::new();
@@ -150,17 +163,20 @@ impl Door {
         };
         let request_id = arrival.request_id.to_string();
         // The body first: who calls, and when, is asked once all is there, so that nobody acts in the past.
-        let mut request = match self.bodies.read(request).await {
+        let mut request = match self.bodies.read(request, caller.address).await {
             Ok(request) => request,
             Err(refused) => return Ok(refused.of(&arrival).into_response()),
         };
         request.extensions_mut().insert(arrival);
+        let Ok(work) = Arc::clone(&caller.work).acquire_owned().await else {
+            return Ok(ApiError::internal().into_response());
+        };
         // A task of its own: what has begun goes to its end, also when its caller has gone. A commit that is
         // cut off in the middle is durable, and nobody would know.
         let answering = Arc::clone(&self.api.answering);
         let answer = self.router.clone().oneshot(request);
         let answered = tokio::spawn(async move {
-            let _answering = answering;
+            let (_answering, _work) = (answering, work);
             answer.await
         });
         let mut response = match answered.await {

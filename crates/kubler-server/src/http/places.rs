@@ -1,4 +1,5 @@
-//! Places for connections: so many in all, so many for each address, so that nobody takes them all.
+//! Places for connections, and for bodies on their way: so many in all, so many for each address, so that nobody takes
+//! them all.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -26,7 +27,7 @@ struct Taken {
     by_address: HashMap<IpAddr, usize>,
 }
 
-/// One connection's place. Dropped, it is free again.
+/// One place. Dropped, it is free again.
 #[derive(Debug)]
 pub(super) struct Place {
     places: Arc<Places>,
@@ -59,6 +60,11 @@ impl Places {
         let possible = usize::try_from(possible).unwrap_or(usize::MAX).max(1);
         let all_max = (limits.connections_max as usize).min(possible);
         let address_max = (limits.connections_per_address_max as usize).min(all_max);
+        Self::of([all_max, address_max])
+    }
+
+    /// So many in all, and so many for each address.
+    pub(super) fn of([all_max, address_max]: [usize; 2]) -> Self {
         Self {
             all_max,
             address_max,

@@ -28,7 +28,7 @@ async fn from(source: [u8; 4], server: &Server) -> TcpStream {
     socket.connect(address(server)).await.unwrap()
 }
 
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     let deadline = Instant::now() + LONG;
     while !condition().await {
         assert!(Instant::now() < deadline, "not so: {what}");
@@ -36,7 +36,7 @@ async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     }
 }
 
-async fn records(server: &Server, action: &str) -> Vec<Value> {
+pub(crate) async fn records(server: &Server, action: &str) -> Vec<Value> {
     let mut found = Vec::new();
     let mut from = 0;
     loop {
@@ -58,7 +58,7 @@ async fn records(server: &Server, action: &str) -> Vec<Value> {
 }
 
 /// How many refusals with this reason the ledger has counted until now.
-async fn counted(server: &Server, reason: &str) -> u64 {
+pub(crate) async fn counted(server: &Server, reason: &str) -> u64 {
     let many = records(server, "caller.refuse_many").await;
     let of_reason = many
         .iter()
@@ -232,6 +232,7 @@ async fn one_address_does_not_take_the_places_of_another() {
     other.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
     drop(greedy);
+    bodies_of_another_are_read(&server, &ca).await;
     until("the greedy one's places are free", async || {
         metric(&server, "connections").await < 5
     })
@@ -242,6 +243,36 @@ async fn one_address_does_not_take_the_places_of_another() {
         counted(&server, "connections_of_address").await >= 20
     })
     .await;
+}
+
+/// Webhooks that do not come: one address has half of the places and no more.
+async fn bodies_of_another_are_read(server: &Server, ca: &[u8]) {
+    const WEBHOOKS_OF_ADDRESS: usize = 8;
+    let ask = async |source, body: &str| {
+        let mut stream = tls::over(from(source, server).await, ca).await;
+        let head = format!(
+            "POST /v1/hooks/buildkite HTTP/1.1\r\nHost: kubler\r\nContent-Length: 2\r\n\r\n{body}"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
+    };
+    let status = async |stream: &mut tls::Stream| {
+        let mut answer = [0; 12];
+        let read = tokio::time::timeout(LONG, stream.read_exact(&mut answer)).await;
+        read.expect("an answer").unwrap();
+        String::from_utf8_lossy(&answer[9..]).into_owned()
+    };
+    let mut held = Vec::new();
+    let refused = loop {
+        let mut stream = ask([127, 0, 0, 5], "{").await;
+        tokio::select! {
+            status = status(&mut stream) => break status,
+            () = tokio::time::sleep(Duration::from_millis(300)) => held.push(stream),
+        }
+    };
+    assert_eq!((held.len(), refused.as_str()), (WEBHOOKS_OF_ADDRESS, "503"));
+    let mut other = ask([127, 0, 0, 6], "{}").await;
+    assert_eq!(status(&mut other).await, "401");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -36,6 +36,7 @@ mod reload;
 mod request_info;
 mod secrets;
 mod sessions;
+mod streams;
 mod tenant;
 mod webhooks;
 
