@@ -113,19 +113,26 @@ async fn deeds_whose_streams_are_given_up_hold_nobody_up() {
     let bearer = format!("Bearer {}", server.token(&greedy));
     let begun = Instant::now();
     let flood = async {
-        for _ in 0..40 {
-            let (mut sender, driven) = connection(&server, 65_535).await;
-            for _ in 0..STREAMS {
+        let (mut sender, mut driven) = connection(&server, 65_535).await;
+        for _ in 0..100 {
+            let mut streams = Vec::new();
+            for _ in 0..20 {
                 let path = format!("/v1/environments/{id}/renew");
                 let post = request(Method::POST, &server, &path).header("authorization", &bearer);
-                let Ok((_, mut stream)) = sender.send_request(post.body(()).unwrap(), true) else {
-                    break;
-                };
-                tokio::task::yield_now().await;
+                let sent = sender.send_request(post.body(()).unwrap(), true);
+                streams.extend(sent.map(|(_, stream)| stream));
+            }
+            // Begun, and not over: only what was begun goes on without its caller.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            for mut stream in streams {
                 stream.send_reset(Reason::CANCEL);
             }
-            driven.abort();
+            // Who gives up too many is thrown out, and comes again.
+            if driven.is_finished() {
+                (sender, driven) = connection(&server, 65_535).await;
+            }
         }
+        driven.abort();
     };
     let ((), made) = tokio::join!(flood, server.create(&other, "main"));
     assert_eq!(made["phase"], "ready", "{made}");
