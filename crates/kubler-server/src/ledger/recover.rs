@@ -17,13 +17,13 @@ use kubler_core::ledger::record::{Body, Kind, LedgerAction, Record};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::extent::sync_folder;
-use super::open::{self, Judge, LedgerLock, Opening, write_whole};
+use super::open::{self, Judge, LedgerLock, Opening};
 use super::replay::segments;
 use super::witness::OVERRULED;
 use super::writer::Bounds;
 use super::{Durability, LedgerError, Witness};
 use crate::clock::Clock;
+use crate::files::{self, PRIVATE, sync_folder};
 
 /// Findings that the record names; the rest is counted.
 const FOUND_MAX: usize = 16;
@@ -143,8 +143,7 @@ impl Aside {
     }
 
     fn make(&self) -> io::Result<()> {
-        use std::os::unix::fs::DirBuilderExt as _;
-        std::fs::DirBuilder::new().mode(0o700).create(&self.folder)
+        files::create_private_folder(&self.folder)
     }
 
     /// A copy of the file, on the disk.
@@ -248,7 +247,7 @@ fn sound(
         .iter()
         .map(|note| format!("{note}\n"))
         .collect();
-    write_whole(folder, layout::CHECKPOINTS, &notes)?;
+    files::replace_whole(&folder.join(layout::CHECKPOINTS), PRIVATE, notes.as_bytes())?;
     for segment in behind {
         let path = folder.join(layout::segment_name(segment));
         if segment == survey.end.segment {

@@ -2,9 +2,8 @@
 //! signed checkpoint that is no older than that. What environments consist of is not in it: they do not outlive their
 //! machine.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -16,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::app::{LEDGER_FOLDER, STORE_FILE};
+use crate::files;
 use crate::ledger::segments;
 use crate::store;
 
@@ -161,10 +161,7 @@ pub async fn backup(
     };
     let text = serde_json::to_string_pretty(&manifest).unwrap_or_default();
     let path = folder.join(MANIFEST);
-    let mut file = private(&path)?;
-    file.write_all(text.as_bytes())
-        .and_then(|()| file.sync_all())
-        .map_err(BackupError::file(&path))?;
+    write(&path, text.as_bytes())?;
     Ok(manifest)
 }
 
@@ -249,18 +246,11 @@ pub(super) fn make_empty(folder: &Path) -> Result<(), BackupError> {
 }
 
 pub(super) fn make_folder(folder: &Path) -> Result<(), BackupError> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    builder.create(folder).map_err(BackupError::file(folder))
+    files::make_private_folder(folder).map_err(BackupError::file(folder))
 }
 
 fn private(path: &Path) -> Result<File, BackupError> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(BackupError::file(path))
+    files::create_private(path).map_err(BackupError::file(path))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), BackupError> {
