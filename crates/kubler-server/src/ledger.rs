@@ -6,6 +6,7 @@
 
 mod entry;
 mod extent;
+mod lines;
 mod open;
 mod phase;
 mod read;
@@ -13,6 +14,7 @@ pub mod recover;
 mod replay;
 mod signing;
 pub mod sinks;
+mod survey;
 mod sync;
 mod witness;
 mod writer;
@@ -31,10 +33,10 @@ use kubler_core::ledger::refusals::{Noted, Refusals};
 pub use kubler_core::ledger::refusals::RefusalBeforeVerification;
 
 pub use self::entry::Entry;
+pub(crate) use self::lines::{Lines, Piece};
 pub use self::open::LedgerLock;
 use self::open::{Judge, Opening};
 pub use self::read::Query;
-pub use self::replay::segments;
 use self::signing::Signer;
 use self::sync::Syncer;
 pub use self::witness::Witness;

@@ -109,6 +109,11 @@ impl Index {
         self.segments.push(first);
     }
 
+    /// Whether it has no segment yet.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
     /// The segment that is written; the first one begins at 0.
     pub(super) fn last_segment(&self) -> u64 {
         self.segments.last().copied().unwrap_or(0)
