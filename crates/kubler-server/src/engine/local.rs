@@ -19,6 +19,7 @@ mod pace;
 mod process;
 mod provision;
 mod remove;
+mod sampler;
 mod sizes;
 mod upstream;
 
@@ -46,7 +47,8 @@ use self::etcd::Etcd;
 use self::folder::RunFolder;
 use self::groups::Groups;
 use self::process::{Mark, Process};
-use self::sizes::{Excess, PRESSURE_BYTES, SAMPLE_SECONDS_DEFAULT, Sampler, Sizes};
+use self::sampler::{Excess, PRESSURE_BYTES, SAMPLE_SECONDS_DEFAULT, Sampler};
+use self::sizes::Sizes;
 use super::{Engine, EngineError, ErrorClass, Evidence, Upstream};
 use crate::clock::Clock;
 use crate::files;
