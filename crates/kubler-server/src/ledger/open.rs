@@ -102,7 +102,6 @@ pub(super) fn open(
         signer: Mutex::new(signer),
         public,
         refusals: Mutex::new(refusals),
-        phases: Mutex::new(found.phases),
         _lock: lock,
     }));
     ledger.close_after_crash(left_open, repairs)?;

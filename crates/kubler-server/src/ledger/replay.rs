@@ -40,8 +40,6 @@ pub(super) struct Found {
     pub(super) signed: Option<(Checkpoint, String)>,
     /// Where the starts without an end are.
     open: BTreeMap<u64, Position>,
-    /// The last phase of each environment whose end was not recorded.
-    pub(super) phases: BTreeMap<EnvironmentId, Phase>,
     leaves: Leaves,
     crash: Crash,
     witnesses: Option<Witnesses>,
@@ -122,7 +120,6 @@ impl Found {
             index: Index::default(),
             signed: None,
             open: BTreeMap::new(),
-            phases: BTreeMap::new(),
             leaves: Leaves::open(folder).map_err(unusable)?,
             crash: Crash::default(),
             witnesses: Some(Witnesses::new(key, witnesses)),
@@ -241,11 +238,6 @@ impl Found {
             self.overruled.note(&record.body.details);
         }
         let phase = glance.phase.map(|phase| phase.to);
-        match glance.environment_id.zip(phase) {
-            Some((id, Phase::Gone)) => drop(self.phases.remove(&id)),
-            Some((id, to)) => drop(self.phases.insert(id, to)),
-            None => {}
-        }
         let job = glance.identity.map(|identity| identity.job.id);
         let job = job.or(glance.job_id).map(Cow::into_owned);
         let mark = Mark::new(glance.environment_id, job).telling(glance.action, phase);
