@@ -200,8 +200,8 @@ impl Drop for LedgerLock {
     }
 }
 
-/// Where a ledger is at home: the file of its private key is one and the same as long as the folder is only moved, and another
-/// one in every copy. No wall against anybody: it names an accident before two servers sign with one key.
+/// Where a ledger is at home: the file of its private key is one and the same as long as the folder is only moved, and
+/// another one in every copy. No wall against anybody: it names an accident before two servers sign with one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Home {
     /// Nobody wrote it down yet.

@@ -202,9 +202,9 @@ fn prepare_folder(folder: &Path, now: Timestamp) -> io::Result<Authority> {
         ("root.key", &root.key),
         ("ca.crt", &own.certificate),
     ] {
-        files::write_private(&folder.join(name), text.as_bytes())?;
+        files::replace_whole(&folder.join(name), PRIVATE, text.as_bytes())?;
     }
-    files::replace_for_readers(&complete, PRIVATE, own.key.as_bytes())?;
+    files::replace_whole(&complete, PRIVATE, own.key.as_bytes())?;
     Ok(authority)
 }
 
