@@ -10,6 +10,8 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, SanType,
 };
 
+use crate::files;
+
 /// How long the certificates of `init` live, in days. Replace them with your own before that.
 const CERTIFICATE_DAYS: i64 = 365;
 /// Versions that `kube/build` makes programs of.
@@ -338,31 +340,20 @@ fn san(host: &str) -> Result<SanType, rcgen::Error> {
 }
 
 fn create_private_folder(folder: &Path) -> Result<(), InitError> {
-    use std::os::unix::fs::DirBuilderExt as _;
     let unwritable = |source| InitError::Unwritable {
         path: folder.to_owned(),
         source,
     };
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(unwritable)
+    files::make_private_folder(folder).map_err(unwritable)
 }
 
 /// Keys and all else alike: only their owner reads what `init` writes.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), InitError> {
-    use std::os::unix::fs::OpenOptionsExt as _;
     let unwritable = |source| InitError::Unwritable {
         path: path.to_owned(),
         source,
     };
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(unwritable)?;
+    let mut file = files::create_private(path).map_err(unwritable)?;
     file.write_all(bytes).map_err(unwritable)
 }
 

@@ -6,6 +6,7 @@
 
 mod entry;
 mod extent;
+mod lines;
 mod open;
 mod phase;
 mod read;
@@ -13,16 +14,15 @@ pub mod recover;
 mod replay;
 mod signing;
 pub mod sinks;
+mod survey;
 mod sync;
 mod witness;
 mod writer;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kubler_core::configuration::Ledger as LedgerSettings;
-use kubler_core::environment::Phase;
 use kubler_core::ids::{EnvironmentId, RequestId};
 use kubler_core::ledger::checkpoint::PublicKey;
 use kubler_core::ledger::record::{Body, Outcome, TooLong};
@@ -31,10 +31,10 @@ use kubler_core::ledger::refusals::{Noted, Refusals};
 pub use kubler_core::ledger::refusals::RefusalBeforeVerification;
 
 pub use self::entry::Entry;
+pub(crate) use self::lines::{Lines, Piece};
 pub use self::open::LedgerLock;
 use self::open::{Judge, Opening};
 pub use self::read::Query;
-pub use self::replay::segments;
 use self::signing::Signer;
 use self::sync::Syncer;
 pub use self::witness::Witness;
@@ -152,8 +152,6 @@ struct Inner {
     signer: Mutex<Signer>,
     public: PublicKey,
     refusals: Mutex<Refusals>,
-    /// The last recorded phase of what had not ended when it was opened; nothing once it was caught up with the store.
-    phases: Mutex<BTreeMap<EnvironmentId, Phase>>,
     _lock: LedgerLock,
 }
 
@@ -196,7 +194,7 @@ impl Ledger {
 
     /// Environments of which it does not tell that they are gone.
     pub fn alive(&self) -> Vec<EnvironmentId> {
-        self.writer().index().alive().iter().copied().collect()
+        self.writer().index().phases().keys().copied().collect()
     }
 
     /// Whether it tells that this environment is gone.
@@ -204,7 +202,7 @@ impl Ledger {
     /// # Errors
     /// When files cannot be read.
     pub fn tells_gone(&self, id: EnvironmentId) -> Result<bool, LedgerError> {
-        if self.writer().index().alive().contains(&id) {
+        if self.writer().index().phases().contains_key(&id) {
             return Ok(false);
         }
         let mut query = Query {

@@ -11,6 +11,7 @@ pub mod crash;
 pub mod directory;
 pub mod engine;
 pub mod entropy;
+mod files;
 pub mod gateway;
 pub mod http;
 pub mod identity;

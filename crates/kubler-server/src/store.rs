@@ -9,7 +9,6 @@ mod rows;
 mod search;
 mod writer;
 
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -36,6 +35,7 @@ pub use self::exchanges::{EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged};
 pub use self::search::{Place, SEARCH_MAX, SEARCH_PAGE, Search};
 use self::writer::Writer;
 use crate::directory::Directory;
+use crate::files;
 use crate::ledger::Witness;
 
 /// How long a tombstone is kept, in hours: a week.
@@ -278,12 +278,7 @@ pub async fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
         .create_if_missing(false)
         .busy_timeout(BUSY_TIMEOUT);
     // Made beforehand, so that nobody else can read it at any moment.
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(to)
-        .map_err(sqlx::Error::Io)?;
+    let file = files::create_private(to).map_err(sqlx::Error::Io)?;
     let mut connection = options.connect().await?;
     sqlx::query("VACUUM INTO ?")
         .bind(to.to_string_lossy().into_owned())

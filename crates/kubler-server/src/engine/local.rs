@@ -19,6 +19,7 @@ mod pace;
 mod process;
 mod provision;
 mod remove;
+mod sampler;
 mod sizes;
 mod upstream;
 
@@ -43,12 +44,14 @@ pub use build_facts::{CONFIG_MAP, LABEL_PREFIX};
 use self::binaries::{Binaries, Programs};
 use self::egress::Recorder;
 use self::etcd::Etcd;
-use self::folder::{RunFolder, make_private, write_private};
+use self::folder::RunFolder;
 use self::groups::Groups;
 use self::process::{Mark, Process};
-use self::sizes::{Excess, PRESSURE_BYTES, SAMPLE_SECONDS_DEFAULT, Sampler, Sizes};
+use self::sampler::{Excess, PRESSURE_BYTES, SAMPLE_SECONDS_DEFAULT, Sampler};
+use self::sizes::Sizes;
 use super::{Engine, EngineError, ErrorClass, Evidence, Upstream};
 use crate::clock::Clock;
+use crate::files;
 use crate::ledger::{Durability, Ledger};
 
 /// How long an environment may take to become usable when the settings do not say, in seconds.
@@ -187,7 +190,7 @@ impl LocalEngine {
     ) -> Result<Arc<Self>, EngineError> {
         let unusable =
             |error: io::Error| permanent(format!("the engine's folder cannot be used: {error}"));
-        make_private(&settings.data).map_err(unusable)?;
+        files::make_closed_folder(&settings.data).map_err(unusable)?;
         let lock = lock(&settings.data).map_err(unusable)?;
         let installation = installation(&settings.data).map_err(unusable)?;
         let short = Path::new(SHORT_FOLDER).join(format!(
@@ -457,7 +460,7 @@ fn installation(data: &Path) -> io::Result<String> {
         _ => {}
     }
     let name = hex::encode(crate::entropy::random_bytes::<16>().map_err(io::Error::other)?);
-    write_private(&path, &name)?;
+    files::write_private(&path, name.as_bytes())?;
     Ok(name)
 }
 

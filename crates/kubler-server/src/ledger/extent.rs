@@ -7,8 +7,9 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
+
+use crate::files::{self, PRIVATE};
 
 /// Smallest piece of a disk that is asked for, in bytes.
 const BLOCK_BYTES: u64 = 4096;
@@ -30,7 +31,7 @@ impl Extent {
             .create(true)
             .truncate(false)
             .write(true)
-            .mode(0o600)
+            .mode(PRIVATE)
             .open(path)?;
         let bytes = file.metadata()?.len();
         Ok(Self {
@@ -86,8 +87,7 @@ impl Extent {
     }
 
     fn take(&mut self, room: u64) -> io::Result<()> {
-        let flags = FallocateFlags::KEEP_SIZE;
-        rustix::io::retry_on_intr(|| rustix::fs::fallocate(&self.file, flags, self.bytes, room))?;
+        files::keep_blocks(&self.file, self.bytes, room)?;
         self.own = self.own.max(self.bytes.saturating_add(room));
         Ok(())
     }
@@ -127,9 +127,4 @@ impl Extent {
     pub(super) fn give_back(&self) {
         let _ = self.file.set_len(self.bytes);
     }
-}
-
-/// Makes the names in `folder` durable.
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }

@@ -1,8 +1,8 @@
 //! Opening a ledger: its lock, its key, everything that was written before, and what a crash left behind.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +14,6 @@ use kubler_core::ledger::refusals::Refusals;
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
-use super::extent::sync_folder;
 use super::replay::{Found, Repairs};
 use super::signing::Signer;
 use super::sync::Syncer;
@@ -23,6 +22,7 @@ use super::writer::{Bounds, Writer};
 use super::{Entry, Inner, Ledger, LedgerError};
 use crate::clock::Clock;
 use crate::entropy;
+use crate::files::{self, PRIVATE};
 
 /// How a ledger is opened.
 pub(super) struct Opening<'a> {
@@ -102,7 +102,6 @@ pub(super) fn open(
         signer: Mutex::new(signer),
         public,
         refusals: Mutex::new(refusals),
-        phases: Mutex::new(found.phases),
         _lock: lock,
     }));
     ledger.close_after_crash(left_open, repairs)?;
@@ -163,10 +162,10 @@ impl LedgerLock {
     /// `InUse` when another server has it, `Copied` when the folder is a copy of the one that has.
     pub fn take(folder: &Path) -> Result<Self, LedgerError> {
         let lock = Self::take_anywhere(folder)?;
-        let place = Place::read(folder).map_err(|error| LedgerError::unusable(folder, &error))?;
-        match place {
-            Place::Other => Err(LedgerError::Copied(folder.to_owned())),
-            Place::Unknown | Place::Home => Ok(lock),
+        let home = Home::read(folder).map_err(|error| LedgerError::unusable(folder, &error))?;
+        match home {
+            Home::Elsewhere => Err(LedgerError::Copied(folder.to_owned())),
+            Home::Unknown | Home::Here => Ok(lock),
         }
     }
 
@@ -176,16 +175,12 @@ impl LedgerLock {
     /// `InUse` when another server has it.
     pub fn take_anywhere(folder: &Path) -> Result<Self, LedgerError> {
         let unusable = |error: io::Error| LedgerError::unusable(folder, &error);
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(unusable)?;
+        files::make_private_folder(folder).map_err(unusable)?;
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
-            .mode(0o600)
+            .mode(PRIVATE)
             .open(folder.join(layout::LOCK))
             .map_err(unusable)?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
@@ -205,19 +200,19 @@ impl Drop for LedgerLock {
     }
 }
 
-/// Where a ledger is: the file of its private key is one and the same as long as the folder is only moved, and another
-/// one in every copy. No wall against anybody: it names an accident before two servers sign with one key.
+/// Where a ledger is at home: the file of its private key is one and the same as long as the folder is only moved, and
+/// another one in every copy. No wall against anybody: it names an accident before two servers sign with one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Home {
     /// Nobody wrote it down yet.
     Unknown,
     /// Where it was made, or an operator put it.
-    Home,
+    Here,
     /// Somewhere else.
-    Other,
+    Elsewhere,
 }
 
-impl Place {
+impl Home {
     fn read(folder: &Path) -> io::Result<Self> {
         let here = match std::fs::metadata(folder.join(layout::PRIVATE_KEY)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::Unknown),
@@ -226,9 +221,9 @@ impl Place {
         match std::fs::read_to_string(folder.join(layout::HOME)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Unknown),
             text => Ok(if text?.trim() == here.to_string() {
-                Self::Home
+                Self::Here
             } else {
-                Self::Other
+                Self::Elsewhere
             }),
         }
     }
@@ -236,7 +231,8 @@ impl Place {
     /// Writes down that it is here.
     fn settle(folder: &Path) -> io::Result<()> {
         let here = std::fs::metadata(folder.join(layout::PRIVATE_KEY))?.ino();
-        write_whole(folder, layout::HOME, &format!("{here}\n"))
+        let text = format!("{here}\n");
+        files::replace_whole(&folder.join(layout::HOME), PRIVATE, text.as_bytes())
     }
 }
 
@@ -262,14 +258,17 @@ fn key(folder: &Path, origin: &str) -> Result<PrivateKey, LedgerError> {
             let seed = entropy::random_bytes().map_err(|error| unusable(&error))?;
             let key = PrivateKey::from_random(origin, &Zeroizing::new(seed))
                 .map_err(|error| unusable(&error))?;
-            write_whole(folder, layout::PRIVATE_KEY, key.to_text().expose_secret())
+            let text = key.to_text();
+            let path = folder.join(layout::PRIVATE_KEY);
+            files::replace_whole(&path, PRIVATE, text.expose_secret().as_bytes())
                 .map_err(failed)?;
             key
         }
     };
     // Also after a crash between the two.
     if !public.exists() {
-        write_whole(folder, layout::PUBLIC_KEY, &format!("{}\n", key.public())).map_err(failed)?;
+        let text = format!("{}\n", key.public());
+        files::replace_whole(&public, PRIVATE, text.as_bytes()).map_err(failed)?;
     }
     let stated = std::fs::read_to_string(public).map_err(failed)?;
     if stated.trim() != key.public().to_string() {
@@ -280,23 +279,8 @@ fn key(folder: &Path, origin: &str) -> Result<PrivateKey, LedgerError> {
             stated.trim()
         )));
     }
-    if Place::read(folder).map_err(failed)? != Place::Home {
-        Place::settle(folder).map_err(failed)?;
+    if Home::read(folder).map_err(failed)? != Home::Here {
+        Home::settle(folder).map_err(failed)?;
     }
     Ok(key)
-}
-
-/// The file is there with all of `text`, or not at all.
-pub(super) fn write_whole(folder: &Path, name: &str, text: &str) -> io::Result<()> {
-    let unfinished = folder.join(format!("{name}.new"));
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&unfinished)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(unfinished, folder.join(name))?;
-    sync_folder(folder)
 }

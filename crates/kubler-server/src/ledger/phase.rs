@@ -1,34 +1,20 @@
 //! Changes of phase, as the ledger tells them.
 
-use std::sync::PoisonError;
-
 use kubler_core::environment::{EndReason, Environment, Phase};
-use kubler_core::ids::{EnvironmentId, RequestId};
+use kubler_core::ids::RequestId;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction, PhaseChange};
 use serde_json::{Map, Value};
 
 use super::{Durability, Ledger};
 use crate::crash::{self, Point};
-use crate::directory::Directory;
 
 impl Ledger {
-    /// Writes down what the store knows and the ledger does not, since the server was killed between the two: after
-    /// each start, before anything else happens.
-    pub async fn catch_up(&self, directory: &Directory) {
-        let mut recorded = {
-            let mut phases = self.0.phases.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *phases)
-        };
-        let mut stored = directory.remaining();
-        let gone = |id: &EnvironmentId| directory.get(*id).filter(|it| it.phase == Phase::Gone);
-        stored.extend(
-            recorded
-                .keys()
-                .filter_map(gone)
-                .map(|it| it.as_ref().clone()),
-        );
+    /// Writes down what was `stored` and the ledger does not know, since the server was killed between the two: every
+    /// environment that has not ended, and those that have and are [`alive`](Self::alive) here.
+    pub async fn catch_up_with(&self, stored: &[Environment]) {
+        let recorded = self.writer().index().phases().clone();
         for environment in stored {
-            let from = recorded.remove(&environment.id);
+            let from = recorded.get(&environment.id).copied();
             // What had ended before, in a store that was put back, is not caught up with but ended again.
             let had_ended = || self.tells_gone(environment.id).unwrap_or_default();
             if from.is_none() && environment.phase.is_live() && had_ended() {
@@ -36,7 +22,7 @@ impl Ledger {
             }
             if from != Some(environment.phase) {
                 let how = Map::from_iter([("recorded_after".to_owned(), "crash".into())]);
-                self.phase_changed(None, from, &environment, how).await;
+                self.phase_changed(None, from, environment, how).await;
             }
         }
     }

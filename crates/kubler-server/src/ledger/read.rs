@@ -1,7 +1,7 @@
 //! Reading on in the ledger. What is kept in memory is small: where every 256th record begins, and between which
 //! records each environment and job lies. A search by one of them reads that stretch of the file, nothing else.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::path::Path;
@@ -39,8 +39,8 @@ pub struct Query {
 pub(super) struct Mark {
     environment: Option<EnvironmentId>,
     job: Option<String>,
-    /// Whether the record tells that the environment is gone, or that it is in a phase before that.
-    gone: Option<bool>,
+    /// The phase that the record tells the environment came to.
+    phase: Option<Phase>,
 }
 
 impl Mark {
@@ -48,15 +48,16 @@ impl Mark {
         Self {
             environment,
             job,
-            gone: None,
+            phase: None,
         }
     }
 
     /// Likewise, of a record that tells what became of an environment.
     pub(super) fn telling(mut self, action: LedgerAction, phase: Option<Phase>) -> Self {
-        self.gone = match action {
-            LedgerAction::EnvironmentPhase => phase.map(|phase| phase == Phase::Gone),
-            LedgerAction::EnvironmentOrphan => Some(true),
+        self.phase = match action {
+            LedgerAction::EnvironmentPhase => phase,
+            // Its store did not know it any more, so nobody else will ever tell its end.
+            LedgerAction::EnvironmentOrphan => Some(Phase::Gone),
             _ => None,
         };
         self
@@ -90,8 +91,8 @@ pub(super) struct Index {
     segments: Vec<u64>,
     places: Vec<Place>,
     environments: HashMap<EnvironmentId, Stretch>,
-    /// Environments of which no record tells that they are gone.
-    alive: BTreeSet<EnvironmentId>,
+    /// The last phase of each environment of which no record tells that it is gone.
+    phases: BTreeMap<EnvironmentId, Phase>,
     jobs: HashMap<String, Stretch>,
 }
 
@@ -107,6 +108,11 @@ pub(super) struct Plan {
 impl Index {
     pub(super) fn segment(&mut self, first: u64) {
         self.segments.push(first);
+    }
+
+    /// Whether it has no segment yet.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.segments.is_empty()
     }
 
     /// The segment that is written; the first one begins at 0.
@@ -128,9 +134,9 @@ impl Index {
             last: sequence,
         };
         if let Some(id) = mark.environment {
-            match mark.gone {
-                Some(true) => drop(self.alive.remove(&id)),
-                Some(false) => drop(self.alive.insert(id)),
+            match mark.phase {
+                Some(Phase::Gone) => drop(self.phases.remove(&id)),
+                Some(phase) => drop(self.phases.insert(id, phase)),
                 None => {}
             }
             self.environments.entry(id).or_insert(stretch).last = sequence;
@@ -140,9 +146,9 @@ impl Index {
         }
     }
 
-    /// Environments of which no record tells that they are gone.
-    pub(super) const fn alive(&self) -> &BTreeSet<EnvironmentId> {
-        &self.alive
+    /// The last phase of each environment of which no record tells that it is gone.
+    pub(super) const fn phases(&self) -> &BTreeMap<EnvironmentId, Phase> {
+        &self.phases
     }
 
     pub(super) fn plan(&self, query: &Query, size: u64) -> Plan {

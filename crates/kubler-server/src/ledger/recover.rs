@@ -3,27 +3,27 @@
 //! what was done about it, and why.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use kubler_core::configuration::Ledger as LedgerSettings;
-use kubler_core::ledger::checkpoint::{Checkpoint, PublicKey};
+use kubler_core::ledger::checkpoint::PublicKey;
 use kubler_core::ledger::layout;
-use kubler_core::ledger::merkle::{Frontier, leaf_hash};
-use kubler_core::ledger::notes::{Notes, Tail};
-use kubler_core::ledger::record::{Body, Kind, LedgerAction, Record};
+use kubler_core::ledger::notes::Notes;
+use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::extent::sync_folder;
-use super::open::{self, Judge, LedgerLock, Opening, write_whole};
-use super::replay::segments;
+use super::lines::{Position, segments};
+use super::open::{self, Judge, LedgerLock, Opening};
+use super::survey::Survey;
 use super::witness::OVERRULED;
 use super::writer::Bounds;
 use super::{Durability, LedgerError, Witness};
 use crate::clock::Clock;
+use crate::files::{self, PRIVATE, sync_folder};
 
 /// Findings that the record names; the rest is counted.
 const FOUND_MAX: usize = 16;
@@ -143,8 +143,7 @@ impl Aside {
     }
 
     fn make(&self) -> io::Result<()> {
-        use std::os::unix::fs::DirBuilderExt as _;
-        std::fs::DirBuilder::new().mode(0o700).create(&self.folder)
+        files::create_private_folder(&self.folder)
     }
 
     /// A copy of the file, on the disk.
@@ -188,7 +187,7 @@ fn anew(folder: &Path, aside: &Aside, details: &mut Map<String, Value>) -> io::R
         details.insert("previous_checkpoint".into(), (*last).into());
     }
     if let Some(last) = segments(folder)?.last() {
-        let tail = Place {
+        let tail = Position {
             segment: *last,
             offset: 0,
         };
@@ -248,7 +247,7 @@ fn sound(
         .iter()
         .map(|note| format!("{note}\n"))
         .collect();
-    write_whole(folder, layout::CHECKPOINTS, &notes)?;
+    files::replace_whole(&folder.join(layout::CHECKPOINTS), PRIVATE, notes.as_bytes())?;
     for segment in behind {
         let path = folder.join(layout::segment_name(segment));
         if segment == survey.end.segment {
@@ -265,7 +264,7 @@ fn sound(
 }
 
 /// Bytes from `from` on, and their SHA-256 in hex.
-fn tail_digest(folder: &Path, segments: &[u64], from: Place) -> io::Result<(u64, String)> {
+fn tail_digest(folder: &Path, segments: &[u64], from: Position) -> io::Result<(u64, String)> {
     let (mut digest, mut bytes) = (Sha256::new(), 0);
     let mut piece = vec![0; 1024 * 1024];
     for segment in segments {
@@ -283,168 +282,4 @@ fn tail_digest(folder: &Path, segments: &[u64], from: Place) -> io::Result<(u64,
         }
     }
     Ok((bytes, hex::encode(digest.finalize())))
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Place {
-    segment: u64,
-    offset: u64,
-}
-
-/// How far a ledger is sound, and why no further.
-struct Survey {
-    found: Vec<String>,
-    /// Checkpoints that hold.
-    notes: Vec<String>,
-    /// Records that stay.
-    kept: u64,
-    /// Where they end.
-    end: Place,
-}
-
-impl Survey {
-    fn of(folder: &Path, key: &PublicKey) -> io::Result<Self> {
-        let mut survey = Self {
-            found: Vec::new(),
-            notes: Vec::new(),
-            kept: 0,
-            end: Place::default(),
-        };
-        let checkpoints = survey.read_notes(folder, key)?;
-        survey.read_records(folder, &checkpoints)?;
-        Ok(survey)
-    }
-
-    /// Checkpoints up to the first that is none.
-    fn read_notes(
-        &mut self,
-        folder: &Path,
-        key: &PublicKey,
-    ) -> io::Result<Vec<(Checkpoint, String)>> {
-        let bytes = match std::fs::read(folder.join(layout::CHECKPOINTS)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.found
-                    .push(format!("its file `{}` is missing", layout::CHECKPOINTS));
-                Vec::new()
-            }
-            read => read?,
-        };
-        let notes = Notes::read(&bytes);
-        if let Tail::Foreign(tail) = notes.tail {
-            self.found.push(format!(
-                "behind its last checkpoint stand {} bytes that are no checkpoint",
-                tail.len()
-            ));
-        }
-        let mut checkpoints: Vec<(Checkpoint, String)> = Vec::new();
-        for (nth, note) in notes.whole.iter().enumerate() {
-            let number = nth + 1;
-            match key.open(note) {
-                Ok(next)
-                    if checkpoints
-                        .last()
-                        .is_none_or(|(last, _)| last.size <= next.size) =>
-                {
-                    checkpoints.push((next, (*note).to_owned()));
-                }
-                Ok(next) => {
-                    self.found.push(format!(
-                        "its checkpoint {number}, of size {}, is smaller than the one before it",
-                        next.size
-                    ));
-                    break;
-                }
-                Err(error) => {
-                    self.found.push(format!("its checkpoint {number}: {error}"));
-                    break;
-                }
-            }
-        }
-        Ok(checkpoints)
-    }
-
-    /// Records up to the first that is none, or to the last checkpoint that holds.
-    fn read_records(
-        &mut self,
-        folder: &Path,
-        checkpoints: &[(Checkpoint, String)],
-    ) -> io::Result<()> {
-        let mut frontier = Frontier::new();
-        let mut next = checkpoints.iter().peekable();
-        let (mut signed, mut signed_end) = (0, Place::default());
-        let segments = segments(folder)?;
-        for (nth, segment) in segments.iter().enumerate() {
-            if *segment != frontier.size() {
-                self.found.push(format!(
-                    "records {} to {} are missing",
-                    frontier.size(),
-                    segment.saturating_sub(1)
-                ));
-                break;
-            }
-            self.end = Place {
-                segment: *segment,
-                offset: 0,
-            };
-            let is_last = nth + 1 == segments.len();
-            let mut lines =
-                BufReader::new(File::open(folder.join(layout::segment_name(*segment)))?);
-            let mut text = Vec::new();
-            loop {
-                text.clear();
-                let length = lines.read_until(b'\n', &mut text)? as u64;
-                if length == 0 {
-                    break;
-                }
-                if let Some(why) = not_next(&mut text, frontier.size(), is_last) {
-                    self.found.extend(why);
-                    return self.keep(next.peek().map(|(next, _)| next.size), frontier.size());
-                }
-                frontier.push(leaf_hash(&text));
-                self.end.offset += length;
-                while let Some((checkpoint, note)) =
-                    next.next_if(|(next, _)| next.size == frontier.size())
-                {
-                    if checkpoint.root != frontier.root() {
-                        self.found.push(format!(
-                            "one of its first {} records is not what a checkpoint says",
-                            checkpoint.size
-                        ));
-                        (self.kept, self.end) = (signed, signed_end);
-                        return Ok(());
-                    }
-                    self.notes.push(note.clone());
-                    (signed, signed_end) = (checkpoint.size, self.end);
-                }
-            }
-        }
-        self.keep(next.peek().map(|(next, _)| next.size), frontier.size())
-    }
-
-    /// All of them stay; says what is missing when a checkpoint that is next covers more than is there.
-    fn keep(&mut self, awaited: Option<u64>, size: u64) -> io::Result<()> {
-        self.kept = size;
-        if let Some(awaited) = awaited {
-            self.found.push(format!(
-                "a checkpoint covers {awaited} records, and {size} of them are sound"
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// Why a line is not the record `sequence`; without its line feed afterwards. A last line that was torn ends the records,
-/// and nothing is wrong with that: every crash leaves one.
-fn not_next(text: &mut Vec<u8>, sequence: u64, is_last: bool) -> Option<Option<String>> {
-    if text.pop() != Some(b'\n') {
-        return Some((!is_last).then(|| format!("record {sequence} is incomplete")));
-    }
-    match Record::from_line(text) {
-        Ok(record) if record.sequence == sequence => None,
-        Ok(record) => Some(Some(format!(
-            "record {} stands where record {sequence} should be",
-            record.sequence
-        ))),
-        Err(error) => Some(Some(format!("record {sequence}: {error}"))),
-    }
 }

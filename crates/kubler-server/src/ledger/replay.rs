@@ -21,6 +21,7 @@ use kubler_core::ledger::record::{Body, Kind, LedgerAction, Record};
 use serde::Deserialize;
 
 use super::LedgerError;
+use super::lines::{Lines, Piece, Position, length};
 use super::read::{Index, Mark};
 use super::witness::{Disagreement, Overruled, Witness, Witnesses};
 
@@ -38,21 +39,12 @@ pub(super) struct Found {
     /// The last checkpoint, and its note.
     pub(super) signed: Option<(Checkpoint, String)>,
     /// Where the starts without an end are.
-    open: BTreeMap<u64, Line>,
-    /// The last phase of each environment whose end was not recorded.
-    pub(super) phases: BTreeMap<EnvironmentId, Phase>,
+    open: BTreeMap<u64, Position>,
     leaves: Leaves,
     crash: Crash,
     witnesses: Option<Witnesses>,
     /// What operators overruled before.
     pub(super) overruled: Overruled,
-}
-
-/// Where a line is.
-#[derive(Debug, Clone, Copy)]
-struct Line {
-    segment: u64,
-    offset: u64,
 }
 
 /// What a crash left behind.
@@ -61,7 +53,7 @@ struct Crash {
     /// A file that was made and not used yet.
     unused_segment: Option<u64>,
     /// Where the last record is incomplete, and by how many bytes.
-    torn_record: Option<(Line, u64)>,
+    torn_record: Option<(Position, u64)>,
     /// Up to where the notes are whole, and the bytes behind.
     torn_checkpoint: Option<(u64, u64)>,
 }
@@ -110,19 +102,6 @@ struct GlanceJob<'a> {
     id: Cow<'a, str>,
 }
 
-/// The first records of the files of records in `folder`, in order.
-///
-/// # Errors
-/// When the folder cannot be read.
-pub fn segments(folder: &Path) -> io::Result<Vec<u64>> {
-    let mut segments = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        segments.extend(entry?.file_name().to_str().and_then(layout::segment_first));
-    }
-    segments.sort_unstable();
-    Ok(segments)
-}
-
 /// What opening had to put in order, for the ledger's own record of it.
 pub(super) type Repairs = serde_json::Map<String, serde_json::Value>;
 
@@ -141,27 +120,13 @@ impl Found {
             index: Index::default(),
             signed: None,
             open: BTreeMap::new(),
-            phases: BTreeMap::new(),
             leaves: Leaves::open(folder).map_err(unusable)?,
             crash: Crash::default(),
             witnesses: Some(Witnesses::new(key, witnesses)),
             overruled: Overruled::default(),
         };
         found.read_notes(key)?;
-        let mut segments = segments(folder).map_err(unusable)?;
-        // Without records in it the one before has not been left yet.
-        if let [_, .., last] = *segments
-            && found.length(last).map_err(unusable)? == 0
-        {
-            found.crash.unused_segment = Some(last);
-            segments.pop();
-        }
-        for (nth, segment) in segments.iter().enumerate() {
-            found.read_segment(*segment, nth + 1 == segments.len())?;
-        }
-        if segments.is_empty() {
-            found.index.segment(0);
-        }
+        found.read_records()?;
         let size = found.frontier.size();
         match &found.signed {
             Some((signed, _)) if signed.size > size => Err(found.damaged(&format!(
@@ -176,7 +141,7 @@ impl Found {
         let bytes = match std::fs::read(self.folder.join(layout::CHECKPOINTS)) {
             // Made before the first record is written: with records beside it, somebody took it away.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let first = self.length(0).unwrap_or(0);
+                let first = length(&self.folder, 0).unwrap_or(0);
                 if first > 0 {
                     return Err(self.damaged(&format!(
                         "its file `{}` is missing, and nothing else vouches for its records",
@@ -210,49 +175,41 @@ impl Found {
         Ok(())
     }
 
-    fn length(&self, segment: u64) -> io::Result<u64> {
-        Ok(std::fs::metadata(self.path(segment))?.len())
-    }
-
     fn path(&self, segment: u64) -> PathBuf {
         self.folder.join(layout::segment_name(segment))
     }
 
-    fn read_segment(&mut self, segment: u64, is_last: bool) -> Result<(), LedgerError> {
-        let size = self.frontier.size();
-        if segment != size {
-            return Err(self.damaged(&format!(
-                "its file `{}` should begin with record {size}",
-                layout::segment_name(segment)
-            )));
-        }
-        self.index.segment(segment);
-        let file =
-            File::open(self.path(segment)).map_err(|e| LedgerError::unusable(&self.folder, &e))?;
-        let mut reader = BufReader::with_capacity(READ_BYTES, file);
-        let mut here = Line { segment, offset: 0 };
-        let mut text = Vec::new();
-        loop {
-            text.clear();
-            let read = reader.read_until(b'\n', &mut text);
-            let length = read.map_err(|e| LedgerError::unusable(&self.folder, &e))? as u64;
-            if length == 0 {
-                return Ok(());
-            }
-            if text.pop() != Some(b'\n') {
+    fn read_records(&mut self) -> Result<(), LedgerError> {
+        let folder = self.folder.clone();
+        let unusable = |error: io::Error| LedgerError::unusable(&folder, &error);
+        let mut records = Lines::of(&folder).map_err(unusable)?;
+        self.crash.unused_segment = records.unused();
+        while let Some(piece) = records.read().map_err(unusable)? {
+            match piece {
+                Piece::File { first, awaited } if first != awaited => {
+                    return Err(self.damaged(&format!(
+                        "its file `{}` should begin with record {awaited}",
+                        layout::segment_name(first)
+                    )));
+                }
+                Piece::File { first, .. } => self.index.segment(first),
                 // A crash in the middle of a write: nobody was told that this record exists. Anywhere else than at
                 // the very end it was another hand, and the next file says so.
-                if is_last {
-                    self.crash.torn_record = Some((here, length));
+                Piece::Line(line) if line.is_torn => {
+                    if line.in_last_file {
+                        self.crash.torn_record = Some((line.at, line.bytes()));
+                    }
                 }
-                return Ok(());
+                Piece::Line(line) => self.read_line(line.text, line.at)?,
             }
-            self.read_line(&text, here)?;
-            here.offset += length;
         }
+        if self.index.is_empty() {
+            self.index.segment(0);
+        }
+        Ok(())
     }
 
-    fn read_line(&mut self, text: &[u8], here: Line) -> Result<(), LedgerError> {
+    fn read_line(&mut self, text: &[u8], here: Position) -> Result<(), LedgerError> {
         let sequence = self.frontier.size();
         let glance: Glance<'_> = serde_json::from_slice(text).map_err(|error| {
             self.damaged(&format!(
@@ -281,11 +238,6 @@ impl Found {
             self.overruled.note(&record.body.details);
         }
         let phase = glance.phase.map(|phase| phase.to);
-        match glance.environment_id.zip(phase) {
-            Some((id, Phase::Gone)) => drop(self.phases.remove(&id)),
-            Some((id, to)) => drop(self.phases.insert(id, to)),
-            None => {}
-        }
         let job = glance.identity.map(|identity| identity.job.id);
         let job = job.or(glance.job_id).map(Cow::into_owned);
         let mark = Mark::new(glance.environment_id, job).telling(glance.action, phase);
@@ -333,7 +285,7 @@ impl Found {
 
     /// The starts without an end.
     pub(super) fn read_open(&self) -> Result<Vec<(u64, Body)>, LedgerError> {
-        let read = |here: Line| -> io::Result<Vec<u8>> {
+        let read = |here: Position| -> io::Result<Vec<u8>> {
             let mut file = File::open(self.path(here.segment))?;
             file.seek(SeekFrom::Start(here.offset))?;
             let mut text = Vec::new();

@@ -14,9 +14,10 @@ use kubler_core::ledger::merkle::{Frontier, Hash, leaf_hash};
 use kubler_core::ledger::record::{Body, Kind, Sealed};
 
 use super::LedgerError;
-use super::extent::{Extent, sync_folder};
+use super::extent::Extent;
 use super::read::{Index, Mark, Plan, Query};
 use super::sync::{NOT_DURABLE, Syncer};
+use crate::files::sync_folder;
 
 /// Room that is kept for the end of everything that has begun, in bytes. The end of a request needs some 420.
 pub(super) const END_BYTES: u64 = 1024;

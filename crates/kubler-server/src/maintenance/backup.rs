@@ -2,9 +2,8 @@
 //! signed checkpoint that is no older than that. What environments consist of is not in it: they do not outlive their
 //! machine.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::File;
+use std::io::{self, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -16,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::app::{LEDGER_FOLDER, STORE_FILE};
-use crate::ledger::segments;
+use crate::files;
+use crate::ledger::{Lines, Piece};
 use crate::store;
 
 /// The file that lists all others.
@@ -161,10 +161,7 @@ pub async fn backup(
     };
     let text = serde_json::to_string_pretty(&manifest).unwrap_or_default();
     let path = folder.join(MANIFEST);
-    let mut file = private(&path)?;
-    file.write_all(text.as_bytes())
-        .and_then(|()| file.sync_all())
-        .map_err(BackupError::file(&path))?;
+    write(&path, text.as_bytes())?;
     Ok(manifest)
 }
 
@@ -199,30 +196,34 @@ fn copy_records(from: &Path, to: &Path, checkpoint: &Checkpoint) -> Result<(), B
     let mut frontier = Frontier::new();
     let path = to.join(layout::LEAVES);
     let mut leaves = BufWriter::new(private(&path)?);
-    for segment in segments(from).map_err(BackupError::file(from))? {
-        if frontier.size() == checkpoint.size {
-            break;
-        }
-        let name = layout::segment_name(segment);
-        let source = from.join(&name);
-        let file = File::open(&source).map_err(BackupError::file(&source))?;
-        let target = to.join(&name);
-        let mut copy = BufWriter::new(private(&target)?);
-        let mut lines = BufReader::with_capacity(1024 * 1024, file);
-        let mut text = Vec::new();
-        while frontier.size() < checkpoint.size {
-            text.clear();
-            let read = lines.read_until(b'\n', &mut text);
-            if read.map_err(BackupError::file(&source))? == 0 {
-                break;
+    let mut records = Lines::of(from).map_err(BackupError::file(from))?;
+    let mut copy: Option<(PathBuf, BufWriter<File>)> = None;
+    while frontier.size() < checkpoint.size {
+        let line = match records.read() {
+            Err(error) => return Err(BackupError::file(&records.path())(error)),
+            Ok(Some(Piece::File { first, .. })) => {
+                let target = to.join(layout::segment_name(first));
+                let next = BufWriter::new(private(&target)?);
+                if let Some((target, file)) = copy.replace((target, next)) {
+                    finish(file, &target)?;
+                }
+                continue;
             }
-            copy.write_all(&text).map_err(BackupError::file(&target))?;
-            text.pop();
-            let leaf = leaf_hash(&text);
-            leaves.write_all(&leaf).map_err(BackupError::file(&path))?;
-            frontier.push(leaf);
+            Ok(Some(Piece::Line(line))) if !line.is_torn => line,
+            Ok(_) => break,
+        };
+        if let Some((target, file)) = &mut copy {
+            let written = file
+                .write_all(line.text)
+                .and_then(|()| file.write_all(b"\n"));
+            written.map_err(BackupError::file(target))?;
         }
-        finish(copy, &target)?;
+        let leaf = leaf_hash(line.text);
+        leaves.write_all(&leaf).map_err(BackupError::file(&path))?;
+        frontier.push(leaf);
+    }
+    if let Some((target, file)) = copy {
+        finish(file, &target)?;
     }
     finish(leaves, &path)?;
     if frontier.size() == checkpoint.size && frontier.root() == checkpoint.root {
@@ -249,18 +250,11 @@ pub(super) fn make_empty(folder: &Path) -> Result<(), BackupError> {
 }
 
 pub(super) fn make_folder(folder: &Path) -> Result<(), BackupError> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    builder.create(folder).map_err(BackupError::file(folder))
+    files::make_private_folder(folder).map_err(BackupError::file(folder))
 }
 
 fn private(path: &Path) -> Result<File, BackupError> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(BackupError::file(path))
+    files::create_private(path).map_err(BackupError::file(path))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), BackupError> {

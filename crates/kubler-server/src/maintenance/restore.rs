@@ -10,6 +10,7 @@ use super::backup::{
     make_folder,
 };
 use crate::app::{LEDGER_FOLDER, STORE_FILE};
+use crate::files::{folder_of, sync_folder};
 use crate::{ledger, store};
 
 /// Puts the back-up in `folder` into `data`, which must be empty or not exist. Nothing is there before all of it is.
@@ -21,20 +22,30 @@ pub async fn restore(folder: &Path, data: &Path) -> Result<Manifest, BackupError
     make_empty(data)?;
     let unfinished = beside(data);
     make_empty(&unfinished)?;
+    let mut folders = vec![unfinished.clone()];
     for below in [LEDGER_FOLDER, SESSIONS_FOLDER] {
         if manifest
             .files
             .iter()
             .any(|file| file.path.starts_with(below))
         {
-            make_folder(&unfinished.join(below))?;
+            folders.push(unfinished.join(below));
         }
+    }
+    for made in &folders {
+        make_folder(made)?;
     }
     for file in &manifest.files {
         copy_private(&folder.join(&file.path), &unfinished.join(&file.path))?;
     }
+    // Its names before its own, so that no loss of power leaves a data folder with less than all of it.
+    for made in &folders {
+        sync_folder(made).map_err(BackupError::file(made))?;
+    }
     std::fs::remove_dir(data).map_err(BackupError::file(data))?;
     std::fs::rename(&unfinished, data).map_err(BackupError::file(data))?;
+    let above = folder_of(data);
+    sync_folder(above).map_err(BackupError::file(above))?;
     Ok(manifest)
 }
 

@@ -1,8 +1,8 @@
 //! The keys that sign sessions: a new one every day, each signing for a day and believed for nine.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::fs::File;
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
@@ -18,6 +18,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::SessionError;
 use crate::entropy;
+use crate::files::{self, PRIVATE};
 
 /// A key signs new sessions for this many seconds: a day.
 const KEY_SIGNS_SECONDS: i64 = 24 * 3600;
@@ -77,11 +78,7 @@ impl KeyRing {
             path: folder.to_owned(),
             source,
         };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(failed)?;
+        files::make_private_folder(folder).map_err(failed)?;
         let file = folder.join(FILE);
         let keys = read(&file)?;
         let ring = Self {
@@ -302,23 +299,5 @@ fn write(path: &Path, keys: &[Key]) -> Result<(), SessionError> {
     };
     let text =
         Zeroizing::new(serde_json::to_vec_pretty(&stored).map_err(|error| failed(error.into()))?);
-    let next = path.with_extension("next");
-    match fs::remove_file(&next) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&next)
-        .map_err(failed)?;
-    file.write_all(&text)
-        .and_then(|()| file.sync_all())
-        .map_err(failed)?;
-    fs::rename(&next, path).map_err(failed)?;
-    let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(failed)
+    files::replace_whole(path, PRIVATE, &text).map_err(failed)
 }

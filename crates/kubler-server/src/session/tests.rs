@@ -252,11 +252,11 @@ fn damaged_keys_are_not_replaced_in_silence() {
 fn a_disk_that_cannot_be_written_keeps_the_old_key_in_use() {
     let scene = Scene::new();
     // A folder in the place of the next file: also a superuser cannot write there.
-    std::fs::create_dir(scene.file().with_extension("next")).unwrap();
+    std::fs::create_dir(scene.file().with_extension("json.new")).unwrap();
     scene.advance(2 * DAY);
     let token = scene.issue();
     assert!(scene.sessions.verify(&token).is_ok());
-    std::fs::remove_dir(scene.file().with_extension("next")).unwrap();
+    std::fs::remove_dir(scene.file().with_extension("json.new")).unwrap();
     assert_ne!(scene.issue().split('.').next(), token.split('.').next());
 }
 

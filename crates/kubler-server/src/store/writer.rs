@@ -11,11 +11,11 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FallocateFlags;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, Row as _, Sqlite, SqliteConnection, Transaction};
 
 use super::StoreError;
+use crate::files;
 
 /// Room behind the end of the log, in bytes: twice what comes together before it is moved into the database.
 const LOG_BYTES_KEPT: u64 = 8 << 20;
@@ -100,8 +100,7 @@ impl Writer {
         let kept = |log: &File, own: u64| -> io::Result<u64> {
             let wanted = log.metadata()?.len().saturating_add(LOG_BYTES_KEPT);
             if own < wanted {
-                let flags = FallocateFlags::KEEP_SIZE;
-                rustix::io::retry_on_intr(|| rustix::fs::fallocate(log, flags, 0, wanted))?;
+                files::keep_blocks(log, 0, wanted)?;
             }
             Ok(wanted.max(own))
         };

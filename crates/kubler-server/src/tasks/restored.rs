@@ -1,8 +1,9 @@
-//! A store that was put back from an older copy: what it does not know any more is taken away, what had ended is not made
-//! a second time, and the ledger says so.
+//! What store and ledger know of environments, compared after each start. What only the store knows is written down. A
+//! store that was put back from an older copy: what it does not know any more is taken away, what had ended is not made a
+//! second time, and the ledger says so.
 
 use jiff::Timestamp;
-use kubler_core::environment::{EndReason, Event};
+use kubler_core::environment::{EndReason, Event, Phase};
 use kubler_core::ids::EnvironmentId;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use serde_json::{Map, Value};
@@ -23,6 +24,22 @@ pub enum RestoreError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl Ledger {
+    /// Writes down what the store knows and the ledger does not, since the server was killed between the two: after
+    /// each start, before anything else happens.
+    pub async fn catch_up(&self, directory: &Directory) {
+        let mut stored = directory.remaining();
+        let known = |id: EnvironmentId| directory.get(id);
+        let ended = self.alive().into_iter().filter_map(known);
+        stored.extend(
+            ended
+                .filter(|environment| environment.phase == Phase::Gone)
+                .map(|environment| environment.as_ref().clone()),
+        );
+        self.catch_up_with(&stored).await;
+    }
 }
 
 /// Compares the store with what the ledger tells. Gives the environments that only the ledger knows: whatever is left of

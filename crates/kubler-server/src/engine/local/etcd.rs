@@ -23,10 +23,10 @@ use zeroize::Zeroizing;
 
 pub(super) use self::client::{Client, EtcdError};
 use super::certificates::{Authority, Pair, Validity};
-use super::folder::{make_private, replace_private, write_private};
 use super::process::{Mark, Process, ProcessRecord};
 use crate::crash::{self, Point};
 use crate::engine::{EngineError, ErrorClass};
+use crate::files::{self, PRIVATE};
 
 /// How long a start may take, in seconds.
 const START_SECONDS_MAX: u64 = 20;
@@ -174,7 +174,7 @@ impl Etcd {
 
 /// Writes what etcd reads, unless it is there, and gives the authority of its certificates.
 fn prepare_folder(folder: &Path, now: Timestamp) -> io::Result<Authority> {
-    make_private(folder)?;
+    files::make_closed_folder(folder)?;
     let until = kubler_core::lease::after(now, Duration::from_secs(CERTIFICATE_DAYS * 86_400));
     let validity = Validity::new(now, until);
     // Written last, so its presence says that all is there.
@@ -202,9 +202,9 @@ fn prepare_folder(folder: &Path, now: Timestamp) -> io::Result<Authority> {
         ("root.key", &root.key),
         ("ca.crt", &own.certificate),
     ] {
-        write_private(&folder.join(name), text)?;
+        files::replace_whole(&folder.join(name), PRIVATE, text.as_bytes())?;
     }
-    replace_private(&complete, &own.key)?;
+    files::replace_whole(&complete, PRIVATE, own.key.as_bytes())?;
     Ok(authority)
 }
 
@@ -221,7 +221,7 @@ fn begin_data(folder: &Path) -> io::Result<()> {
     if !data.exists() {
         std::fs::write(unfinished, "")?;
     }
-    make_private(&data)
+    files::make_closed_folder(&data)
 }
 
 /// It serves: from now on the data are kept. Before anybody may write into them.
@@ -320,7 +320,8 @@ fn launch(program: &Path, folder: &Path, mark: &Mark, port: u16) -> io::Result<P
         port,
     };
     let text = serde_json::to_string(&record).map_err(io::Error::other)?;
-    if let Err(error) = replace_private(&folder.join("record.json"), &text) {
+    let path = folder.join("record.json");
+    if let Err(error) = files::replace_for_readers(&path, PRIVATE, text.as_bytes()) {
         // On a full disk it must run all the same, or nothing ends. A later server finds it by its mark, and starts
         // another in its place.
         tracing::warn!(%error, "etcd runs and could not be written down");

@@ -1,9 +1,8 @@
 //! The private folder of one environment: what its control plane reads, and what a later server needs to find
 //! and use it again.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 
@@ -12,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::process::ProcessRecord;
 use super::sizes::Sizes;
+use crate::files::{self, PRIVATE};
 
 /// Longest path of a Unix socket, in bytes.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -69,7 +69,7 @@ impl RunFolder {
         };
         let path = std::path::absolute(path)?;
         let chosen = if fits(&path) { &path } else { short };
-        make_private(chosen)?;
+        files::make_closed_folder(chosen)?;
         Ok(Self(chosen.to_owned()))
     }
 
@@ -120,24 +120,23 @@ impl EnvironmentFolder {
 
     /// Makes it; it must not exist.
     pub(super) fn create(&self) -> io::Result<()> {
-        DirBuilder::new().mode(0o700).create(&self.0)
+        files::create_private_folder(&self.0)
     }
 
     /// Writes an input of the control plane, readable for its owner only.
     pub(super) fn write(&self, name: &str, text: &str) -> io::Result<()> {
-        write_private(&self.0.join(name), text)
+        files::write_private(&self.0.join(name), text.as_bytes())
     }
 
     pub(super) fn read(&self, name: &str) -> io::Result<String> {
         fs::read_to_string(self.0.join(name))
     }
 
-    /// Replaces the record: a reader sees the old or the new one.
+    /// Replaces the record: a reader sees the old or the new one. No process that it names outlives the machine, so the
+    /// disk is not waited for.
     pub(super) fn write_record(&self, record: &EnvironmentRecord) -> io::Result<()> {
-        replace_private(
-            &self.0.join(names::RECORD),
-            &serde_json::to_string(record).map_err(io::Error::other)?,
-        )
+        let text = serde_json::to_string(record).map_err(io::Error::other)?;
+        files::replace_for_readers(&self.0.join(names::RECORD), PRIVATE, text.as_bytes())
     }
 
     /// The record, when there is a whole one.
@@ -176,44 +175,6 @@ impl EnvironmentFolder {
             _ => Ok(()),
         }
     }
-}
-
-/// Makes a folder that only its owner may enter, or checks that an existing one is.
-pub(super) fn make_private(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    let found = fs::metadata(path)?;
-    if found.uid() != rustix::process::geteuid().as_raw() {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!("`{}` belongs to another user", path.display()),
-        ));
-    }
-    if found.permissions().mode() & 0o077 != 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!("`{}` is open to others; chmod it to 0700", path.display()),
-        ));
-    }
-    Ok(())
-}
-
-/// Writes a file that only its owner may read.
-pub(super) fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(text.as_bytes())
-}
-
-/// The same for a file that is read by others of our processes meanwhile.
-pub(super) fn replace_private(path: &Path, text: &str) -> io::Result<()> {
-    let next = path.with_extension("new");
-    write_private(&next, text)?;
-    fs::rename(&next, path)
 }
 
 #[cfg(test)]

@@ -1,17 +1,17 @@
 //! A file that always holds the latest checkpoint, or a folder with one for each day.
 
-use std::fs::OpenOptions;
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::io::{self, Read as _};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::NOTE_BYTES_MAX;
-use crate::ledger::extent::sync_folder;
+use crate::files;
 
+/// What a sink holds is for everybody to read.
+const MODE: u32 = 0o644;
 /// How the files of a folder end; their names sort as their days do.
 const SUFFIX: &str = ".checkpoint";
 
@@ -49,7 +49,7 @@ impl FileSink {
                 "somebody else writes there: two servers must not sign with one key".into(),
             );
         }
-        replace(&self.place(now), note).map_err(told)?;
+        files::replace_whole(&self.place(now), MODE, note.as_bytes()).map_err(told)?;
         self.know(Some(note.to_owned()));
         Ok(())
     }
@@ -91,20 +91,4 @@ impl FileSink {
             }
         }
     }
-}
-
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(".new");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o644)
-        .open(&unfinished)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&unfinished, path)?;
-    sync_folder(folder)
 }

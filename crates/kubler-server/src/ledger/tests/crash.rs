@@ -336,3 +336,40 @@ async fn what_the_store_knows_and_the_ledger_does_not_is_recorded_once_at_the_ne
     found[1..3].sort_by_key(|line| line.starts_with("null"));
     assert_eq!(found, expected);
 }
+
+#[tokio::test]
+async fn an_orphan_that_was_taken_away_is_gone_and_nothing_is_caught_up_with() {
+    use kubler_core::environment::{EndReason, Environment, Event};
+
+    use crate::store::tests::{at, environment, job};
+
+    let world = World::new();
+    let then =
+        |before: &Environment, event: Event| before.transition(event, at(1)).unwrap().unwrap();
+    let lives = environment(1, &job(1), "main");
+    let releasing = then(&lives, Event::ReleaseRequested(EndReason::Released));
+    let gone = then(&releasing, Event::FoundGone);
+    let ledger = world.open().unwrap();
+    ledger
+        .phase_changed(None, None, &lives, serde_json::Map::new())
+        .await;
+    assert_eq!(ledger.alive(), [lives.id]);
+    // Its store was put back from a copy that did not know it, and what was left of it was taken away.
+    let mut orphan = Body::new(Kind::Event, LedgerAction::EnvironmentOrphan);
+    orphan.environment_id = Some(lives.id);
+    ledger.event(orphan, Durability::Process).await.unwrap();
+    assert_eq!(ledger.alive(), []);
+    let told = world.lines();
+    // The store of before came back: whatever it says, the ledger told the end. What still lives there is ended by
+    // whoever compares the two, and told then.
+    drop(ledger);
+    for stored in [&lives, &gone] {
+        let reopened = world.open().unwrap();
+        let directory = Directory::new(at(0));
+        directory.put(stored.clone());
+        assert_eq!(reopened.alive(), []);
+        assert!(reopened.tells_gone(stored.id).unwrap());
+        reopened.catch_up(&directory).await;
+        assert_eq!(world.lines(), told);
+    }
+}

@@ -1,6 +1,7 @@
 //! What an operator's decision makes of a ledger that does not open.
 
 use super::*;
+use crate::ledger::lines::segments;
 use crate::ledger::recover::{GoOn, Recovered, Recovery, recover};
 
 const SMALL: Bounds = Bounds {
@@ -137,4 +138,26 @@ async fn l5_a_sound_ledger_only_gets_the_record_and_overrules_whom_it_must() {
     open(std::slice::from_ref(&ahead)).unwrap();
     // Only the one that was there when it was decided.
     refused(&other, "its first 50 records");
+}
+
+#[tokio::test]
+async fn l5_what_opening_lays_to_a_crash_is_nothing_to_put_in_order() {
+    let world = World::new();
+    let segments = in_several_files(&world).await;
+    // A next file was made, and of the one before the last record is half there.
+    let last = world.file(&layout::segment_name(*segments.last().unwrap()));
+    let mut text = std::fs::read_to_string(&last).unwrap();
+    text.push_str("{\"sequence\":100,\"at");
+    std::fs::write(&last, text).unwrap();
+    std::fs::write(world.file(&layout::segment_name(101)), "").unwrap();
+    let recovered = put_in_order(&world, &[]).await;
+    assert_eq!(
+        (recovered.found.as_slice(), recovered.set_aside),
+        (&[][..], None)
+    );
+    assert_eq!(recovered.kept, 100);
+    let report = world.verify();
+    assert!(report.is_intact(), "{report}");
+    assert!(world.all().contains("\"torn_bytes\""));
+    assert!(!world.file(&layout::segment_name(101)).exists());
 }

@@ -1,4 +1,4 @@
-//! What opening and durable appending cost. Run it by name, with `--ignored --nocapture`, and with optimisation.
+//! What opening costs. Run it by name, with `--ignored --nocapture`, and with optimisation.
 
 use std::time::Instant;
 
@@ -48,28 +48,4 @@ async fn opening_a_million_records() {
         );
         drop(ledger);
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "says how many starts are made durable in a second"]
-async fn durable_starts() {
-    const CALLERS: usize = 256;
-    const EACH: usize = 200;
-    let world = World::new();
-    let ledger = world.open().unwrap();
-    let began = Instant::now();
-    let mut callers = tokio::task::JoinSet::new();
-    for _ in 0..CALLERS {
-        let ledger = ledger.clone();
-        callers.spawn(async move {
-            for _ in 0..EACH {
-                let entry = ledger.start(start(), Durability::Disk).await;
-                entry.unwrap().end(Outcome::default()).await;
-            }
-        });
-    }
-    callers.join_all().await;
-    let starts = u32::try_from(CALLERS * EACH).unwrap();
-    let each = began.elapsed() / starts;
-    println!("{starts} durable starts and their ends: {each:?} each");
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::FallocateFlags;
+use crate::files;
 
 /// Blocks behind the end of the database, in bytes: etcd's own step of growth.
 const ROOM_BYTES: u64 = 16 << 20;
@@ -38,8 +38,7 @@ fn keep_once(path: &Path, kept: Option<Kept>) -> io::Result<Kept> {
     if kept != Some(now) {
         // Also what was never written below its end: it is made longer before it is filled.
         let bytes = found.len().saturating_add(ROOM_BYTES);
-        let flags = FallocateFlags::KEEP_SIZE;
-        rustix::io::retry_on_intr(|| rustix::fs::fallocate(&file, flags, 0, bytes))?;
+        files::keep_blocks(&file, 0, bytes)?;
     }
     Ok(now)
 }

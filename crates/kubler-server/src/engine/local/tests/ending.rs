@@ -216,7 +216,7 @@ async fn an_etcd_that_was_ended_while_it_made_its_data_begins_anew() {
         &etcd.join("data"),
         &made,
     ] {
-        make_private(folder).unwrap();
+        crate::files::make_private_folder(folder).unwrap();
     }
     fs::write(made.join("db"), "the beginning of a database").unwrap();
     fs::write(etcd.join("unfinished"), "").unwrap();

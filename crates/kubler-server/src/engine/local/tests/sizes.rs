@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::etcd::wire;
-use super::super::sizes::{Sampler, memory_bytes};
+use super::super::sampler::{Sampler, memory_bytes};
 use super::resisting::Put;
 use super::*;
 
