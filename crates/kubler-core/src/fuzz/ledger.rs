@@ -51,6 +51,10 @@ fn keeps_no_token(text: &str) {
         (OPAQUE, format!("{text} Bearer {OPAQUE} {text}")),
         (OPAQUE, format!("{text} bearer  {OPAQUE}")),
     ] {
+        // A text that holds the very same word elsewhere says nothing.
+        if text.contains(secret) {
+            continue;
+        }
         let mut body = Body::new(Kind::Event, LedgerAction::ServerStart);
         body.details.insert("text".into(), hidden.into());
         let Ok(sealed) = body.seal() else {

@@ -43,7 +43,7 @@ fn has_one_reading(target: &str) {
     let path = target.split('?').next().unwrap_or_default();
     assert!(path.starts_with('/') && !target.contains(['#', ' ', '\\', ';']));
     let decoded = percent_decoded(path);
-    assert!(!decoded.contains(['\\', ';', '%', '?']) || path.contains("%3F"));
+    assert!(!decoded.contains(['\\', ';', '%', '?']) || path.to_ascii_uppercase().contains("%3F"));
     assert!(!decoded.contains("//"), "{decoded}");
     assert!(!decoded.split('/').any(|part| part == "." || part == ".."));
     assert!(!decoded.chars().any(char::is_control));
