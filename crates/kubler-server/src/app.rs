@@ -207,7 +207,7 @@ impl App {
             sinks: Arc::new(sinks),
             told: Told::default(),
             tls: Arc::new(tls),
-            places: Arc::new(places(&configuration)),
+            places: Arc::new(Places::of_this_process(&configuration.limits)),
             answering: Arc::new(()),
             clock,
             configuration,
@@ -317,7 +317,7 @@ async fn open_ledger(
     clock: &Arc<dyn Clock>,
 ) -> Result<Ledger, LedgerError> {
     let settings = &configuration.ledger;
-    let origin = ledger_origin(configuration);
+    let origin = configuration.ledger_origin();
     let ledger = Ledger::open_before(lock, &origin, settings, witnesses, Arc::clone(clock))?;
     let mut started = Body::new(Kind::Event, LedgerAction::ServerStart);
     let digest = policies.current().digest().to_owned();
@@ -459,21 +459,6 @@ fn read_tls(loaded: &Loaded) -> Result<Tls, StartError> {
     })
 }
 
-/// As many places as are configured and as there are descriptors for.
-fn places(configuration: &Configuration) -> Places {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let places = Places::new(&configuration.limits, limit.current.unwrap_or(u64::MAX));
-    let (wanted, possible) = (configuration.limits.connections_max, places.all_max());
-    if possible < wanted as usize {
-        tracing::warn!(
-            wanted,
-            possible,
-            "there are fewer places for connections than configured: the limit of open files is too low"
-        );
-    }
-    places
-}
-
 /// The folder for everything the server keeps, made when it is not there.
 ///
 /// # Errors
@@ -490,15 +475,6 @@ pub fn make_data_folder(loaded: &Loaded) -> Result<PathBuf, StartError> {
             source,
         })?;
     Ok(path)
-}
-
-/// The ledger's name when it is made: a name without a scheme.
-pub fn ledger_origin(configuration: &Configuration) -> String {
-    let of_url = || {
-        let name = configuration.url.trim_start_matches("https://");
-        format!("{name}/ledger")
-    };
-    configuration.ledger.origin.clone().unwrap_or_else(of_url)
 }
 
 /// Everybody who saw the ledger before.

@@ -6,7 +6,7 @@ pub mod restore;
 
 use std::sync::Arc;
 
-use crate::app::{self, LEDGER_FOLDER, STORE_FILE, StartError, ledger_origin};
+use crate::app::{self, LEDGER_FOLDER, STORE_FILE, StartError};
 use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::directory::Directory;
@@ -36,7 +36,7 @@ pub async fn recover_ledger(
     let sinks = Sinks::new(&configuration.ledger.sinks, &loaded.folder)?;
     let witnesses = app::witnesses(&store, &sinks).await?;
     let recovery = Recovery {
-        origin: &ledger_origin(configuration),
+        origin: &configuration.ledger_origin(),
         settings: &configuration.ledger,
         witnesses: &witnesses,
         reason,

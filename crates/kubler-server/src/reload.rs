@@ -113,9 +113,9 @@ impl Reload {
     /// Cannot fail: nothing is half replaced. Who may call comes last, so that whoever is let in finds the rest there.
     fn install(&self, read: Read) {
         let broker = &self.api.broker;
-        broker
-            .store
-            .set_limits(read.in_force.configuration.limits.clone());
+        let limits = &read.in_force.configuration.limits;
+        broker.store.set_limits(limits.clone());
+        self.api.places.set_limits(limits);
         self.api.in_force.store(Arc::new(read.in_force));
         match broker.policies.replace(read.policies) {
             Reloaded::Unchanged { digest } => {
