@@ -73,14 +73,11 @@ impl App {
         let Opened { broker, lost } =
             opening::open(&data, &configuration, policies, &sinks, &clock).await?;
         let mut settings = LocalSettings::new(&data.local(), binaries.clone());
-        if let Some(run) = &configuration.run {
-            settings.run = loaded.path(run);
-        }
+        settings.run = loaded.run().unwrap_or(settings.run);
         let engine =
             LocalEngine::start(settings, Arc::clone(&clock), broker.ledger.clone()).await?;
         let listener = bind(&configuration.listen).await?;
-        let shutdown = CancellationToken::new();
-        let gauges = Arc::new(Gauges::default());
+        let (shutdown, gauges) = (CancellationToken::new(), Arc::new(Gauges::default()));
         let bounds = engine.bounds_in_force();
         tracing::info!(?bounds, "what the system holds each environment to");
         gauges.set_bounds(bounds);

@@ -1,7 +1,7 @@
 //! Loading configuration and policies anew while requests come in. Everything is read and checked before anything is
 //! replaced: one fault anywhere, and all of the old stays in force.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
@@ -33,13 +33,6 @@ pub struct Reload {
     pub set_log: SetLog,
 }
 
-/// All that was read, and checked.
-struct Read {
-    everything: Everything,
-    /// Keys that have changed and stay as they were.
-    needs_restart: Vec<&'static str>,
-}
-
 impl Reload {
     /// Reads everything, replaces what is in force or says why not, and writes it down.
     pub async fn run(&self) {
@@ -53,8 +46,8 @@ impl Reload {
             tokio::task::spawn_blocking(move || read(&api, &file, &binaries)).await
         };
         let is_bad = match read {
-            Ok(Ok(read)) => {
-                let restart = read.needs_restart.join(", ");
+            Ok(Ok((everything, needs_restart))) => {
+                let restart = needs_restart.join(", ");
                 if !restart.is_empty() {
                     tracing::warn!(
                         keys = restart,
@@ -64,7 +57,7 @@ impl Reload {
                         .details
                         .insert("needs_restart".into(), restart.into());
                 }
-                self.install(read.everything);
+                self.install(everything);
                 false
             }
             Ok(Err(error)) => {
@@ -129,14 +122,16 @@ impl Reload {
     }
 }
 
-/// Reads and checks all of it; changes nothing.
-fn read(api: &Api, file: &std::path::Path, binaries: &Binaries) -> Result<Read, StartError> {
+/// Reads and checks all of it; changes nothing. Gives also the keys that have changed and stay as they were.
+fn read(
+    api: &Api,
+    file: &Path,
+    binaries: &Binaries,
+) -> Result<(Everything, Vec<&'static str>), StartError> {
     let mut loaded = config::load(file)?;
     let old = Arc::clone(&api.in_force.load().configuration);
     let (taken_over, needs_restart) = old.taking_over(loaded.configuration);
     loaded.configuration = taken_over;
-    Ok(Read {
-        everything: Everything::read(&loaded, binaries, &api.verifier)?,
-        needs_restart,
-    })
+    let everything = Everything::read(&loaded, binaries, &api.verifier)?;
+    Ok((everything, needs_restart))
 }
