@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::faults::ConfigurationFault;
-pub use self::restart::NEEDS_RESTART;
-use crate::profile::Profile;
+pub use self::restart::{Key, NEEDS_RESTART};
+use crate::profile::{ENVIRONMENTS_MAX, Profile};
 
 /// Shortest bound on the life of an identity token, in seconds.
 pub const TOKEN_LIFE_SECONDS_MIN: u64 = 60;
@@ -19,10 +19,6 @@ pub const TOKEN_LIFE_SECONDS_MIN: u64 = 60;
 pub const TOKEN_LIFE_SECONDS_MAX: u64 = 600;
 /// Longest accepted difference between two clocks, in seconds.
 pub const CLOCK_SKEW_SECONDS_MAX: u64 = 60;
-/// Shortest lease, in seconds: below it a renewal has no time to be tried twice.
-pub const LEASE_SECONDS_MIN: u64 = 5;
-/// Most environments that any limit may allow: what one machine could ever hold, with room.
-pub const ENVIRONMENTS_MAX: u32 = 10_000;
 /// Most connections that the limit may allow.
 pub const CONNECTIONS_MAX: u32 = 1_000_000;
 /// Longest time between two checkpoints, in seconds: an hour.
@@ -267,6 +263,15 @@ impl Configuration {
     /// The profile of this name.
     pub fn profile(&self, name: &str) -> Option<&Profile> {
         self.profiles.iter().find(|profile| profile.name == name)
+    }
+
+    /// The name in the ledger's checkpoints: a name without a scheme.
+    pub fn ledger_origin(&self) -> String {
+        let of_url = || {
+            let name = self.url.trim_start_matches("https://");
+            format!("{name}/ledger")
+        };
+        self.ledger.origin.clone().unwrap_or_else(of_url)
     }
 
     /// The issuer whose URL is exactly `url`.

@@ -8,6 +8,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+/// Most environments that any limit may allow: what one machine could ever hold, with room.
+pub const ENVIRONMENTS_MAX: u32 = 10_000;
+/// Shortest lease, in seconds: below it a renewal has no time to be tried twice.
+pub const LEASE_SECONDS_MIN: u64 = 5;
 /// Longest lease a profile may ask for, in seconds.
 pub const LEASE_SECONDS_MAX: u64 = 3600;
 /// Lease when a profile does not say, in seconds.
@@ -101,11 +105,11 @@ pub struct Profile {
     pub restricted: bool,
     /// How long an environment lives after its job last proved to be alive, in seconds.
     #[serde(default = "Profile::default_lease_seconds")]
-    #[schemars(range(min = crate::configuration::LEASE_SECONDS_MIN, max = LEASE_SECONDS_MAX))]
+    #[schemars(range(min = LEASE_SECONDS_MIN, max = LEASE_SECONDS_MAX))]
     pub lease_seconds: u64,
     /// How long it lives at most, in seconds. Nothing extends it.
     #[serde(default = "Profile::default_deadline_seconds")]
-    #[schemars(range(min = crate::configuration::LEASE_SECONDS_MIN, max = DEADLINE_SECONDS_MAX))]
+    #[schemars(range(min = LEASE_SECONDS_MIN, max = DEADLINE_SECONDS_MAX))]
     pub deadline_seconds: u64,
     /// How long one session lives at most, in seconds.
     #[serde(default = "Profile::default_session_seconds")]
@@ -116,7 +120,7 @@ pub struct Profile {
     pub streams_end_with: StreamEnd,
     /// How many environments of this profile may live at once; absent: only the server's limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = crate::configuration::ENVIRONMENTS_MAX))]
+    #[schemars(range(min = 1, max = ENVIRONMENTS_MAX))]
     pub environments_max: Option<u32>,
     /// Bound on the bytes of one request body sent through the gateway.
     #[serde(default = "Profile::default_request_bytes_max")]

@@ -31,7 +31,6 @@ use crate::clock::Clock;
 use crate::crash::{self, Point};
 use crate::directory::Directory;
 use crate::entropy;
-use crate::in_force;
 use crate::ledger::{Durability, Ledger, RefusalBeforeVerification};
 use crate::policy::Policies;
 use crate::session::{NewSession, Sessions};
@@ -40,8 +39,6 @@ use crate::tasks::Wake;
 
 /// Everything an operation needs.
 pub struct Broker {
-    /// What is offered, and all else that the configuration says now.
-    pub in_force: in_force::Shared,
     /// Who may do what.
     pub policies: Arc<Policies>,
     /// What should exist.
@@ -93,15 +90,15 @@ impl Broker {
             if request.attach {
                 return self.attach_to(call, body, token, request, existing).await;
             }
-            let in_force = self.in_force.load_full();
-            let Some(resolved) = in_force.profiles.get(&request.profile) else {
+            let profiles = &call.in_force.profiles;
+            let Some(resolved) = profiles.get(&request.profile) else {
                 // The job that made it gets it back, also when its profile is offered no more.
                 let is_it = |it: &Environment| {
                     it.owner() == owner && it.resolved.profile.name == request.profile
                 };
                 let own = existing
                     .filter(is_it)
-                    .ok_or_else(|| BrokerError::no_profile(&request.profile, &in_force.profiles))?;
+                    .ok_or_else(|| BrokerError::no_profile(&request.profile, profiles))?;
                 body.environment_id = Some(own.id);
                 return self.attach(call, body, token, own).await;
             };

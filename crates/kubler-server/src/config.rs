@@ -177,6 +177,12 @@ impl Loaded {
         self.folder.join(path)
     }
 
+    /// The configured folder for sockets and keys of living environments.
+    pub fn run(&self) -> Option<PathBuf> {
+        let run = self.configuration.run.as_ref();
+        run.map(|run| self.path(run))
+    }
+
     /// The files that each profile names, by profile and then by the name the profile gives them.
     ///
     /// # Errors

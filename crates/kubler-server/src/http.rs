@@ -23,7 +23,6 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use jiff::Timestamp;
 use kubler_api::error::ErrorCode;
-use kubler_core::configuration::Configuration;
 use kubler_core::ids::{RequestId, TokenDigest};
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use kubler_core::policy::Operator;
@@ -33,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::places::Places;
 pub use self::routes::{ACCESS, Access, RouteAccess, openapi, router};
-use self::tls::{Reloaded, Tls};
+use self::tls::Tls;
 use crate::bearer::{self, Bearer};
 use crate::broker::{Broker, Call, Who};
 use crate::clock::Clock;
@@ -54,8 +53,6 @@ pub struct Api {
     pub verifier: Verifier,
     /// In front of every environment's Kubernetes API.
     pub gateway: Gateway,
-    /// What was configured at the start: for what needs a restart to change.
-    pub configuration: Arc<Configuration>,
     /// What the configuration says now.
     pub in_force: in_force::Shared,
     /// Numbers.
@@ -181,12 +178,7 @@ impl FromRequestParts<Arc<Api>> for Call {
             (Bearer::Absent, Certificate::Over) => return refuse("operator_certificate_over"),
             (Bearer::Absent, Certificate::Absent) => return refuse("no_credential"),
         };
-        Ok(Self {
-            request_id: arrival.request_id,
-            peer: arrival.peer.address,
-            now: api.clock.now(),
-            who,
-        })
+        Ok(api.call(&arrival, who))
     }
 }
 
@@ -239,38 +231,14 @@ impl Api {
         }
     }
 
-    /// Reads the certificates anew, at once; what cannot be used is kept out.
-    pub async fn reload_certificates(&self) {
-        self.read_certificates(Tls::reload).await;
-    }
-
-    /// Looks at the files of certificates every two seconds until `shutdown`.
-    pub async fn watch_certificates(self: Arc<Self>, shutdown: CancellationToken) {
-        let mut looks = tokio::time::interval(tls::LOOK_EVERY);
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while shutdown.run_until_cancelled(looks.tick()).await.is_some() {
-            self.read_certificates(Tls::look).await;
-        }
-    }
-
-    /// Reads files, which may block, and tells what became of a change.
-    async fn read_certificates(&self, read: fn(&Tls) -> Reloaded) {
-        let tls = Arc::clone(&self.tls);
-        let Ok(outcome) = tokio::task::spawn_blocking(move || read(&tls)).await else {
-            return;
-        };
-        let mut body = Body::new(Kind::Event, LedgerAction::CertificateLoad);
-        match outcome {
-            Reloaded::Same => return,
-            Reloaded::Loaded => tracing::info!("certificates are loaded"),
-            Reloaded::Refused(error) => {
-                tracing::error!(%error, "certificates cannot be loaded; the old ones stay in force");
-                body.details
-                    .insert("refused".into(), error.to_string().into());
-            }
-        }
-        if let Err(error) = self.broker.ledger.event(body, Durability::Disk).await {
-            tracing::error!(%error, "the change of certificates could not be recorded");
+    /// What a caller asks, from here on under what is in force now.
+    fn call(&self, arrival: &Arrival, who: Who) -> Call {
+        Call {
+            request_id: arrival.request_id,
+            peer: arrival.peer.address,
+            now: self.clock.now(),
+            in_force: self.in_force.load_full(),
+            who,
         }
     }
 

@@ -12,7 +12,6 @@ mod jwks;
 mod keys;
 mod names;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -166,26 +165,17 @@ impl fmt::Debug for Verifier {
 }
 
 impl Verifier {
-    /// Knows the issuers of `configuration`; files named there count from `folder`. Fetches nothing yet.
-    ///
-    /// # Errors
-    /// An issuer that cannot be used: no audience, no https, an unreadable CA.
-    pub fn new(
-        configuration: &Configuration,
-        folder: &Path,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, IdentityError> {
-        let new = Self {
+    /// Trusts nobody before issuers are installed.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self {
             issuers: Arc::new(ArcSwap::from_pointee(Issuers(Vec::new()))),
             names: Arc::default(),
             clock,
-        };
-        new.install(new.prepare(configuration, folder)?);
-        Ok(new)
+        }
     }
 
-    /// Reads what another configuration says of issuers. Changes nothing. Who is still trusted keeps the keys that were
-    /// fetched, so that nobody waits for them; they are fetched anew soon.
+    /// Reads what `configuration` says of issuers; files named there count from `folder`. Changes and fetches nothing. Who
+    /// is trusted already keeps the keys that were fetched, so that nobody waits for them; they are fetched anew soon.
     ///
     /// # Errors
     /// An issuer that cannot be used: no audience, no https, an unreadable CA.
@@ -251,12 +241,11 @@ impl Verifier {
         }
     }
 
-    /// For each issuer's URL, how its keys are, in words: starts with `fresh`, `stale` or `missing`.
-    pub fn health(&self) -> BTreeMap<String, String> {
+    /// How the keys of each issuer are, in the configuration's order and in words: starts with `fresh`, `stale` or
+    /// `missing`.
+    pub fn health(&self) -> Vec<String> {
         let issuers = self.issuers.load();
-        let all = issuers.0.iter();
-        all.map(|issuer| (issuer.settings.url.clone(), issuer.keys.health()))
-            .collect()
+        issuers.0.iter().map(|it| it.keys.health()).collect()
     }
 }
 

@@ -1,4 +1,7 @@
-//! What the configuration says now. Replaced as a whole, so that one request never sees two of them.
+//! What the configuration says now. Replaced as a whole, and taken once for each request ([`Call`]), which so never sees
+//! two of them.
+//!
+//! [`Call`]: crate::broker::Call
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,14 +9,24 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use kubler_core::configuration::Configuration;
 use kubler_core::profile::{Profile, ResolvedProfile};
+use secrecy::SecretString;
 
-use crate::app::StartError;
-use crate::broker::webhook::WebhookSecret;
 use crate::config::{self, ConfigError, Loaded};
 use crate::engine::local::binaries::Binaries;
+use crate::start_error::StartError;
 
 /// What is in force, for whoever reads it often; the one who replaces it is `reload`.
 pub type Shared = Arc<ArcSwap<InForce>>;
+
+/// The secret with which one organization's webhooks are signed.
+pub struct WebhookSecret {
+    /// The issuer that the organization belongs to.
+    pub issuer: String,
+    /// The organization's id.
+    pub organization_id: String,
+    /// The secret.
+    pub secret: SecretString,
+}
 
 /// The configuration with everything that its names stand for.
 pub struct InForce {

@@ -7,16 +7,20 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kubler_core::configuration::Configuration;
-use kubler_server::app::{self, App, Checked, StartError};
-use kubler_server::clock::{Clock as _, SystemClock};
+use kubler_core::ledger::layout;
+use kubler_server::app::App;
+use kubler_server::clock::{Clock, SystemClock};
 use kubler_server::config::{self, Surroundings};
+use kubler_server::data_folder::DataFolder;
 use kubler_server::engine::local::StopMode;
 use kubler_server::init::{Init, InitError, TrialIssuer, init, next_steps};
 use kubler_server::ledger::recover::{GoOn, Recovered};
 use kubler_server::maintenance::backup::{self, BackupError, Keys};
 use kubler_server::maintenance::{self, restore};
+use kubler_server::reading::{AtStart, log_filter};
 use kubler_server::reference::Page;
-use kubler_server::reload::{Reload, SetLog, log_filter};
+use kubler_server::reload::{Reload, SetLog};
+use kubler_server::start_error::StartError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -341,12 +345,9 @@ fn on_signals(shutdown: CancellationToken, reload: Reload) -> anyhow::Result<()>
 #[allow(clippy::print_stdout)]
 fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
     let loaded = config::load(&argument.config)?;
-    let Checked { profiles, policies } = app::check(
-        &loaded,
-        &Surroundings::read(),
-        &(Arc::new(SystemClock) as _),
-    )?;
-    for (name, resolved) in &profiles {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let read = AtStart::read(&loaded, &Surroundings::read(), &clock)?.everything;
+    for (name, resolved) in &read.in_force.profiles {
         println!(
             "profile {name}: Kubernetes {}, digest {}",
             resolved.kubernetes_version,
@@ -355,8 +356,8 @@ fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
     }
     println!(
         "policies: {} in force, digest {}",
-        policies.current().len(),
-        policies.current().digest()
+        read.policies.len(),
+        read.policies.digest()
     );
     println!(
         "bounds of each environment by the system: {}",
@@ -411,7 +412,7 @@ fn tell(recovered: &Recovered) {
 #[allow(clippy::print_stdout)]
 async fn backup(arguments: &BackupArguments) -> anyhow::Result<()> {
     let loaded = config::load(&arguments.config.config)?;
-    let data = loaded.path(&loaded.configuration.data);
+    let data = DataFolder::of(&loaded);
     let keys = if arguments.with_keys {
         Keys::Included
     } else {
@@ -430,7 +431,7 @@ async fn backup(arguments: &BackupArguments) -> anyhow::Result<()> {
 #[allow(clippy::print_stdout)]
 async fn restore(arguments: &RestoreArguments) -> anyhow::Result<()> {
     let loaded = config::load(&arguments.config.config)?;
-    let data = loaded.path(&loaded.configuration.data);
+    let data = DataFolder::of(&loaded);
     let manifest = restore::restore(&arguments.folder, &data).await?;
     println!("restored as of {}", manifest.made_at);
     if manifest.with_keys {
@@ -441,9 +442,9 @@ async fn restore(arguments: &RestoreArguments) -> anyhow::Result<()> {
         tell(&recovered);
     } else {
         println!(
-            "the ledger's private key is not in this back-up: put it into {}/ledger/key with mode 0600, then run \
+            "the ledger's private key is not in this back-up: put it into {} with mode 0600, then run \
              `kubler-server ledger recover --reason TEXT`; without it, add `--begin-anew`",
-            data.display()
+            data.ledger().join(layout::PRIVATE_KEY).display()
         );
     }
     Ok(())
@@ -453,7 +454,7 @@ async fn restore(arguments: &RestoreArguments) -> anyhow::Result<()> {
 async fn migrate(argument: &ConfigArgument) -> anyhow::Result<()> {
     let loaded = config::load(&argument.config)?;
     let directory = Arc::new(kubler_server::directory::Directory::new(SystemClock.now()));
-    let file = app::make_data_folder(&loaded)?.join(app::STORE_FILE);
+    let file = DataFolder::make(&loaded)?.store();
     kubler_server::store::Store::open(&file, directory, loaded.configuration.limits.clone())
         .await
         .map_err(StartError::from)?;

@@ -6,13 +6,15 @@ pub mod restore;
 
 use std::sync::Arc;
 
-use crate::app::{self, LEDGER_FOLDER, STORE_FILE, StartError, ledger_origin};
 use crate::clock::Clock;
 use crate::config::Loaded;
+use crate::data_folder::DataFolder;
 use crate::directory::Directory;
 use crate::ledger::LedgerLock;
 use crate::ledger::recover::{self, GoOn, Recovered, Recovery};
 use crate::ledger::sinks::Sinks;
+use crate::opening::witnesses;
+use crate::start_error::StartError;
 use crate::store::Store;
 
 /// Puts the ledger in order as an operator decided, and lets the store remember it as it is then.
@@ -26,17 +28,17 @@ pub async fn recover_ledger(
     clock: Arc<dyn Clock>,
 ) -> Result<Recovered, StartError> {
     let configuration = &loaded.configuration;
-    let data = app::make_data_folder(loaded)?;
-    let folder = data.join(LEDGER_FOLDER);
+    let data = DataFolder::make(loaded)?;
+    let folder = data.ledger();
     // Nobody else may have it while the store is opened. Given back at once: the next step takes it wherever it is.
     drop(LedgerLock::take_anywhere(&folder)?);
     let directory = Arc::new(Directory::new(clock.now()));
     let limits = configuration.limits.clone();
-    let store = Store::open(&data.join(STORE_FILE), directory, limits).await?;
+    let store = Store::open(&data.store(), directory, limits).await?;
     let sinks = Sinks::new(&configuration.ledger.sinks, &loaded.folder)?;
-    let witnesses = app::witnesses(&store, &sinks).await?;
+    let witnesses = witnesses(&store, &sinks).await?;
     let recovery = Recovery {
-        origin: &ledger_origin(configuration),
+        origin: &configuration.ledger_origin(),
         settings: &configuration.ledger,
         witnesses: &witnesses,
         reason,

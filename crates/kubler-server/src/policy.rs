@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use kubler_core::configuration::Configuration;
 use kubler_core::policy::{POLICY_FILE_BYTES_MAX, POLICY_FILES_MAX, PolicyFault, PolicySet};
@@ -66,7 +66,7 @@ fn listed(faults: &[PolicyFault]) -> String {
     lines.join("\n")
 }
 
-/// What came of reading the folder again.
+/// What came of putting a set in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reloaded {
     /// Nothing changed.
@@ -86,26 +86,20 @@ pub enum Reloaded {
 /// The policies in force.
 #[derive(Debug)]
 pub struct Policies {
-    folder: PathBuf,
-    configuration: Arc<Configuration>,
     current: watch::Sender<Arc<PolicySet>>,
-    /// Held while the folder is read, so that an older reading never replaces a newer one.
-    reloading: Mutex<()>,
+    /// Where tests read them from.
+    #[cfg(test)]
+    read_from: Option<tests::ReadFrom>,
 }
 
 impl Policies {
-    /// Reads the folder for the first time.
-    ///
-    /// # Errors
-    /// When it cannot be read or its policies do not pass: then there is no set to fall back to.
-    pub fn load(folder: &Path, configuration: Arc<Configuration>) -> Result<Self, PolicyLoadError> {
-        let set = read_set(folder, &configuration)?;
-        Ok(Self {
-            folder: folder.to_owned(),
-            configuration,
+    /// This set is in force from the start.
+    pub fn new(set: PolicySet) -> Self {
+        Self {
             current: watch::Sender::new(Arc::new(set)),
-            reloading: Mutex::new(()),
-        })
+            #[cfg(test)]
+            read_from: None,
+        }
     }
 
     /// The set in force now. The same until it changes, so that `Arc::ptr_eq` tells whether it did.
@@ -116,19 +110,6 @@ impl Policies {
     /// Tells of every change, for whoever must ask again.
     pub fn watch(&self) -> watch::Receiver<Arc<PolicySet>> {
         self.current.subscribe()
-    }
-
-    /// Reads the folder again. Takes milliseconds of file reading and checking; call it where that may block.
-    ///
-    /// # Errors
-    /// When the folder's policies do not pass or cannot be read: the old set stays in force.
-    pub fn reload(&self) -> Result<Reloaded, PolicyLoadError> {
-        let _turn = self
-            .reloading
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let set = read_set(&self.folder, &self.configuration)?;
-        Ok(self.replace(set))
     }
 
     /// Puts another set in force.
@@ -142,7 +123,8 @@ impl Policies {
     }
 }
 
-/// The set that the folder's files make under this configuration. Changes nothing.
+/// The set that the folder's files make under this configuration. Changes nothing. Takes milliseconds of file reading and
+/// checking; call it where that may block.
 ///
 /// # Errors
 /// When the folder's policies do not pass or cannot be read.

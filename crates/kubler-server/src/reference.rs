@@ -154,7 +154,7 @@ fn configuration() -> String {
     );
     let rows = NEEDS_RESTART
         .iter()
-        .map(|(key, why)| [format!("`{key}`"), (*why).to_owned()]);
+        .map(|key| [format!("`{}`", key.name), key.why.to_owned()]);
     page.push_str(&table(["key", "why"], rows));
     Sections {
         definitions: schema.get("$defs").and_then(Value::as_object),

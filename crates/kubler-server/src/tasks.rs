@@ -1,5 +1,6 @@
 //! What runs by itself: woken *and* timed, and taking no input but the state of things.
 
+pub mod certificates;
 pub mod downtime;
 pub mod reconcile;
 pub mod restored;

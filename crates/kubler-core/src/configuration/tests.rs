@@ -384,3 +384,11 @@ fn an_organization_is_found_in_whatever_form_its_uuid_is_written() {
         );
     }
 }
+
+#[test]
+fn the_ledger_is_named_after_the_server_unless_it_has_a_name() {
+    let mut configuration = read(good());
+    assert_eq!(configuration.ledger_origin(), "kubler.test:8443/ledger");
+    configuration.ledger.origin = Some("acme.test/ci".into());
+    assert_eq!(configuration.ledger_origin(), "acme.test/ci");
+}

@@ -1,6 +1,7 @@
 //! Who calls, from where, when: what every operation is told before it does anything.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use kubler_core::identity::VerifiedToken;
@@ -8,8 +9,10 @@ use kubler_core::ids::RequestId;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use kubler_core::policy::{Caller, Operator};
 
+use crate::in_force::InForce;
+
 /// One request by one verified caller.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Call {
     /// Names it in the ledger and in every answer.
     pub request_id: RequestId,
@@ -17,6 +20,8 @@ pub struct Call {
     pub peer: IpAddr,
     /// When it arrived.
     pub now: Timestamp,
+    /// What the configuration said then: the same until the answer is written.
+    pub in_force: Arc<InForce>,
     /// Who calls.
     pub who: Who,
 }

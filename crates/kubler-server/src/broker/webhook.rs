@@ -8,23 +8,14 @@ use jiff::Timestamp;
 use kubler_core::environment::{EndReason, Environment, Event, Scope};
 use kubler_core::ids::RequestId;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction, Outcome};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 use serde::Deserialize;
 
 use super::{Broker, BrokerError, Durability};
+use crate::in_force::WebhookSecret;
 
 /// How old a signed webhook may be, in seconds.
 pub const WEBHOOK_SECONDS_MAX: i64 = 300;
-
-/// The secret with which one organization's webhooks are signed.
-pub struct WebhookSecret {
-    /// The issuer that the organization belongs to.
-    pub issuer: String,
-    /// The organization's id.
-    pub organization_id: String,
-    /// The secret.
-    pub secret: SecretString,
-}
 
 /// A webhook whose signature was good: whose it is, and what it says. Made by [`verify`] only.
 pub struct VerifiedWebhook<'a> {

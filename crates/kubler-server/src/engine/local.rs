@@ -80,12 +80,11 @@ pub struct LocalSettings {
 }
 
 impl LocalSettings {
-    /// Everything below the server's data folder, with the usual bounds.
-    pub fn new(data: &Path, binaries: Binaries) -> Self {
-        let data = data.join("local");
+    /// Everything below `folder`, with the usual bounds.
+    pub fn new(folder: &Path, binaries: Binaries) -> Self {
         Self {
-            run: data.join("run"),
-            data,
+            run: folder.join("run"),
+            data: folder.to_owned(),
             binaries,
             start_max: Duration::from_secs(START_SECONDS_MAX_DEFAULT),
             sample_every: Duration::from_secs(SAMPLE_SECONDS_DEFAULT),

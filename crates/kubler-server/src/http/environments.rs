@@ -17,37 +17,34 @@ use super::error::ApiError;
 use super::reading::{
     Answer, Object, Refused, Shared, count, environment_id, json, refused, unreadable,
 };
-use super::{Api, Arrival, view};
+use super::{Arrival, view};
 use crate::broker::{Call, Found};
 use crate::store::{Attached, Search};
 
-impl Api {
-    fn show(&self, environment: &kubler_core::environment::Environment) -> Json<Environment> {
-        self.show_with(environment, &[])
-    }
+fn show(call: &Call, environment: &kubler_core::environment::Environment) -> Environment {
+    show_with(call, environment, &[])
+}
 
-    fn show_with(
-        &self,
-        environment: &kubler_core::environment::Environment,
-        attached: &[Attached],
-    ) -> Json<Environment> {
-        let in_force = self.in_force.load();
-        Json(Environment {
-            attached: attached.iter().map(view::attached).collect(),
-            ..view::environment(environment, &in_force.configuration, in_force.ca.as_deref())
-        })
+fn show_with(
+    call: &Call,
+    environment: &kubler_core::environment::Environment,
+    attached: &[Attached],
+) -> Environment {
+    let in_force = &call.in_force;
+    Environment {
+        attached: attached.iter().map(view::attached).collect(),
+        ..view::environment(environment, &in_force.configuration, in_force.ca.as_deref())
     }
+}
 
-    fn show_all(&self, found: &Found) -> Json<Environments> {
-        let shown = found.environments.iter().map(|environment| {
-            let attached = found.attached.get(&environment.id);
-            self.show_with(environment, attached.map_or(&[], Vec::as_slice))
-                .0
-        });
-        Json(Environments {
-            environments: shown.collect(),
-            truncated: found.truncated,
-        })
+fn show_all(call: &Call, found: &Found) -> Environments {
+    let shown = found.environments.iter().map(|environment| {
+        let attached = found.attached.get(&environment.id);
+        show_with(call, environment, attached.map_or(&[], Vec::as_slice))
+    });
+    Environments {
+        environments: shown.collect(),
+        truncated: found.truncated,
     }
 }
 
@@ -67,7 +64,8 @@ pub(super) async fn create(
         .await
         .map_err(refused(&call))?;
     let settled = api.broker.wait_until_settled(&made, request.wait_seconds);
-    Ok(api.show(&arrival.while_here(settled).await.unwrap_or(made)))
+    let made = arrival.while_here(settled).await.unwrap_or(made);
+    Ok(Json(show(&call, &made)))
 }
 
 /// What to list.
@@ -123,12 +121,8 @@ pub(super) async fn list(
         remaining: query.remaining,
         ..Search::default()
     };
-    Ok(api.show_all(
-        &api.broker
-            .search(&call, &search)
-            .await
-            .map_err(refused(&call))?,
-    ))
+    let found = api.broker.search(&call, &search).await;
+    Ok(Json(show_all(&call, &found.map_err(refused(&call))?)))
 }
 
 /// One environment.
@@ -142,7 +136,7 @@ pub(super) async fn read(
     let id = environment_id(&id, &call)?;
     let read = api.broker.environment(&call, id).await;
     let (environment, attached) = read.map_err(refused(&call))?;
-    Ok(api.show_with(&environment, &attached))
+    Ok(Json(show_with(&call, &environment, &attached)))
 }
 
 /// What differs in two environments, alive or dead: what they are made of, and whose they are.
@@ -163,8 +157,8 @@ pub(super) async fn differences(
     };
     Ok(Json(Differences {
         same: compared.before.digest == compared.after.digest,
-        before: api.show(&compared.before).0,
-        after: api.show(&compared.after).0,
+        before: show(&call, &compared.before),
+        after: show(&call, &compared.after),
         differences: compared.differences.into_iter().map(wire).collect(),
     }))
 }
@@ -178,12 +172,8 @@ pub(super) async fn renew(
     Path(id): Path<String>,
 ) -> Answer<Json<Environment>> {
     let id = environment_id(&id, &call)?;
-    Ok(api.show(
-        &api.broker
-            .renew_environment(&call, id)
-            .await
-            .map_err(refused(&call))?,
-    ))
+    let renewed = api.broker.renew_environment(&call, id).await;
+    Ok(Json(show(&call, &renewed.map_err(refused(&call))?)))
 }
 
 /// Ends an environment: credentials are dead when this answers, the rest follows at once.
@@ -213,7 +203,8 @@ pub(super) async fn release(
         .await
         .map_err(refused(&call))?;
     let gone = api.broker.wait_until_gone(&released, request.wait_seconds);
-    Ok(api.show(&arrival.while_here(gone).await.unwrap_or(released)))
+    let released = arrival.while_here(gone).await.unwrap_or(released);
+    Ok(Json(show(&call, &released)))
 }
 
 /// Finds environments by id, job, build (`pipeline/number` or id), pipeline or commit.
@@ -229,7 +220,7 @@ pub(super) async fn trace(
         .trace(&call, &anything)
         .await
         .map_err(refused(&call))?;
-    Ok(api.show_all(&found))
+    Ok(Json(show_all(&call, &found)))
 }
 
 /// When and why a dead environment ended. Needs no identity: its job may not have one any more.

@@ -85,6 +85,7 @@ pub(super) async fn readyz(State(api): Shared) -> (StatusCode, Json<Health>) {
     );
     let mut health = api.health(checks);
     health.remarks = api.sink_remarks();
+    health.remarks.extend(api.issuer_remarks());
     let status = if health.status == "ok" {
         StatusCode::OK
     } else {
@@ -128,6 +129,19 @@ impl Api {
             (name, format!("behind since {} s", standing.behind_seconds))
         };
         behind.map(remark).collect()
+    }
+
+    /// Issuers without fresh keys: when they are too old, or there are none, jobs are refused.
+    fn issuer_remarks(&self) -> BTreeMap<String, String> {
+        let mut remarks = BTreeMap::new();
+        for (nth, health) in self.verifier.health().into_iter().enumerate() {
+            // How they are, and not why: anybody may ask, and what is in our network is nobody's business.
+            let state = health.split([':', ';']).next().unwrap_or_default();
+            if state != "fresh" {
+                remarks.insert(format!("issuers[{nth}]"), format!("its keys are {state}"));
+            }
+        }
+        remarks
     }
 }
 

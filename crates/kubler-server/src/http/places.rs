@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kubler_core::configuration::Limits;
@@ -16,8 +17,10 @@ const DESCRIPTORS_EACH: u64 = 2;
 /// Who may have how many connections, and how many they have.
 #[derive(Debug)]
 pub struct Places {
-    all_max: usize,
-    address_max: usize,
+    /// As many as there are descriptors for.
+    possible: usize,
+    all_max: AtomicUsize,
+    address_max: AtomicUsize,
     taken: Mutex<Taken>,
 }
 
@@ -57,24 +60,49 @@ impl Places {
     /// As configured, and no more than `descriptors` open files allow.
     pub fn new(limits: &Limits, descriptors: u64) -> Self {
         let possible = descriptors.saturating_sub(DESCRIPTORS_KEPT) / DESCRIPTORS_EACH;
-        let possible = usize::try_from(possible).unwrap_or(usize::MAX).max(1);
-        let all_max = (limits.connections_max as usize).min(possible);
-        let address_max = (limits.connections_per_address_max as usize).min(all_max);
-        Self::of([all_max, address_max])
+        let places = Self {
+            possible: usize::try_from(possible).unwrap_or(usize::MAX).max(1),
+            ..Self::of([0, 0])
+        };
+        places.set_limits(limits);
+        places
     }
 
     /// So many in all, and so many for each address.
     pub(super) fn of([all_max, address_max]: [usize; 2]) -> Self {
         Self {
-            all_max,
-            address_max,
+            possible: all_max,
+            all_max: AtomicUsize::new(all_max),
+            address_max: AtomicUsize::new(address_max),
             taken: Mutex::default(),
         }
     }
 
+    /// As configured, and no more than this process may open files.
+    pub fn of_this_process(limits: &Limits) -> Self {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        Self::new(limits, limit.current.unwrap_or(u64::MAX))
+    }
+
+    /// Other bounds, for whoever connects from now on. Whoever is connected stays.
+    pub fn set_limits(&self, limits: &Limits) {
+        let wanted = limits.connections_max as usize;
+        if self.possible < wanted {
+            tracing::warn!(
+                wanted,
+                possible = self.possible,
+                "there are fewer places for connections than configured: the limit of open files is too low"
+            );
+        }
+        let all_max = wanted.min(self.possible);
+        let address_max = (limits.connections_per_address_max as usize).min(all_max);
+        self.all_max.store(all_max, Ordering::Relaxed);
+        self.address_max.store(address_max, Ordering::Relaxed);
+    }
+
     /// Connections at once.
-    pub const fn all_max(&self) -> usize {
-        self.all_max
+    pub fn all_max(&self) -> usize {
+        self.all_max.load(Ordering::Relaxed)
     }
 
     /// Connections now.
@@ -86,11 +114,11 @@ impl Places {
     pub(super) fn take(self: &Arc<Self>, peer: IpAddr) -> Result<Place, Full> {
         let source = source(peer);
         let mut taken = self.lock();
-        if taken.all >= self.all_max {
+        if taken.all >= self.all_max() {
             return Err(Full::House);
         }
         let of_address = taken.by_address.get(&source).copied().unwrap_or(0);
-        if of_address >= self.address_max {
+        if of_address >= self.address_max.load(Ordering::Relaxed) {
             return Err(Full::Address);
         }
         taken.all += 1;
@@ -125,13 +153,16 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    fn places(all: u32, address: u32, descriptors: u64) -> Arc<Places> {
-        let limits = Limits {
+    fn limits(all: u32, address: u32) -> Limits {
+        Limits {
             connections_max: all,
             connections_per_address_max: address,
             ..Limits::default()
-        };
-        Arc::new(Places::new(&limits, descriptors))
+        }
+    }
+
+    fn places(all: u32, address: u32, descriptors: u64) -> Arc<Places> {
+        Arc::new(Places::new(&limits(all, address), descriptors))
     }
 
     fn address(text: &str) -> IpAddr {
@@ -170,6 +201,25 @@ mod tests {
         let _four = places.take(address("192.0.2.1")).unwrap();
         let mapped = places.take(address("::ffff:192.0.2.1"));
         assert_eq!(mapped.unwrap_err(), Full::Address);
+    }
+
+    #[test]
+    fn other_bounds_are_for_whoever_comes_and_nobody_has_to_go() {
+        let places = places(10, 6, 1024);
+        let one = || places.take(address("192.0.2.1"));
+        let two = || places.take(address("192.0.2.2"));
+        let mut kept: Vec<_> = (0..4).map(|_| one().unwrap()).collect();
+        places.set_limits(&limits(6, 3));
+        assert_eq!(places.taken(), 4);
+        assert_eq!(one().unwrap_err(), Full::Address);
+        kept.extend([two().unwrap(), two().unwrap()]);
+        assert_eq!(two().unwrap_err(), Full::House);
+        places.set_limits(&limits(10_000, 5));
+        assert_eq!(places.all_max(), 384, "what descriptors allow");
+        kept.push(one().unwrap());
+        assert_eq!(one().unwrap_err(), Full::Address);
+        drop(kept);
+        assert_eq!(places.taken(), 0);
     }
 
     #[test]

@@ -14,7 +14,6 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::Arrival;
 use super::error::ApiError;
 use super::reading::{Answer, Refused, Shared, environment_id, refused, unreadable};
-use crate::broker::Call;
 
 /// Exchanges the CI's identity token for a session (RFC 8693).
 #[utoipa::path(post, operation_id = "exchange_token", path = "/v1/token", request_body(content = TokenExchange, content_type = "application/x-www-form-urlencoded"), responses(
@@ -42,12 +41,7 @@ pub(super) async fn exchange(
     let who = api
         .job(&arrival, &SecretString::from(request.subject_token))
         .await?;
-    let call = Call {
-        request_id: arrival.request_id,
-        peer: arrival.peer.address,
-        now: api.clock.now(),
-        who,
-    };
+    let call = api.call(&arrival, who);
     let id = environment_id(&request.resource, &call)?;
     let issued = api
         .broker

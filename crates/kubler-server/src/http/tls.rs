@@ -17,11 +17,8 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use sha2::{Digest as _, Sha256};
 
-use crate::config::{self, ConfigError};
-
-/// How often the files are looked at. A change is loaded when two looks in a row see the same, so that nothing is read
-/// between the writing of a certificate and of its key.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
+use crate::config::{self, ConfigError, Loaded};
+use crate::start_error::StartError;
 
 /// Where the certificates are.
 #[derive(Debug, Clone)]
@@ -116,6 +113,30 @@ impl Tls {
             files,
             current: ArcSwap::from_pointee(current),
             looks: Mutex::default(),
+        })
+    }
+
+    /// Reads the configured files for the first time.
+    ///
+    /// # Errors
+    /// When one is not what it should be.
+    pub fn read(loaded: &Loaded) -> Result<Self, StartError> {
+        let files = &loaded.configuration.tls;
+        let optional = |path: &Option<String>| path.as_ref().map(|path| loaded.path(path));
+        let (certificate, key) = (loaded.path(&files.certificate), loaded.path(&files.key));
+        let read = Self::load(Files {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            operator_ca: optional(&files.operator_ca),
+            operator_crl: optional(&files.operator_crl),
+        });
+        read.map_err(|error| match error {
+            CertificateError::File(error) => StartError::Config(error),
+            source => StartError::Certificate {
+                certificate,
+                key,
+                source,
+            },
         })
     }
 

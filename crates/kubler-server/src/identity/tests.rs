@@ -16,6 +16,17 @@ use crate::clock::{ManualClock, SystemClock};
 
 pub(super) const AUDIENCE: &str = "https://kubler.test";
 
+/// A verifier that trusts the issuers of `configuration`; files named there count from `folder`.
+pub(super) fn verifier(
+    configuration: &Configuration,
+    folder: &Path,
+    clock: Arc<dyn Clock>,
+) -> Result<Verifier, IdentityError> {
+    let verifier = Verifier::new(clock);
+    verifier.install(verifier.prepare(configuration, folder)?);
+    Ok(verifier)
+}
+
 /// A stand-in Buildkite with one running job, and a verifier that knows it.
 pub(super) struct Scene {
     pub(super) buildkite: Buildkite,
@@ -44,8 +55,7 @@ impl Scene {
         let clock = Arc::new(ManualClock::new(SystemClock.now()));
         let mut settings = settings(&buildkite);
         change(&mut settings);
-        let verifier =
-            Verifier::new(&configuration(settings), folder.path(), clock.clone()).unwrap();
+        let verifier = verifier(&configuration(settings), folder.path(), clock.clone()).unwrap();
         Self {
             buildkite,
             job,
@@ -144,7 +154,7 @@ async fn the_first_job_does_not_pay_for_discovery() {
         scene
             .verifier
             .health()
-            .values()
+            .iter()
             .all(|health| health.starts_with("missing"))
     );
     scene.verifier.prefetch().await;
@@ -152,7 +162,7 @@ async fn the_first_job_does_not_pay_for_discovery() {
         scene
             .verifier
             .health()
-            .values()
+            .iter()
             .all(|health| health.starts_with("fresh"))
     );
     assert!(scene.verify(scene.draft().sign()).await.is_ok());
@@ -166,7 +176,7 @@ async fn t3_a_verifier_without_an_audience_does_not_start() {
         audience: " ".into(),
         ..settings(&scene.buildkite)
     };
-    let error = Verifier::new(
+    let error = verifier(
         &configuration(issuer),
         scene.folder.path(),
         scene.clock.clone(),
@@ -191,7 +201,7 @@ async fn t8_an_issuer_is_a_plain_https_url() {
             url: url.into(),
             ..settings(&scene.buildkite)
         };
-        let error = Verifier::new(
+        let error = verifier(
             &configuration(issuer),
             scene.folder.path(),
             scene.clock.clone(),
@@ -245,26 +255,4 @@ async fn c2_a_name_that_moves_to_another_id_is_noticed() {
         moved[0]
     );
     assert!(scene.verifier.names.seen(&other).is_empty());
-}
-
-/// Not a test of correctness: run with `--ignored --nocapture` in a release build for figures.
-#[tokio::test]
-#[ignore = "prints figures"]
-async fn figures() {
-    let scene = Scene::new();
-    let tokens: Vec<SecretString> = (0..2000)
-        .map(|nth: u64| scene.draft().claim("jti", nth.to_string()).sign().into())
-        .collect();
-    scene.verifier.prefetch().await;
-    let mut micros: Vec<f64> = Vec::new();
-    for token in &tokens {
-        let start = std::time::Instant::now();
-        scene.verifier.verify(token).await.unwrap();
-        micros.push(start.elapsed().as_secs_f64() * 1e6);
-    }
-    micros.sort_by(f64::total_cmp);
-    println!(
-        "verify a token: p50 {:.1} µs, p99 {:.1} µs",
-        micros[1000], micros[1980]
-    );
 }

@@ -14,15 +14,13 @@ use kubler_core::ledger::notes::Notes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::app::{LEDGER_FOLDER, STORE_FILE};
+use crate::data_folder::DataFolder;
 use crate::files;
 use crate::ledger::{Lines, Piece};
 use crate::store;
 
 /// The file that lists all others.
 pub const MANIFEST: &str = "manifest.json";
-/// The folder of the keys that sign sessions.
-pub(super) const SESSIONS_FOLDER: &str = "sessions";
 /// The only form of a back-up that is known.
 pub(super) const FORM: u32 = 1;
 
@@ -131,16 +129,16 @@ impl BackupError {
 /// # Errors
 /// When something cannot be read or written; an unfinished back-up has no manifest.
 pub async fn backup(
-    data: &Path,
+    data: &DataFolder,
     folder: &Path,
     keys: Keys,
     now: Timestamp,
 ) -> Result<Manifest, BackupError> {
     make_empty(folder)?;
+    let copy = DataFolder::at(folder);
     // The store first: what it saw of the ledger must be in the ledger's copy.
-    store::copy(&data.join(STORE_FILE), &folder.join(STORE_FILE)).await?;
-    let from = data.join(LEDGER_FOLDER);
-    let to = folder.join(LEDGER_FOLDER);
+    store::copy(&data.store(), &copy.store()).await?;
+    let (from, to) = (data.ledger(), copy.ledger());
     make_folder(&to)?;
     let (key, note) = copy_ledger(&from, &to)?;
     if keys == Keys::Included {
@@ -148,7 +146,7 @@ pub async fn backup(
             &from.join(layout::PRIVATE_KEY),
             &to.join(layout::PRIVATE_KEY),
         )?;
-        copy_folder(&data.join(SESSIONS_FOLDER), &folder.join(SESSIONS_FOLDER))?;
+        copy_folder(&data.sessions(), &copy.sessions())?;
     }
     let manifest = Manifest {
         form: FORM,
@@ -287,7 +285,7 @@ fn copy_folder(from: &Path, to: &Path) -> Result<(), BackupError> {
 /// Every file below `folder` but the manifest, by name.
 pub(super) fn list(folder: &Path) -> Result<Vec<ManifestFile>, BackupError> {
     let mut files = Vec::new();
-    for below in ["", LEDGER_FOLDER, SESSIONS_FOLDER] {
+    for below in ["", DataFolder::LEDGER, DataFolder::SESSIONS] {
         let place = folder.join(below);
         let entries = match std::fs::read_dir(&place) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,

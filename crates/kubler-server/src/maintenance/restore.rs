@@ -6,10 +6,9 @@ use kubler_core::ledger::checkpoint::PublicKey;
 use kubler_core::ledger::layout;
 
 use super::backup::{
-    BackupError, FORM, MANIFEST, Manifest, SESSIONS_FOLDER, copy_private, list, make_empty,
-    make_folder,
+    BackupError, FORM, MANIFEST, Manifest, copy_private, list, make_empty, make_folder,
 };
-use crate::app::{LEDGER_FOLDER, STORE_FILE};
+use crate::data_folder::DataFolder;
 use crate::files::{folder_of, sync_folder};
 use crate::{ledger, store};
 
@@ -17,13 +16,14 @@ use crate::{ledger, store};
 ///
 /// # Errors
 /// When the back-up is not what its manifest says, or cannot be copied.
-pub async fn restore(folder: &Path, data: &Path) -> Result<Manifest, BackupError> {
+pub async fn restore(folder: &Path, data: &DataFolder) -> Result<Manifest, BackupError> {
+    let data = data.path();
     let manifest = check(folder).await?;
     make_empty(data)?;
     let unfinished = beside(data);
     make_empty(&unfinished)?;
     let mut folders = vec![unfinished.clone()];
-    for below in [LEDGER_FOLDER, SESSIONS_FOLDER] {
+    for below in [DataFolder::LEDGER, DataFolder::SESSIONS] {
         if manifest
             .files
             .iter()
@@ -85,7 +85,7 @@ async fn check(folder: &Path) -> Result<Manifest, BackupError> {
         return Err(unsound(format!("`{}` does not belong to it", other.path)));
     }
     let key = PublicKey::parse(&manifest.key).map_err(|error| unsound(error.to_string()))?;
-    let copy = folder.join(LEDGER_FOLDER);
+    let copy = DataFolder::at(folder).ledger();
     let public = copy.join(layout::PUBLIC_KEY);
     let stated = std::fs::read_to_string(&public).map_err(BackupError::file(&public))?;
     if stated.trim() != key.to_string() {
@@ -95,7 +95,7 @@ async fn check(folder: &Path) -> Result<Manifest, BackupError> {
         )));
     }
     ledger::check(&copy, &key, &manifest.checkpoint).map_err(|error| unsound(error.to_string()))?;
-    store::check_file(&folder.join(STORE_FILE))
+    store::check_file(&DataFolder::at(folder).store())
         .await
         .map_err(|error| unsound(error.to_string()))?;
     Ok(manifest)

@@ -7,7 +7,7 @@ use super::*;
 
 const ORGANIZATION: &str = "01945ecf-0000-4000-8000-000000000001";
 
-fn configuration() -> Arc<Configuration> {
+fn configuration() -> Configuration {
     let text = format!(
         r#"
 url: https://kubler.test:8443
@@ -21,7 +21,7 @@ profiles:
   - {{name: untrusted, kubernetes: "1.34", restricted: true}}
 "#
     );
-    Arc::new(serde_saphyr::from_str(&text).unwrap())
+    serde_saphyr::from_str(&text).unwrap()
 }
 
 fn folder() -> TempDir {
@@ -32,24 +32,47 @@ fn folder() -> TempDir {
     folder
 }
 
-fn load(folder: &TempDir) -> Result<Policies, PolicyLoadError> {
-    Policies::load(folder.path(), configuration())
+fn read(folder: &TempDir) -> Result<PolicySet, PolicyLoadError> {
+    read_set(folder.path(), &configuration())
+}
+
+/// A folder, and the configuration under which it is read.
+pub(super) type ReadFrom = (PathBuf, Arc<Configuration>);
+
+/// For tests of what stands on policies.
+impl Policies {
+    pub(crate) fn load(
+        folder: &Path,
+        configuration: Arc<Configuration>,
+    ) -> Result<Self, PolicyLoadError> {
+        let set = read_set(folder, &configuration)?;
+        Ok(Self {
+            read_from: Some((folder.to_owned(), configuration)),
+            ..Self::new(set)
+        })
+    }
+
+    /// As the server does it: the set is read, and then put in force.
+    pub(crate) fn reload(&self) -> Result<Reloaded, PolicyLoadError> {
+        let (folder, configuration) = self.read_from.as_ref().unwrap();
+        Ok(self.replace(read_set(folder, configuration)?))
+    }
 }
 
 #[test]
 fn the_starter_policies_load() {
     let folder = folder();
-    let policies = load(&folder).unwrap();
-    assert!(policies.current().len() > 5);
-    assert_eq!(policies.current().digest().len(), 64);
+    let set = read(&folder).unwrap();
+    assert!(set.len() > 5);
+    assert_eq!(set.digest().len(), 64);
 }
 
 #[test]
 fn an_empty_folder_is_a_set_that_denies_and_an_absent_one_is_an_error() {
     let empty = TempDir::new().unwrap();
-    assert!(load(&empty).unwrap().current().is_empty());
+    assert!(read(&empty).unwrap().is_empty());
     let absent = empty.path().join("absent");
-    let error = Policies::load(&absent, configuration()).unwrap_err();
+    let error = read_set(&absent, &configuration()).unwrap_err();
     assert!(
         matches!(error, PolicyLoadError::Unreadable { .. }),
         "{error}"
@@ -57,27 +80,25 @@ fn an_empty_folder_is_a_set_that_denies_and_an_absent_one_is_an_error() {
 }
 
 #[test]
-fn a_bad_change_keeps_the_old_set_and_says_where_it_is_bad() {
+fn a_bad_change_says_where_it_is_bad_and_the_same_again_wakes_nobody() {
     let folder = folder();
-    let policies = load(&folder).unwrap();
+    let policies = Policies::new(read(&folder).unwrap());
     let before = policies.current();
-    let mut watch = policies.watch();
+    let watch = policies.watch();
     std::fs::write(
         folder.path().join("bad.cedar"),
         "// one\npermit (principal, action, resource);\n",
     )
     .unwrap();
-    let error = policies.reload().unwrap_err();
+    let error = read(&folder).unwrap_err();
     let PolicyLoadError::Faulty { faults } = &error else {
         panic!("{error}")
     };
     assert_eq!((faults[0].file.as_str(), faults[0].line), ("bad.cedar", 2));
     assert!(error.to_string().contains("bad.cedar:2"), "{error}");
-    assert!(Arc::ptr_eq(&before, &policies.current()));
-    assert!(!watch.has_changed().unwrap());
 
     std::fs::remove_file(folder.path().join("bad.cedar")).unwrap();
-    let same = policies.reload().unwrap();
+    let same = policies.replace(read(&folder).unwrap());
     assert_eq!(
         same,
         Reloaded::Unchanged {
@@ -89,13 +110,12 @@ fn a_bad_change_keeps_the_old_set_and_says_where_it_is_bad() {
         "nothing changed, so nobody has to ask again"
     );
     assert!(!watch.has_changed().unwrap());
-    watch.mark_unchanged();
 }
 
 #[tokio::test]
 async fn a_good_change_is_in_force_and_wakes_whoever_waits() {
     let folder = folder();
-    let policies = Arc::new(load(&folder).unwrap());
+    let policies = Policies::new(read(&folder).unwrap());
     let before = policies.current();
     let mut watch = policies.watch();
     let waiting = tokio::spawn(async move {
@@ -104,7 +124,7 @@ async fn a_good_change_is_in_force_and_wakes_whoever_waits() {
         watch.borrow().digest().to_owned()
     });
     std::fs::remove_file(folder.path().join("acme.cedar")).unwrap();
-    let Reloaded::Changed { before: old, after } = policies.reload().unwrap() else {
+    let Reloaded::Changed { before: old, after } = policies.replace(read(&folder).unwrap()) else {
         panic!("nothing changed")
     };
     assert_eq!(old, before.digest());
@@ -129,7 +149,7 @@ fn a_link_may_not_lead_out_of_the_folder() {
         inside.path().join("link.cedar"),
     )
     .unwrap();
-    let error = load(&inside).unwrap_err();
+    let error = read(&inside).unwrap_err();
     assert!(
         error.to_string().ends_with("leads out of the folder"),
         "{error}"
@@ -140,8 +160,8 @@ fn a_link_may_not_lead_out_of_the_folder() {
     std::fs::create_dir(inside.path().join("..data")).unwrap();
     std::fs::write(inside.path().join("..data/link.cedar"), forbid).unwrap();
     symlink("..data/link.cedar", inside.path().join("link.cedar")).unwrap();
-    let with_link = load(&inside).unwrap().current().len();
-    assert_eq!(with_link, load(&folder()).unwrap().current().len() + 1);
+    let with_link = read(&inside).unwrap().len();
+    assert_eq!(with_link, read(&folder()).unwrap().len() + 1);
 }
 
 #[cfg(unix)]
@@ -151,7 +171,7 @@ fn what_is_no_plain_text_file_is_refused_without_waiting() {
 
     let folder = folder();
     let odd = folder.path().join("odd.cedar");
-    let refused = || load(&folder).unwrap_err().to_string();
+    let refused = || read(&folder).unwrap_err().to_string();
 
     std::fs::create_dir(&odd).unwrap();
     assert!(refused().ends_with("is not a file"));
@@ -165,12 +185,12 @@ fn what_is_no_plain_text_file_is_refused_without_waiting() {
     std::fs::write(&odd, [0xff, 0xfe, b';']).unwrap();
     assert!(refused().ends_with("is not UTF-8 text"));
     std::fs::write(&odd, " ".repeat(POLICY_FILE_BYTES_MAX)).unwrap();
-    load(&folder).unwrap();
+    read(&folder).unwrap();
     std::fs::write(&odd, " ".repeat(POLICY_FILE_BYTES_MAX + 1)).unwrap();
     assert!(refused().contains("is longer than"));
     std::fs::remove_file(&odd).unwrap();
 
     std::fs::write(folder.path().join(".#odd.cedar"), "not a policy").unwrap();
     std::fs::write(folder.path().join("notes.txt"), "not a policy").unwrap();
-    load(&folder).unwrap();
+    read(&folder).unwrap();
 }

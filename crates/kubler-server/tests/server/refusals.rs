@@ -100,4 +100,8 @@ async fn an_issuer_that_was_never_reached_is_our_trouble_and_not_the_tokens() {
         (503, &json!("unavailable")),
         "{answer:?}"
     );
+    let ready = server.request(Method::GET, "/readyz", None, None).await;
+    assert_eq!(ready.status, 200, "{ready:?}");
+    let remarks = json!({ "issuers[0]": "its keys are missing" });
+    assert_eq!(ready.body["remarks"], remarks);
 }

@@ -9,8 +9,9 @@ use kubler_testkit::buildkite::{Buildkite, Job};
 use kubler_testkit::kubler::Server;
 use reqwest::Method;
 use serde_json::json;
+use tokio::net::TcpStream;
 
-use crate::SOON;
+use crate::{SOON, metric};
 
 /// How often the configuration is swapped.
 const SWAPS: usize = 20;
@@ -265,7 +266,7 @@ async fn changes_of_all_kinds(server: &Server, files: &Files, job: &Job) {
         .replacen("name: untrusted", "name: distrusted", 1);
     let text = text.replacen(
         "policies: policies",
-        "limits: {environments_per_job_max: 2, connections_max: 77}\npolicies: policies",
+        "limits: {environments_per_job_max: 2}\nledger: {checkpoint_seconds: 11}\npolicies: policies",
         1,
     );
     files.write(&text);
@@ -300,7 +301,7 @@ async fn changes_of_all_kinds(server: &Server, files: &Files, job: &Job) {
     let third = ask("fresh", "third").await;
     assert_eq!(third.status, 429, "the new limit: {third:?}");
     assert!(
-        server.log().contains("\"keys\":\"limits.connections_max\""),
+        server.log().contains("\"keys\":\"ledger\""),
         "{}",
         server.log()
     );
@@ -316,4 +317,37 @@ async fn changes_of_all_kinds(server: &Server, files: &Files, job: &Job) {
         .filter(|record| record["action"] == "configuration.load")
         .count();
     assert!(loaded > SWAPS, "{loaded} loads are recorded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_bounds_on_connections_hold_from_the_next_one_on() {
+    let buildkite = Buildkite::builder().organization("acme", &["app"]).start();
+    let server = Server::of(&buildkite).start().await;
+    let files = Files::of(&server);
+    let load = async |limits: &str| {
+        let policies = "policies: policies\n";
+        let limits = format!("limits: {{{limits}}}\n{policies}");
+        files.write(&files.configuration.replacen(policies, &limits, 1));
+        let before = loads(&server);
+        server.reload();
+        until(&server, "a load", async || loads(&server) > before).await;
+    };
+    let address = server.url().trim_start_matches("https://").to_owned();
+    // Whether somebody is let in while two others of the same address are there.
+    let is_third_let_in = async || {
+        let [_one, _two] = [
+            TcpStream::connect(&address).await.unwrap(),
+            TcpStream::connect(&address).await.unwrap(),
+        ];
+        let asked = server.try_request(Method::GET, "/healthz", None, None);
+        asked.await.is_ok()
+    };
+    assert!(is_third_let_in().await);
+    load("connections_max: 77").await;
+    assert_eq!(metric(&server, "connections_max").await, 77);
+    load("connections_per_address_max: 2").await;
+    // The two wait for 10 s at most: again, should a busy machine have been slower.
+    until(&server, "a refusal", async || !is_third_let_in().await).await;
+    load("connections_per_address_max: 3").await;
+    until(&server, "a third", async || is_third_let_in().await).await;
 }

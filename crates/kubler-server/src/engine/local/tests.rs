@@ -71,7 +71,7 @@ impl Place {
             records.lock().unwrap().push(body);
             Box::pin(std::future::ready(true))
         });
-        let mut settings = LocalSettings::new(self.folder.path(), found);
+        let mut settings = LocalSettings::new(&self.folder.path().join("local"), found);
         settings.sample_every = Duration::from_millis(SAMPLE_MILLISECONDS);
         change(&mut settings);
         LocalEngine::start_with(settings, Arc::new(SystemClock), recorder)

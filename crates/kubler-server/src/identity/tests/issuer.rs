@@ -173,7 +173,7 @@ async fn t7_while_the_issuer_is_down_known_keys_are_used_for_a_day() {
     scene.advance(24 * 3600);
     scene.verifier.prefetch().await;
     assert!(scene.verify(scene.draft().sign()).await.is_ok());
-    let health = scene.verifier.health().into_values().next().unwrap();
+    let health = scene.verifier.health().into_iter().next().unwrap();
     assert!(
         health.starts_with("stale") && health.contains("the last fetch failed"),
         "{health}"
@@ -188,7 +188,7 @@ async fn t7_while_the_issuer_is_down_known_keys_are_used_for_a_day() {
         scene
             .verifier
             .health()
-            .into_values()
+            .into_iter()
             .all(|health| health.starts_with("missing"))
     );
 
@@ -224,7 +224,7 @@ async fn t7_t8_a_bad_answer_is_refused_and_evicts_no_good_key(#[case] fault: Iss
     scene.verifier.prefetch().await;
     scene.buildkite.issuer_fault(fault);
     scene.verifier.prefetch().await;
-    let health = scene.verifier.health().into_values().next().unwrap();
+    let health = scene.verifier.health().into_iter().next().unwrap();
     assert!(health.contains("the last fetch failed"), "{health}");
     assert!(scene.verify(scene.draft().sign()).await.is_ok());
 }
@@ -251,7 +251,7 @@ async fn t7_old_keys_are_fetched_anew_while_they_go_on_being_used() {
 
 async fn failure(scene: &Scene) -> String {
     scene.verifier.prefetch().await;
-    let health = scene.verifier.health().into_values().next().unwrap();
+    let health = scene.verifier.health().into_iter().next().unwrap();
     assert!(health.starts_with("missing"), "{health}");
     health
 }
@@ -346,7 +346,7 @@ async fn t8_another_authority_is_not_trusted() {
     let scene = Scene::new();
     let other = Buildkite::start();
     std::fs::write(scene.folder.path().join("issuer-ca.pem"), other.ca_pem()).unwrap();
-    let verifier = Verifier::new(
+    let verifier = verifier(
         &configuration(settings(&scene.buildkite)),
         scene.folder.path(),
         scene.clock.clone(),
@@ -356,7 +356,7 @@ async fn t8_another_authority_is_not_trusted() {
     assert!(
         verifier
             .health()
-            .into_values()
+            .into_iter()
             .all(|health| health.contains("cannot be reached"))
     );
     assert_eq!(scene.buildkite.discovery_requests(), 0);
@@ -377,7 +377,7 @@ async fn t8_an_unreadable_authority_is_a_fault_at_the_start() {
             ca: Some(file.into()),
             ..settings(&scene.buildkite)
         };
-        let error = Verifier::new(
+        let error = verifier(
             &configuration(issuer),
             scene.folder.path(),
             scene.clock.clone(),

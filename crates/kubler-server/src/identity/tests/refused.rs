@@ -307,7 +307,7 @@ async fn c1_another_organization_of_the_same_issuer_is_refused_without_a_word() 
     let job = buildkite.build("evil/app").start().job("test").run();
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("issuer-ca.pem"), buildkite.ca_pem()).unwrap();
-    let verifier = Verifier::new(
+    let verifier = verifier(
         &configuration(settings(&buildkite)),
         folder.path(),
         Arc::new(SystemClock),

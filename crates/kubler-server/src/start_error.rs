@@ -1,0 +1,99 @@
+//! Why the server cannot start, or cannot take over what it was told to load.
+
+use std::path::PathBuf;
+
+use crate::config::ConfigError;
+use crate::engine::EngineError;
+use crate::engine::local::binaries::BinariesError;
+use crate::http::tls::CertificateError;
+use crate::identity::IdentityError;
+use crate::ledger::LedgerError;
+use crate::ledger::sinks::SinkError;
+use crate::policy::PolicyLoadError;
+use crate::session::SessionError;
+use crate::store::StoreError;
+use crate::tasks::restored::RestoreError;
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration, or a file it names.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Policies.
+    #[error(transparent)]
+    Policy(#[from] PolicyLoadError),
+    /// Issuers.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Session keys.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A sink of the ledger.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The engine, or programs it needs.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Programs of a Kubernetes version.
+    #[error(transparent)]
+    Binaries(#[from] BinariesError),
+    /// TLS.
+    #[error("{source} (`certificate` is `{certificate}`, `key` is `{key}`)")]
+    Certificate {
+        /// The file of the chain.
+        certificate: PathBuf,
+        /// The file of its key.
+        key: PathBuf,
+        /// What is wrong.
+        source: CertificateError,
+    },
+    /// The data folder.
+    #[error("`{path}` cannot be made: {source}")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The address.
+    #[error("cannot listen on `{address}`: {source}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl From<RestoreError> for StartError {
+    fn from(error: RestoreError) -> Self {
+        match error {
+            RestoreError::Ledger(error) => Self::Ledger(error),
+            RestoreError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl StartError {
+    /// What to do next.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Config(error) => error.hint(),
+            Self::Policy(_) => "`kubler policy check` shows every fault with its line".into(),
+            Self::Binaries(error) => error.hint(),
+            Self::Listen { .. } => "another server may be running; `listen` in the configuration chooses another address".into(),
+            Self::Ledger(error) => error.hint(),
+            Self::Sink(_) => "a sink that is there must be readable: mend it, or take it out of `ledger.sinks`".into(),
+            Self::Folder { .. } | Self::Store(_) | Self::Session(_) => "check the data folder's owner and the free space".into(),
+            Self::Certificate { .. } => "`tls` in the configuration names the files: each must be PEM, `key` the private key that belongs to `certificate`; they are easily swapped".into(),
+            Self::Identity(_) | Self::Engine(_) => "`kubler-server check` reads everything without starting".into(),
+        }
+    }
+}
