@@ -334,3 +334,42 @@ fn read_chain(
         .filter(|chain| !chain.is_empty())
         .ok_or(CertificateError::Unreadable(what))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::{Init, init};
+
+    #[test]
+    fn an_operator_is_none_any_more_once_the_certificate_of_an_open_connection_is_over() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("kubler");
+        let now = Timestamp::now();
+        let wanted = Init {
+            folder: folder.clone(),
+            organization_id: "01234567-89ab-4cde-8f01-23456789abcd".into(),
+            organization_slug: "acme".into(),
+            url: "https://127.0.0.1:8443".into(),
+            listen: "127.0.0.1:8443".into(),
+            kubernetes: "1.34".into(),
+            issuer: None,
+        };
+        init(&wanted, now).unwrap();
+        let file = |name: &str| folder.join("tls").join(name);
+        let tls = Tls::load(Files {
+            certificate: file("server.pem"),
+            key: file("server.key"),
+            operator_ca: Some(file("operator-ca.pem")),
+            operator_crl: None,
+        });
+        let tls = tls.unwrap();
+        let pem = std::fs::read(file("operator.pem")).unwrap();
+        let chain = read_chain(&pem, "operator").unwrap();
+        let presented = tls.presented(Some(&chain)).unwrap();
+        assert_eq!(tls.operator(&presented, now).unwrap().name, "operator");
+        let end = Timestamp::from_second(presented.expires_at).unwrap();
+        let at = |seconds| end + jiff::SignedDuration::from_secs(seconds);
+        assert!(tls.operator(&presented, at(0)).is_some());
+        assert!(tls.operator(&presented, at(1)).is_none());
+    }
+}
