@@ -31,6 +31,8 @@ enum Ending {
     Released,
     /// Other jobs of the build may be using it; with this job it was seen alive until then.
     LeftToTheBuild(Option<Timestamp>),
+    /// It had ended before this job did.
+    EndedBefore,
     /// The server could not be told, and why.
     WithItsLease(Failure),
 }
@@ -78,7 +80,7 @@ fn left(job: &JobEnvironment, deadline: Deadline) -> Ending {
     });
     match renewed {
         Ok(environment) => Ending::LeftToTheBuild(Some(environment.lease_end)),
-        Err(failure) if failure.code == Some(ErrorCode::EnvironmentEnded) => Ending::Released,
+        Err(failure) if failure.code == Some(ErrorCode::EnvironmentEnded) => Ending::EndedBefore,
         Err(_) => Ending::LeftToTheBuild(None),
     }
 }
@@ -144,6 +146,9 @@ fn remark(job: &JobEnvironment, tally: &Tally, ending: &Ending) {
                 "kubler: environment {id} is left to the other jobs of this build; it {until} unless one of them renews it"
             )
         }
+        Ending::EndedBefore => {
+            format!("kubler: environment {id} of this build had ended before this job did")
+        }
         Ending::WithItsLease(failure) => format!(
             "kubler: environment {id} could not be released ({}); it ends with its lease, since nobody renews it any more",
             failure.message
@@ -161,6 +166,7 @@ fn announce_end(
     let words = match ending {
         Ending::Released => "released with the job",
         Ending::LeftToTheBuild(_) => "left to the other jobs of this build",
+        Ending::EndedBefore => "had ended before the job did",
         Ending::WithItsLease(_) => "ends with its lease",
     };
     std::thread::scope(|scope| {
