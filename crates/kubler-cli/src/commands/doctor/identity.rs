@@ -14,6 +14,9 @@ use crate::output;
 use crate::server::client::Filter;
 use crate::server::connected::{Connected, Proof};
 
+/// How a server that does not say why refers to this command.
+const OWN_NAME: &str = "kubler doctor";
+
 /// Asks the cheapest question that needs an identity: the environments of this job.
 pub fn is_believed(
     connected: &Connected,
@@ -49,8 +52,12 @@ pub fn is_believed(
     }
 }
 
-/// The refusal, with everything that may be the cause of it.
+/// The refusal: in the server's words where it says why, else with everything that may be the cause.
 fn unbelieved(failure: Failure, connected: &Connected, claims: &Value) -> Failure {
+    let refers_here = |hint: &String| hint.contains(OWN_NAME);
+    if !failure.hint.as_ref().is_none_or(refers_here) {
+        return failure;
+    }
     let claim = |name: &str| {
         let value = claims.get(name).and_then(Value::as_str);
         output::plain(value.unwrap_or("absent"))
