@@ -84,6 +84,15 @@ impl JobEnvironment {
         folder.remove_files(&format!("{}.", self.environment));
     }
 
+    /// Removes what hooks keep of it. Kubeconfigs stay, for hooks that come later: without one, kubectl would turn to
+    /// whatever else it finds.
+    pub fn forget_but_kubeconfigs(&self, folder: &PrivateFolder) {
+        self.forget_session(folder);
+        for kept in ["environment", "renewer", "report"] {
+            folder.remove_files(&format!("{}.{kept}", self.name));
+        }
+    }
+
     /// Removes all that is kept of it, and the folder with it when nothing else is in there.
     pub fn forget(&self, folder: &PrivateFolder) {
         self.forget_session(folder);

@@ -1,4 +1,5 @@
-//! After everything: the environment ends, the job's folder goes. Never fails and never takes long, because the
+//! After everything: the environment ends. What kubectl needs to tell of that stays until the job's process is gone; then
+//! the renewer removes the job's folder. Never fails and never takes long, because the
 //! job's own result must stand whatever happens here.
 
 use std::time::Duration;
@@ -44,9 +45,14 @@ pub fn run() {
         return;
     };
     let renewer_bound = deadline.within(Duration::from_millis(RENEWER_MILLISECONDS_MAX));
-    let report = renewer::end(&folder, &job.name, renewer_bound).unwrap_or_default();
+    let reported = renewer::end(&folder, &job.name, renewer_bound);
+    if reported.is_some() {
+        job.forget_but_kubeconfigs(&folder);
+    } else {
+        job.forget(&folder);
+    }
+    let report = reported.unwrap_or_default();
     let (ending, checkpoint) = end(&job, &report, deadline);
-    job.forget(&folder);
     remark(&job, &report.tally, &ending);
     announce_end(
         &configuration,
