@@ -378,3 +378,41 @@ fn a_name_whose_environment_has_ended_says_so_and_ends_nothing() {
     assert_eq!(scene.desk.count("POST /v1/environments/"), 0);
     assert_eq!(files_in(scene.jobs.path()), Vec::<PathBuf>::new());
 }
+
+/// A job without the plugin has no last hook: the next job on the machine clears up.
+#[test]
+fn a_kubeconfig_of_a_buildkite_job_without_the_plugin_goes_when_another_begins() {
+    let scene = Scene::new();
+    scene.desk.put("env_1");
+    let folder = |job: &str| {
+        let all = files_in(scene.jobs.path()).into_iter();
+        let of_job = all.filter(|path| path.parent().unwrap().ends_with(job));
+        of_job.collect::<Vec<_>>()
+    };
+    let path = std::env::join_paths([
+        std::path::Path::new(env!("CARGO_BIN_EXE_kubler"))
+            .parent()
+            .unwrap(),
+        "/usr/bin".as_ref(),
+        "/bin".as_ref(),
+    ]);
+    // The shell stands for the bootstrap, and this process for the agent.
+    let mut job = Command::new("sh");
+    job.args([
+        "-c",
+        "kubler kubeconfig env_1 && kubler env release env_1; exit $?",
+    ])
+    .env_clear()
+    .env("PATH", path.unwrap())
+    .env("KUBLER_SERVER", scene.desk.url())
+    .env("KUBLER_CA", scene.desk.ca())
+    .env("KUBLER_JOBS_FOLDER", scene.jobs.path())
+    .env("KUBLER_TOKEN_FILE", scene.files.path().join("token"))
+    .env("BUILDKITE_JOB_ID", "ended")
+    .env("BUILDKITE_AGENT_PID", std::process::id().to_string());
+    let output = job.output().unwrap();
+    assert!(output.status.success(), "{}", errors(&output));
+    assert_eq!(folder("ended").len(), 2, "it, and whose it is");
+    assert!(scene.run("true").status().unwrap().success());
+    assert_eq!(folder("ended"), Vec::<PathBuf>::new());
+}
