@@ -153,7 +153,7 @@ impl Scene {
     /// Runs the hook, and ends the job. Returns what the hook said.
     fn pre_exit(self) -> String {
         let said = self.last_hook();
-        self.is_over();
+        self.ends();
         said
     }
 
@@ -168,7 +168,7 @@ impl Scene {
     }
 
     /// The job ends, and nothing of it is left on this machine.
-    fn is_over(self) {
+    fn ends(self) {
         drop(self.job);
         let begun = Instant::now();
         while !self.mark.processes().is_empty() {
@@ -197,7 +197,7 @@ fn an_agent_that_never_answers_does_not_hold_it_up() {
         "with the renewer's last token: {said}"
     );
     assert!(scene.desk.is_released("env_j_main"));
-    scene.is_over();
+    scene.ends();
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn an_attach_that_comes_too_late_had_nothing_and_releases_nothing() {
     assert!(!said.contains("new job"), "it would get the same: {said}");
     assert_eq!(scene.last_hook(), "");
     assert_eq!(scene.annotations(), "");
-    scene.is_over();
+    scene.ends();
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn what_a_build_shared_and_another_job_ended_is_not_said_to_be_released_by_this_
         shown.contains("had ended before the job did") && !shown.contains("released with the job"),
         "{shown}"
     );
-    scene.is_over();
+    scene.ends();
 }
 
 impl Scene {
@@ -308,6 +308,6 @@ fn after_the_end_the_jobs_kubeconfigs_tell_of_it_until_the_job_is_over() {
             scene.tells_of_the_end(kubeconfig);
         }
         assert_eq!(scene.last_hook(), "", "an end is said once");
-        scene.is_over();
+        scene.ends();
     }
 }
