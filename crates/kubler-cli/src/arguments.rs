@@ -87,11 +87,51 @@ pub struct Wanted {
 }
 
 fn wait_seconds(text: &str) -> Result<u64, String> {
-    let most = commands::WAIT_SECONDS_MAX;
+    seconds(text, commands::WAIT_SECONDS_MAX)
+}
+
+/// How long a release may wait for the verified end.
+pub fn release_wait(text: &str) -> Result<u64, String> {
+    seconds(text, kubler_api::WAIT_SECONDS_MAX)
+}
+
+fn seconds(text: &str, most: u64) -> Result<u64, String> {
+    let example = most.min(commands::WAIT_SECONDS_DEFAULT);
     match text.parse() {
         Ok(seconds) if seconds <= most => Ok(seconds),
-        _ => Err(format!("use whole seconds, at most {most}")),
+        _ => Err(format!(
+            "use whole seconds without a unit, such as {example}, at most {most}"
+        )),
     }
+}
+
+/// The number of a build.
+pub fn build_number(text: &str) -> Result<u64, String> {
+    whole(
+        text,
+        "use the build's number as the CI shows it, such as 1234",
+    )
+}
+
+/// A place in the ledger.
+pub fn sequence(text: &str) -> Result<u64, String> {
+    whole(text, "use the sequence of a record, such as 1200")
+}
+
+/// How many records are asked for at once.
+pub fn records_limit(text: &str) -> Result<u64, String> {
+    let expected = "use a whole number from 1 to 100000, such as 200";
+    whole(text, expected).and_then(|limit| {
+        if (1..=100_000).contains(&limit) {
+            Ok(limit)
+        } else {
+            Err(expected.to_owned())
+        }
+    })
+}
+
+fn whole(text: &str, expected: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| expected.to_owned())
 }
 
 fn name(text: &str) -> Result<String, String> {

@@ -13,9 +13,13 @@ use kubler_api::{Environment, Scope};
 use kubler_core::environment::{NAME_BYTES_MAX, is_name};
 use serde::{Deserialize, Serialize};
 
+use crate::commands::kubeconfig;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::job::folder::PrivateFolder;
 use crate::variables;
+
+/// How the files end that say what a job has.
+const ENVIRONMENT_SUFFIX: &str = ".environment";
 
 /// One environment of this job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,10 +84,23 @@ impl JobEnvironment {
         folder.remove_files(&format!("{}.", self.environment));
     }
 
+    /// Removes what hooks keep of it. Kubeconfigs stay, for hooks that come later: without one, kubectl would turn to
+    /// whatever else it finds.
+    pub fn forget_but_kubeconfigs(&self, folder: &PrivateFolder) {
+        self.forget_session(folder);
+        for kept in ["environment", "renewer", "report"] {
+            folder.remove_files(&format!("{}.{kept}", self.name));
+        }
+    }
+
     /// Removes all that is kept of it, and the folder with it when nothing else is in there.
     pub fn forget(&self, folder: &PrivateFolder) {
         self.forget_session(folder);
         folder.remove_files(&format!("{}.", self.name));
+        if !folder.holds(ENVIRONMENT_SUFFIX) {
+            // The last one takes along what the job's commands have written.
+            folder.remove_files(kubeconfig::PREFIX);
+        }
         folder.remove_if_empty();
     }
 }
@@ -112,5 +129,5 @@ pub fn checked_name(name: &str) -> Outcome<()> {
 }
 
 fn file_name(name: &str) -> String {
-    format!("{name}.environment")
+    format!("{name}{ENVIRONMENT_SUFFIX}")
 }

@@ -6,13 +6,14 @@
     reason = "this is the one place"
 )]
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use jiff::{SignedDuration, Timestamp};
 use kubler_api::{Differences, Environment, Environments, Phase};
 use serde::Serialize;
+use signal_hook::consts::SIGPIPE;
 
 use crate::exit::{Exit, Failure, Outcome};
 
@@ -20,6 +21,12 @@ use crate::exit::{Exit, Failure, Outcome};
 pub fn data(text: &str) -> Outcome<()> {
     let mut stdout = std::io::stdout().lock();
     let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    if let Err(error) = &written
+        && error.kind() == ErrorKind::BrokenPipe
+    {
+        // Whoever reads has enough, as `head` does. Programs end by this signal then, and say nothing.
+        let _ = signal_hook::low_level::emulate_default_handler(SIGPIPE);
+    }
     written.map_err(|error| Failure::io("write to standard output", &error))
 }
 

@@ -39,6 +39,10 @@ const LAST_MINT_SECONDS_MAX: u64 = 1;
 const WITHOUT_AGENT_SECONDS_MAX: u64 = 10;
 /// How long a renewer may take to watch what it has to watch.
 const START_BOUND: Duration = Duration::from_secs(5);
+/// How often a wait without an end is begun anew.
+const WATCH_ANEW: Duration = Duration::from_secs(3600);
+/// How often its report is looked for.
+const REPORT_LOOK: Duration = Duration::from_millis(10);
 /// What it says when it does.
 const WATCHING: &str = "watching";
 
@@ -140,17 +144,24 @@ pub fn is_alive(folder: &PrivateFolder, name: &str) -> bool {
         .is_some_and(|watch| !watched::ended_by(&watch, Deadline::after(Duration::ZERO)))
 }
 
-/// Ends the renewer of this environment and waits for its report. `None` when there is none any more, or it
-/// does not end in time; then it is killed.
+/// Tells the renewer of this environment to end it, and waits for its report. `None` when there is no renewer any more,
+/// or it does not report in time; then it is killed. A renewer that has reported does nothing more than to remove what is
+/// left of the job on this machine, once the job is over.
 pub fn end(folder: &PrivateFolder, name: &str, deadline: Deadline) -> Option<Report> {
     let process: Process = folder.read_json(&process_name(name))?;
-    if let Some(watch) = process.watch() {
-        watched::signal(&watch, rustix::process::Signal::TERM);
-        if !watched::ended_by(&watch, deadline) {
+    let watch = process.watch()?;
+    watched::signal(&watch, rustix::process::Signal::TERM);
+    while !watched::ended_by(&watch, deadline.within(REPORT_LOOK)) {
+        let report = folder.read_json(&report_name(name));
+        if report.is_some() {
+            return report;
+        }
+        if deadline.is_over() {
             watched::signal(&watch, rustix::process::Signal::KILL);
+            break;
         }
     }
-    folder.read_json(&report_name(name))
+    None
 }
 
 /// Runs the renewer. Its standard output is a pipe to the hook, for one line.
@@ -220,6 +231,7 @@ impl Prepared {
         let connected = Arc::new(Connected::new(connection, None, None)?);
         let process =
             Process::this().map_err(|error| Failure::io("look at this process", &error))?;
+        folder.remove_files(&report_name(&job.name));
         folder.write_json(&process_name(&job.name), &process)?;
         let every = Duration::from_millis(arguments.every);
         let renewal = Renewal::start(
@@ -245,14 +257,16 @@ impl Prepared {
             end = self.watches.wait_without_agent();
         }
         let report = self.release();
-        if end == End::Asked {
-            let _ = self
-                .folder
-                .write_json(&report_name(&self.job.name), &report);
-        } else {
-            self.job.forget(&self.folder);
-        }
         self.renewal.settle();
+        if end == End::Asked {
+            let report_name = report_name(&self.job.name);
+            let written = self.folder.write_json(&report_name, &report);
+            if written.is_ok() {
+                // Later hooks of the job have its kubeconfig still: kubectl is told of the end there.
+                self.watches.wait_for_job();
+            }
+        }
+        self.job.forget(&self.folder);
     }
 
     /// Ends the environment. The credential on this machine goes first: that needs nobody's help.
@@ -313,15 +327,19 @@ impl Watches {
     fn wait(&self) -> End {
         let mut watched: Vec<BorrowedFd<'_>> = vec![self.asked.as_fd(), self.job.as_fd()];
         watched.extend(self.agent.iter().map(|agent| agent.as_fd()));
-        // An hour is only how often the wait is begun anew.
         loop {
-            match watched::first_of(&watched, Deadline::after(Duration::from_secs(3600))) {
+            match watched::first_of(&watched, Deadline::after(WATCH_ANEW)) {
                 Ok(None) => {}
                 Ok(Some(0)) => return End::Asked,
                 Ok(Some(1)) | Err(_) => return End::Job,
                 Ok(Some(_)) => return End::Agent,
             }
         }
+    }
+
+    /// However long the last hooks of the job take.
+    fn wait_for_job(&self) {
+        while let Ok(None) = watched::first_of(&[self.job.as_fd()], Deadline::after(WATCH_ANEW)) {}
     }
 
     /// The agent is gone. The job's own hooks may still run, and `pre-exit` may still ask.

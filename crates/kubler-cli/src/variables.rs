@@ -34,6 +34,8 @@ variables! {
     KUBLER_JOB;
     /// `text` or `json`.
     KUBLER_OUTPUT;
+    /// The server's configuration, for `kubler policy` when `--config` is not given.
+    KUBLER_CONFIG;
     /// Set by kubectl: the cluster that a credential is for.
     KUBERNETES_EXEC_INFO;
     /// Set by the agent: the job.

@@ -369,7 +369,7 @@ pub fn next_steps(init: &Init) -> String {
    part of the tree that systemd delegates (docs/operations.md).
      kubler-server serve --config {folder}/{CONFIGURATION_FILE}
 2. Put the CA where your agents can read it (it is public):
-     install -m 644 {folder}/tls/ca.pem /etc/kubler-ca.pem
+     install -D -m 644 {folder}/tls/ca.pem /etc/kubler/ca.pem
 3. Paste into a pipeline:
 
      steps:
@@ -379,7 +379,7 @@ pub fn next_steps(init: &Init) -> String {
            - kubler/kubler#v0.1.0:
                server: {url}
                profile: ci-small
-               ca: /etc/kubler-ca.pem
+               ca: /etc/kubler/ca.pem
 
    Builds that a push or a pull request starts (`webhook`) get the profile `untrusted` only, since the fork of a
    stranger may be behind them. If every pipeline prefixes branches of third-party forks, say so with

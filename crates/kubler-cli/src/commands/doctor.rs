@@ -2,6 +2,7 @@
 //! about each that does not.
 
 mod findings;
+mod identity;
 mod usable;
 
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Args;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use kubler_api::Health;
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
@@ -161,7 +162,7 @@ fn version(health: &Health, findings: &mut Findings) {
     }
 }
 
-/// Who this would be. Whether there is somebody at all.
+/// Who this is. Whether there is somebody whom the server believes.
 fn identity(connected: &Connected, findings: &mut Findings) -> bool {
     let deadline = Deadline::after(Duration::from_secs(LOOK_SECONDS_MAX));
     let proof = match connected.proof(deadline) {
@@ -175,17 +176,21 @@ fn identity(connected: &Connected, findings: &mut Findings) -> bool {
         Caller::Connection => {
             findings.ok("identity", "an operator, by client certificate");
             bounds(connected, findings, deadline);
+            true
         }
-        Caller::Token(token) => match claims(token.expose_secret()) {
-            Some(claims) => say_claims(&claims, &connected.audience, findings),
-            None => findings.wrong(
-                "identity",
-                &Failure::new(Exit::Found, "the token's claims cannot be read")
-                    .hint("give a token of the CI that signs for this job"),
-            ),
-        },
+        Caller::Token(token) => {
+            let claims = claims(token.expose_secret());
+            match &claims {
+                Some(claims) => say_claims(claims, connected, findings),
+                None => findings.wrong(
+                    "token",
+                    &Failure::new(Exit::Found, "the token's claims cannot be read")
+                        .hint("give a token of the CI that signs for this job"),
+                ),
+            }
+            identity::is_believed(connected, &proof, &claims.unwrap_or_default(), findings)
+        }
     }
-    true
 }
 
 /// What the server's system holds each environment to: for operators, since it says how to get past it.
@@ -211,7 +216,8 @@ fn claims(token: &str) -> Option<Value> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?).ok()
 }
 
-fn say_claims(claims: &Value, audience: &str, findings: &mut Findings) {
+/// What the token says of itself. Whether that is believed, only the server knows.
+fn say_claims(claims: &Value, connected: &Connected, findings: &mut Findings) {
     let claim = |name: &str| claims.get(name).and_then(Value::as_str).unwrap_or("absent");
     let message = format!(
         "{} for {}/{}, job {}",
@@ -220,18 +226,20 @@ fn say_claims(claims: &Value, audience: &str, findings: &mut Findings) {
         claim("pipeline_slug"),
         claim("job_id")
     );
-    findings.ok("identity", message);
-    match claim("aud") {
-        found if found == audience => findings.ok("audience", found),
-        found => findings.wrong(
-            "audience",
+    let now = clock::now();
+    let end = claims.get("exp").and_then(Value::as_i64);
+    match end.and_then(|end| Timestamp::from_second(end).ok()) {
+        Some(end) if end <= now => findings.wrong(
+            "token",
             &Failure::new(
                 Exit::Found,
-                format!("the token is for `{found}`, and `{audience}` was meant"),
+                format!("{message}: it expired at {}", output::moment(end, now)),
             )
-            .hint("give the server's audience with `--audience`"),
+            .hint("get a fresh one; a file that holds a token must be kept fresh"),
         ),
+        _ => findings.ok("token", message),
     }
+    say_audience(claim("aud"), connected, findings);
     let missing: Vec<_> = CLAIMS
         .split(',')
         .filter(|name| claims.get(*name).is_none_or(Value::is_null))
@@ -245,6 +253,25 @@ fn say_claims(claims: &Value, audience: &str, findings: &mut Findings) {
                 "absent: {} (`--claim {CLAIMS}` asks for them)",
                 missing.join(", ")
             ),
+        );
+    }
+}
+
+fn say_audience(found: &str, connected: &Connected, findings: &mut Findings) {
+    let (audience, url) = (&connected.audience, connected.client.server());
+    if found != audience {
+        let message = format!("the token is for `{found}`, and `{audience}` was meant");
+        let failure = Failure::new(Exit::Found, message);
+        findings.wrong(
+            "audience",
+            &failure.hint("give the server's audience with `--audience`"),
+        );
+    } else if found == url {
+        findings.ok("audience", found);
+    } else {
+        findings.note(
+            "audience",
+            format!("`{found}` is not the server's URL `{url}`, which is the usual audience"),
         );
     }
 }

@@ -1,11 +1,12 @@
 //! `kubler env`: make, look at, keep and end environments.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use crate::arguments::{Connection, Existing, Format, Wanted};
+use crate::arguments::{self, Connection, Existing, Format, Wanted};
 use crate::clock::{self, Deadline};
 use crate::commands::ASK_SECONDS_MAX;
 use crate::commands::kubeconfig;
@@ -58,7 +59,7 @@ pub struct List {
     #[arg(long, value_name = "PIPELINE")]
     pipeline: Option<String>,
     /// Only of this build (its number).
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", value_parser = arguments::build_number)]
     build: Option<u64>,
     /// Only of this job.
     #[arg(long, value_name = "JOB")]
@@ -79,13 +80,13 @@ pub struct Release {
     #[command(flatten)]
     existing: Existing,
     /// Longest time to wait until it is verified gone, in seconds; 0 returns as soon as its credentials are dead.
-    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=kubler_api::WAIT_SECONDS_MAX))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = arguments::release_wait)]
     wait: u64,
 }
 
 /// Runs the command.
 pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcome<Exit> {
-    let connected = Connected::new(connection, None, None)?;
+    let connected = Arc::new(Connected::new(connection, None, None)?);
     let deadline = Deadline::after(Duration::from_secs(ASK_SECONDS_MAX));
     let environment = match command {
         Command::Create(create) => {
@@ -187,14 +188,14 @@ fn list(list: &List, connected: &Connected, deadline: Deadline, format: Format) 
     print(&found, format)
 }
 
-/// Removes what this machine keeps of an environment that is over: its sessions, and the kubeconfig that has no other
-/// place. The folder goes with the last of it.
+/// Removes the sessions that this machine keeps of an environment that is over. Kubeconfigs stay until the job ends, as
+/// they hold no secret: without one, kubectl would turn to whatever else it finds, in a pod to the cluster around it; with
+/// one it is told of the end.
 fn forget(id: &str) {
     let Ok(folder) = PrivateFolder::of_this_job() else {
         return;
     };
     folder.remove_files(&format!("{id}."));
-    folder.remove_files(&kubeconfig::file_name(id));
     folder.remove_if_empty();
 }
 

@@ -13,10 +13,16 @@ use crate::arguments::{Connection, Existing, Format};
 use crate::clock::Deadline;
 use crate::commands::ASK_SECONDS_MAX;
 use crate::exit::{Exit, Failure, Outcome};
+use crate::job::abandoned;
 use crate::job::folder::{self, PrivateFolder};
 use crate::output;
 use crate::server::connected::Connected;
+use crate::server::creation;
+use crate::server::session;
 use crate::variables;
+
+/// How the names of kubeconfigs begin that have no other place than a private folder.
+pub const PREFIX: &str = "kubeconfig-";
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -36,9 +42,16 @@ pub fn run(arguments: &Arguments, connection: &Connection, format: Format) -> Ou
         &arguments.existing.environment,
         deadline,
     )?;
+    if creation::is_settled(&environment)? {
+        may_be_used(&connected, &environment.id)?;
+    }
     let path = match &arguments.file {
         Some(path) => path.clone(),
-        None => PrivateFolder::of_this_job()?.file(&file_name(&environment.id)),
+        None => {
+            let folder = PrivateFolder::of_this_job()?;
+            abandoned::belongs_to_this_job(&folder);
+            folder.file(&format!("{PREFIX}{}", environment.id))
+        }
     };
     write(&connected, &environment, None, &path)?;
     match format {
@@ -49,9 +62,18 @@ pub fn run(arguments: &Arguments, connection: &Connection, format: Format) -> Ou
     }
 }
 
-/// The name of an environment's kubeconfig in a private folder.
-pub fn file_name(environment: &str) -> String {
-    format!("kubeconfig-{environment}")
+/// What the server says when kubectl will ask it for a session: that is kept for the first kubectl. Only a refusal counts:
+/// whatever else goes wrong now may be well by then.
+fn may_be_used(connected: &Connected, environment: &str) -> Outcome<()> {
+    let folder = PrivateFolder::of_this_job()?;
+    match session::session(connected, &folder, environment) {
+        Err(failure) if matches!(failure.exit, Exit::Denied | Exit::Ended) => {
+            folder.remove_files(&format!("{environment}."));
+            folder.remove_if_empty();
+            Err(failure)
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// Writes the kubeconfig of `environment` to `path`, readable by this user alone. `job` names the private folder

@@ -1,6 +1,6 @@
 //! `kubler ledger`: check a ledger from its files and public key alone, and keep its checkpoints elsewhere.
 
-mod records;
+pub mod records;
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _};

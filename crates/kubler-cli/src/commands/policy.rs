@@ -12,8 +12,10 @@ use kubler_core::configuration::Configuration;
 use kubler_core::policy::{self, Action, Checked, Explanation, Question, Subject, TestReport};
 
 use crate::arguments::{Connection, Format};
+use crate::commands::ledger::records::is_job_id;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::output;
+use crate::variables;
 
 /// What policy files end in.
 const EXTENSION: &str = "cedar";
@@ -35,6 +37,8 @@ pub struct Files {
         long = "config",
         alias = "configuration",
         value_name = "FILE",
+        env = variables::KUBLER_CONFIG,
+        hide_env_values = true,
         default_value = "kubler.yaml"
     )]
     configuration: PathBuf,
@@ -54,7 +58,7 @@ pub struct Explain {
     #[command(flatten)]
     files: Files,
     /// File with a token, or with the JSON of its claims; `-` is standard input. Or the id of a job: what it was refused,
-    /// from the server's ledger.
+    /// from the server's ledger, which only operators may read (`--server`, `--client-certificate`, `--client-key`).
     #[arg(
         value_name = "FILE_OR_JOB",
         required_unless_present = "operator",
@@ -103,8 +107,7 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
 /// The job that is meant: an id that is no file.
 fn job(arguments: &Explain) -> Option<&str> {
     let text = arguments.claims.as_ref()?.to_str()?;
-    let is_id = text.len() == 36 && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-    (is_id && !Path::new(text).exists()).then_some(text)
+    (is_job_id(text) && !Path::new(text).exists()).then_some(text)
 }
 
 fn test(test: &Test, format: Format) -> Outcome<Exit> {
@@ -215,11 +218,13 @@ fn load(files: &Files) -> Outcome<(Checked, Configuration)> {
         )
     })?;
     let configuration: Configuration = serde_saphyr::from_str(&text).map_err(|error| {
-        Failure::usage(format!(
-            "`{}` is not a configuration: {error}",
-            path.display()
-        ))
-        .hint("`kubler-server schema` prints every key")
+        let message = format!("`{}` is not a configuration: {error}", path.display());
+        let hint = if ["u64", "u32", "usize"].iter().any(|kind| message.contains(kind)) {
+            "numbers stand without a unit, in what their key ends in: `lease_seconds: 1800`, `memory_bytes_max: 536870912`; `kubler-server schema` prints every key"
+        } else {
+            "`kubler-server schema` prints every key"
+        };
+        Failure::usage(message).hint(hint)
     })?;
     let faults = configuration.faults();
     if !faults.is_empty() {

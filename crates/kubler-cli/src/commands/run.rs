@@ -1,5 +1,5 @@
-//! `kubler run`: an environment around a command. Kept alive while the command runs, gone after it; signals and
-//! the exit code pass through.
+//! `kubler run`: an environment around a command. Kept alive from the first answer that names it, gone after the command
+//! unless it was there before; signals and the exit code pass through.
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
@@ -13,7 +13,6 @@ use std::time::Duration;
 use clap::Args;
 use kubler_api::Environment;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
-use secrecy::SecretString;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 
 use crate::arguments::{Connection, Wanted};
@@ -25,9 +24,9 @@ use crate::job::folder::PrivateFolder;
 use crate::output;
 use crate::process::signals::{Came, Signals, Work};
 use crate::process::watched;
-use crate::renewer::renewal::{self, Renewal};
-use crate::server::connected::{Connected, Proof};
-use crate::server::creation::{self, Created};
+use crate::renewer::renewal::Renewal;
+use crate::server::connected::Connected;
+use crate::server::creation::{self, Asking, First};
 use crate::server::ending::Ending;
 use crate::variables;
 
@@ -63,8 +62,8 @@ pub fn run(arguments: &Arguments, connection: &Connection) -> Outcome<u8> {
     let folder = PrivateFolder::of_job(&job)?;
     abandoned::belongs_to(&folder, id)?;
     abandoned::clear_beside(&folder);
-    let created = match Creation::of(&connected, &arguments.wanted, &mut signals) {
-        Ok(Creation::Done(created)) => created,
+    let (environment, alive) = match Creation::of(&connected, &arguments.wanted, &mut signals) {
+        Ok(Creation::Done(environment, alive)) => (*environment, alive),
         Ok(Creation::Interrupted(number)) => {
             folder.remove_if_empty();
             return Ok(code_of_signal(number));
@@ -74,7 +73,13 @@ pub fn run(arguments: &Arguments, connection: &Connection) -> Outcome<u8> {
             return Err(failure);
         }
     };
-    let begun = Begun::new(connected, *created, folder, job)?;
+    let begun = Begun {
+        connected,
+        environment,
+        alive,
+        folder,
+        job,
+    };
     let status = begun.around(&arguments.command, &mut signals);
     begun.end(&mut signals);
     Ok(code(status?))
@@ -83,35 +88,38 @@ pub fn run(arguments: &Arguments, connection: &Connection) -> Outcome<u8> {
 /// The making of the environment, which a signal ends: there is no command yet that could be meant.
 enum Creation {
     /// It is usable.
-    Done(Box<Created>),
+    Done(Box<Environment>, Alive),
     /// This signal came first. What had been made is released.
     Interrupted(i32),
 }
 
-/// What the server knows of an environment that is being made.
-#[derive(Clone)]
-struct Asked {
+/// An environment that the server knows of: kept alive from then on, however long it takes to make it.
+struct Alive {
     ending: Ending,
-    token: Option<SecretString>,
+    renewal: Renewal,
 }
 
 impl Creation {
     fn of(connected: &Arc<Connected>, wanted: &Wanted, signals: &mut Signals) -> Outcome<Self> {
         let failed = |error: std::io::Error| Failure::io("ask for an environment", &error);
-        let asked = Arc::new(Mutex::new(None::<Asked>));
-        let known = || asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let alive = Arc::new(Mutex::new(None::<Alive>));
+        let slot = || alive.lock().unwrap_or_else(PoisonError::into_inner);
         // Dropping it says that the environment is no longer wanted.
         let (wanting, unwanted) = UnixStream::pair().map_err(failed)?;
         let making = {
-            let (connected, wanted, asked) =
-                (Arc::clone(connected), wanted.clone(), Arc::clone(&asked));
+            let (connected, wanted, alive) =
+                (Arc::clone(connected), wanted.clone(), Arc::clone(&alive));
             Work::start(move || {
-                let note = |environment: &Environment, proof: &Proof| {
-                    *asked.lock().unwrap_or_else(PoisonError::into_inner) =
-                        Some(Asked::new(environment, proof));
+                let asking = Asking {
+                    stop: Some(unwanted.as_fd()),
+                    tells_who_made_it: true,
+                };
+                let note = |first: &First<'_>| {
+                    let begun = Alive::new(first, &connected)?;
+                    *alive.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun);
                     Ok(())
                 };
-                creation::create_with(&connected, &wanted, Some(unwanted.as_fd()), note)
+                creation::create_with(&connected, &wanted, &asking, note)
             })
         }
         .map_err(failed)?;
@@ -121,44 +129,53 @@ impl Creation {
                 "kubler: signal {number} ends the making of the environment"
             ));
             drop(wanting);
-            if known().is_none() {
+            if slot().is_none() {
                 // The first call may still make one: only its answer says which.
                 let bound = Deadline::after(Duration::from_secs(FIRST_ANSWER_SECONDS_MAX));
                 let _ = signals.wait(ENDING, making.as_fd(), Some(bound));
             }
-            release_what_is(known(), connected, signals);
+            let known = slot().take();
+            end_what_is(known, connected, signals);
             return Ok(Self::Interrupted(number));
         }
         let gone = || Failure::new(Exit::Failed, "the making of the environment broke off");
-        match making.result().ok_or_else(gone).flatten() {
-            Ok(created) => Ok(Self::Done(Box::new(created))),
-            Err(failure) => {
-                release_what_is(known(), connected, signals);
+        let made = making.result().ok_or_else(gone).flatten();
+        let known = slot().take();
+        match (made, known) {
+            (Ok(created), Some(alive)) => Ok(Self::Done(Box::new(created.environment), alive)),
+            (Ok(_), None) => Err(gone()),
+            (Err(failure), known) => {
+                end_what_is(known, connected, signals);
                 Err(failure)
             }
         }
     }
 }
 
-impl Asked {
-    fn new(environment: &Environment, proof: &Proof) -> Self {
-        Self {
+impl Alive {
+    fn new(first: &First<'_>, connected: &Arc<Connected>) -> Outcome<Self> {
+        Ok(Self {
             ending: Ending {
-                environment: environment.id.clone(),
-                scope: environment.scope,
+                environment: first.environment.id.clone(),
+                scope: first.environment.scope,
+                was_there: first.was_there,
             },
-            token: match proof {
-                Proof::Token(token) => Some(token.clone()),
-                Proof::Certificate => None,
-            },
-        }
+            renewal: first.keep_alive(connected)?,
+        })
+    }
+
+    /// Ends it, so that nothing lives on that nobody renews.
+    fn end(mut self, connected: &Arc<Connected>, signals: &mut Signals) {
+        self.renewal.stop();
+        let token = self.renewal.token();
+        self.ending.end(connected, token, signals, ENDING);
+        self.renewal.settle();
     }
 }
 
-/// Ends what was asked for, so that nothing lives on that nobody renews.
-fn release_what_is(asked: Option<Asked>, connected: &Arc<Connected>, signals: &mut Signals) {
-    if let Some(Asked { ending, token }) = asked {
-        ending.end(connected, token, signals, ENDING);
+fn end_what_is(alive: Option<Alive>, connected: &Arc<Connected>, signals: &mut Signals) {
+    if let Some(alive) = alive {
+        alive.end(connected, signals);
     }
 }
 
@@ -166,35 +183,12 @@ fn release_what_is(asked: Option<Asked>, connected: &Arc<Connected>, signals: &m
 struct Begun {
     connected: Arc<Connected>,
     environment: Environment,
-    renewal: Renewal,
+    alive: Alive,
     folder: PrivateFolder,
     job: String,
 }
 
 impl Begun {
-    fn new(
-        connected: Arc<Connected>,
-        created: Created,
-        folder: PrivateFolder,
-        job: String,
-    ) -> Outcome<Self> {
-        let token = match created.proof {
-            Proof::Token(token) => Some(token),
-            Proof::Certificate => None,
-        };
-        let every = renewal::every(&created.environment);
-        let id = created.environment.id.clone();
-        let renewal = Renewal::start(Arc::clone(&connected), id, every, token)
-            .map_err(|error| Failure::io("start renewing", &error))?;
-        Ok(Self {
-            connected,
-            environment: created.environment,
-            renewal,
-            folder,
-            job,
-        })
-    }
-
     fn around(&self, command: &[OsString], signals: &mut Signals) -> Outcome<ExitStatus> {
         let path = self.folder.file("kubeconfig");
         kubeconfig::write(&self.connected, &self.environment, Some(&self.job), &path)?;
@@ -219,17 +213,11 @@ impl Begun {
         wait(child, signals).map_err(|error| Failure::io("wait for the command", &error))
     }
 
-    fn end(mut self, signals: &mut Signals) {
-        self.renewal.stop();
+    fn end(self, signals: &mut Signals) {
         // The credential on this machine goes first: that needs nobody's help.
         self.folder.remove_files("");
         self.folder.remove_if_empty();
-        let ending = Ending {
-            environment: self.environment.id.clone(),
-            scope: self.environment.scope,
-        };
-        ending.end(&self.connected, self.renewal.token(), signals, ENDING);
-        self.renewal.settle();
+        self.alive.end(&self.connected, signals);
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::arguments::{Connection, ScopeArgument, Wanted};
 use crate::commands::{WAIT_SECONDS_DEFAULT, WAIT_SECONDS_MAX};
@@ -10,6 +11,9 @@ use crate::exit::{Failure, Outcome};
 use crate::hook::Phase;
 use crate::job;
 use crate::variables;
+
+/// So many letters of a key may have one wrong, missing, swapped or too many before it is taken for another.
+const LETTERS_PER_SLIP: usize = 3;
 
 /// What a pipeline's author wrote below the plugin's name.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -39,7 +43,7 @@ pub struct Configuration {
     #[serde(default)]
     pub hook: Phase,
     /// Longest time to wait until it is usable, in seconds.
-    #[serde(default = "wait_default")]
+    #[serde(default = "wait_default", deserialize_with = "seconds")]
     pub wait: u64,
     /// Whether the job's page says which environment it had.
     #[serde(default)]
@@ -77,6 +81,27 @@ const fn wait_default() -> u64 {
     WAIT_SECONDS_DEFAULT
 }
 
+fn seconds<'de, D: Deserializer<'de>>(value: D) -> Result<u64, D::Error> {
+    let value = serde_json::Value::deserialize(value)?;
+    value.as_u64().ok_or_else(|| {
+        D::Error::custom(format!(
+            "`wait` is {value}, which is no number of seconds; write `wait: {WAIT_SECONDS_DEFAULT}`, without a unit"
+        ))
+    })
+}
+
+/// The key that was meant, from what serde says of an unknown one: it, and then all that are known, in backticks.
+fn meant(error: &str) -> Option<&str> {
+    let mut quoted = error
+        .strip_prefix("unknown field ")?
+        .split('`')
+        .skip(1)
+        .step_by(2);
+    let wrong = quoted.next()?;
+    let nearest = quoted.min_by_key(|known| strsim::osa_distance(known, wrong))?;
+    (strsim::osa_distance(nearest, wrong) <= wrong.len() / LETTERS_PER_SLIP).then_some(nearest)
+}
+
 impl Configuration {
     /// The configuration of this hook.
     pub fn of_this_hook() -> Outcome<Self> {
@@ -90,10 +115,17 @@ impl Configuration {
         // A plugin without any configuration is `null`.
         let text = if text.trim() == "null" { "{}" } else { text };
         let configuration: Self = serde_json::from_str(text).map_err(|error| {
+            let error = error.to_string();
+            let hint = match meant(&error) {
+                Some(known) => {
+                    format!("did you mean `{known}`? The keys are listed in the plugin's README")
+                }
+                None => "its keys are listed in the plugin's README".to_owned(),
+            };
             Failure::usage(format!(
                 "the plugin's configuration cannot be used: {error}"
             ))
-            .hint("its keys are listed in the plugin's README")
+            .hint(hint)
         })?;
         job::checked_name(&configuration.name)?;
         for (key, is_given) in [
@@ -210,6 +242,22 @@ mod tests {
     fn a_wrong_key_is_named() {
         let failure = Configuration::read(r#"{"profil":"x"}"#).unwrap_err();
         assert!(failure.message.contains("profil"), "{failure:?}");
+        let hint = failure.hint.unwrap();
+        assert!(hint.contains("did you mean `profile`?"), "{hint}");
+        let failure = Configuration::read(r#"{"colour":"x"}"#).unwrap_err();
+        let hint = failure.hint.unwrap();
+        assert!(!hint.contains("did you mean"), "{hint}");
+    }
+
+    #[test]
+    fn a_number_with_a_unit_says_how_it_is_written() {
+        for wrong in [r#""1800s""#, "-1", "1.5", "true"] {
+            let failure = Configuration::read(&format!(r#"{{"wait":{wrong}}}"#)).unwrap_err();
+            assert!(
+                failure.message.contains(wrong) && failure.message.contains("`wait: 120`"),
+                "{failure:?}"
+            );
+        }
     }
 
     #[test]

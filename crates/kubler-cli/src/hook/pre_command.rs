@@ -19,7 +19,7 @@ use crate::output;
 use crate::renewer;
 use crate::renewer::renewal;
 use crate::server::connected::{Connected, Proof};
-use crate::server::creation;
+use crate::server::creation::{self, Asking};
 use crate::server::session;
 
 /// Longest time for telling the build about the environment, in seconds. It is made meanwhile.
@@ -49,8 +49,8 @@ pub fn run(phase: Phase, bootstrap: i32) -> Outcome<()> {
     let created = creation::create_with(
         &connected,
         &configuration.wanted()?,
-        None,
-        |environment, proof| making.begin(environment, proof),
+        &Asking::default(),
+        |first| making.begin(first.environment, first.proof),
     )?;
     let Some((job, announced)) = making.begun else {
         return Ok(());

@@ -1,4 +1,5 @@
-//! After everything: the environment ends, the job's folder goes. Never fails and never takes long, because the
+//! After everything: the environment ends. What kubectl needs to tell of that stays until the job's process is gone; then
+//! the renewer removes the job's folder. Never fails and never takes long, because the
 //! job's own result must stand whatever happens here.
 
 use std::time::Duration;
@@ -31,6 +32,8 @@ enum Ending {
     Released,
     /// Other jobs of the build may be using it; with this job it was seen alive until then.
     LeftToTheBuild(Option<Timestamp>),
+    /// It had ended before this job did.
+    EndedBefore,
     /// The server could not be told, and why.
     WithItsLease(Failure),
 }
@@ -42,9 +45,14 @@ pub fn run() {
         return;
     };
     let renewer_bound = deadline.within(Duration::from_millis(RENEWER_MILLISECONDS_MAX));
-    let report = renewer::end(&folder, &job.name, renewer_bound).unwrap_or_default();
+    let reported = renewer::end(&folder, &job.name, renewer_bound);
+    if reported.is_some() {
+        job.forget_but_kubeconfigs(&folder);
+    } else {
+        job.forget(&folder);
+    }
+    let report = reported.unwrap_or_default();
     let (ending, checkpoint) = end(&job, &report, deadline);
-    job.forget(&folder);
     remark(&job, &report.tally, &ending);
     announce_end(
         &configuration,
@@ -78,7 +86,7 @@ fn left(job: &JobEnvironment, deadline: Deadline) -> Ending {
     });
     match renewed {
         Ok(environment) => Ending::LeftToTheBuild(Some(environment.lease_end)),
-        Err(failure) if failure.code == Some(ErrorCode::EnvironmentEnded) => Ending::Released,
+        Err(failure) if failure.code == Some(ErrorCode::EnvironmentEnded) => Ending::EndedBefore,
         Err(_) => Ending::LeftToTheBuild(None),
     }
 }
@@ -144,6 +152,9 @@ fn remark(job: &JobEnvironment, tally: &Tally, ending: &Ending) {
                 "kubler: environment {id} is left to the other jobs of this build; it {until} unless one of them renews it"
             )
         }
+        Ending::EndedBefore => {
+            format!("kubler: environment {id} of this build had ended before this job did")
+        }
         Ending::WithItsLease(failure) => format!(
             "kubler: environment {id} could not be released ({}); it ends with its lease, since nobody renews it any more",
             failure.message
@@ -161,6 +172,7 @@ fn announce_end(
     let words = match ending {
         Ending::Released => "released with the job",
         Ending::LeftToTheBuild(_) => "left to the other jobs of this build",
+        Ending::EndedBefore => "had ended before the job did",
         Ending::WithItsLease(_) => "ends with its lease",
     };
     std::thread::scope(|scope| {

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::Outcome;
 use crate::job::folder::PrivateFolder;
-use crate::process::watched::Process;
+use crate::process::watched::{self, Process};
+use crate::variables;
 
 /// The file that says whose a folder is.
 pub const OWNER: &str = "owner";
@@ -48,6 +49,18 @@ pub fn belongs_to(folder: &PrivateFolder, id: i32) -> Outcome<()> {
     folder
         .write_json(OWNER, &Owner { process, numbering })
         .map(drop)
+}
+
+/// The same for the Buildkite job that this process runs in, unless the folder has an owner. Whoever runs elsewhere gives
+/// it none.
+pub fn belongs_to_this_job(folder: &PrivateFolder) {
+    let bootstrap = variables::get(variables::BUILDKITE_AGENT_PID)
+        .and_then(|agent| agent.parse().ok())
+        .and_then(watched::ancestor_below);
+    if let Some(bootstrap) = bootstrap.filter(|_| !folder.file(OWNER).exists()) {
+        // Only for tidiness: without it the folder stays.
+        let _ = belongs_to(folder, bootstrap);
+    }
 }
 
 /// Removes the folders beside `folder` whose jobs are gone.

@@ -137,6 +137,15 @@ impl PrivateFolder {
         }
     }
 
+    /// Whether there is a file whose name ends with `suffix`.
+    pub fn holds(&self, suffix: &str) -> bool {
+        std::fs::read_dir(&self.0).is_ok_and(|files| {
+            files
+                .flatten()
+                .any(|file| file.file_name().to_string_lossy().ends_with(suffix))
+        })
+    }
+
     /// Removes every file whose name begins with `prefix`.
     pub fn remove_files(&self, prefix: &str) {
         let Ok(files) = std::fs::read_dir(&self.0) else {

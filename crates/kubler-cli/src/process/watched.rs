@@ -75,6 +75,19 @@ pub fn watch_ancestor(id: i32) -> Option<OwnedFd> {
     None
 }
 
+/// The ancestor of this process whose parent is the process `id`.
+pub fn ancestor_below(id: i32) -> Option<i32> {
+    let mut current = rustix::process::getpid().as_raw_nonzero().get();
+    for _ in 0..ANCESTORS_MAX {
+        let parent = parent(current)?;
+        if parent == id {
+            return Some(current);
+        }
+        current = parent;
+    }
+    None
+}
+
 /// The parent of the process `id`.
 pub fn parent(id: i32) -> Option<i32> {
     Some(facts(id).ok()?.parent)

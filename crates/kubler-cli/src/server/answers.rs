@@ -17,6 +17,21 @@ const RETRY_MILLISECONDS_MIN: u64 = 100;
 /// Longest pause before another try, in milliseconds.
 const RETRY_MILLISECONDS_MAX: u64 = 5_000;
 
+/// Whom a client calls.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its URL, without a slash at its end.
+    pub url: String,
+    /// Where the CA comes from that is believed instead of the system's, for messages.
+    pub ca: Option<String>,
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.url)
+    }
+}
+
 /// Tries again while that can help and time is left, and returns the last failure.
 pub fn retrying<T>(deadline: Deadline, mut call: impl FnMut() -> Outcome<T>) -> Outcome<T> {
     let mut pause = Duration::from_millis(RETRY_MILLISECONDS_MIN);
@@ -52,7 +67,7 @@ pub fn retrying<T>(deadline: Deadline, mut call: impl FnMut() -> Outcome<T>) -> 
 /// What a success says.
 pub(super) fn read<T: DeserializeOwned>(
     response: Result<Response<ureq::Body>, ureq::Error>,
-    server: &str,
+    server: &Peer,
 ) -> Outcome<T> {
     body(&mut success(response, server)?, server)
 }
@@ -60,7 +75,7 @@ pub(super) fn read<T: DeserializeOwned>(
 /// The text of an answer.
 pub(super) fn text(
     response: Result<Response<ureq::Body>, ureq::Error>,
-    server: &str,
+    server: &Peer,
 ) -> Outcome<String> {
     success(response, server)?
         .body_mut()
@@ -72,7 +87,7 @@ pub(super) fn text(
 
 fn success(
     response: Result<Response<ureq::Body>, ureq::Error>,
-    server: &str,
+    server: &Peer,
 ) -> Outcome<Response<ureq::Body>> {
     let mut response = response.map_err(|error| unreachable_server(&error, server))?;
     if response.status().is_success() {
@@ -92,7 +107,7 @@ fn success(
 /// An answer's JSON.
 pub(super) fn body<T: DeserializeOwned>(
     response: &mut Response<ureq::Body>,
-    server: &str,
+    server: &Peer,
 ) -> Outcome<T> {
     response
         .body_mut()
@@ -110,7 +125,7 @@ pub(super) fn body<T: DeserializeOwned>(
 }
 
 /// An answer that is not a success. Only a kubler-server's own problem is trusted to say more than its status.
-fn refusal(status: StatusCode, text: &str, retry_after: Option<u64>, server: &str) -> Failure {
+fn refusal(status: StatusCode, text: &str, retry_after: Option<u64>, server: &Peer) -> Failure {
     if let Ok(problem) = serde_json::from_str::<Problem>(text) {
         return Failure::problem(problem, retry_after);
     }
@@ -153,7 +168,7 @@ fn retry_after(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Why no answer came.
-pub(super) fn unreachable_server(error: &ureq::Error, server: &str) -> Failure {
+pub(super) fn unreachable_server(error: &ureq::Error, server: &Peer) -> Failure {
     let failure = |reason: String, hint: &str| {
         Failure::new(
             Exit::Unavailable,
@@ -198,18 +213,29 @@ pub(super) fn unreachable_server(error: &ureq::Error, server: &str) -> Failure {
     }
 }
 
-fn untrusted(error: &rustls::Error, server: &str) -> Failure {
+fn untrusted(error: &rustls::Error, server: &Peer) -> Failure {
     let hint = match error {
         rustls::Error::InvalidCertificate(
             rustls::CertificateError::UnknownIssuer | rustls::CertificateError::BadSignature,
         ) => {
-            "name the server's CA with `--ca FILE` or `KUBLER_CA`; `kubler-server init` writes it to `tls/ca.pem`"
+            let what = match &server.ca {
+                Some(origin) => {
+                    format!("the CA in {origin} is not the one of this server: name that")
+                }
+                None => "the system's CAs do not know this server's: name it".to_owned(),
+            };
+            format!(
+                "{what} with `--ca FILE` or `KUBLER_CA`; `kubler-server init` writes it to `tls/ca.pem`"
+            )
         }
         rustls::Error::InvalidCertificate(_) => {
             "use the name that stands in the server's certificate, and check this machine's clock"
+                .to_owned()
         }
-        rustls::Error::AlertReceived(_) => "the server did not accept this client's certificate",
-        _ => "is it a TLS server?",
+        rustls::Error::AlertReceived(_) => {
+            "the server did not accept this client's certificate".to_owned()
+        }
+        _ => "is it a TLS server?".to_owned(),
     };
     Failure::new(
         Exit::Unavailable,

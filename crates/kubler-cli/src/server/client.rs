@@ -14,7 +14,7 @@ use ureq::tls::TlsConfig;
 
 use crate::clock::Deadline;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::server::answers::{body, read, retrying, text, unreachable_server};
+use crate::server::answers::{Peer, body, read, retrying, text, unreachable_server};
 
 mod pods;
 
@@ -29,7 +29,7 @@ const PODS_MAX: usize = 100;
 #[derive(Clone)]
 pub struct Client {
     agent: ureq::Agent,
-    server: String,
+    server: Peer,
 }
 
 /// Who calls.
@@ -72,8 +72,8 @@ pub struct RecordsFilter<'a> {
 }
 
 impl Client {
-    /// A client of `server`: `https://name:port`. Nothing is sent yet.
-    pub fn new(server: &str, tls: TlsConfig) -> Outcome<Self> {
+    /// A client of `server`: `https://name:port`, whose CA comes from `ca`. Nothing is sent yet.
+    pub fn new(server: &str, ca: Option<String>, tls: TlsConfig) -> Outcome<Self> {
         let has_host = server
             .strip_prefix("https://")
             .is_some_and(|rest| !rest.trim_start_matches('/').is_empty());
@@ -94,13 +94,16 @@ impl Client {
             .new_agent();
         Ok(Self {
             agent,
-            server: server.trim_end_matches('/').to_owned(),
+            server: Peer {
+                url: server.trim_end_matches('/').to_owned(),
+                ca,
+            },
         })
     }
 
     /// The server's URL, without a slash at its end.
     pub fn server(&self) -> &str {
-        &self.server
+        &self.server.url
     }
 
     /// Asks for an environment; repeats return the same one.

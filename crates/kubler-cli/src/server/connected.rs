@@ -76,7 +76,11 @@ impl Connected {
                 TokenSource::of_job().map_or(CallerIdentity::Nobody, CallerIdentity::Tokens)
             }
         };
-        let client = Client::new(&server, trust::tls(&trust, certificate.as_ref())?)?;
+        let client = Client::new(
+            &server,
+            trust.origin(),
+            trust::tls(&trust, certificate.as_ref())?,
+        )?;
         let audience = connection
             .audience
             .clone()

@@ -26,6 +26,8 @@ pub struct Ending {
     pub environment: String,
     /// Who else may be using it.
     pub scope: Scope,
+    /// It was there before whoever ends now asked for it: then it is not theirs to end.
+    pub was_there: bool,
 }
 
 /// How far it came.
@@ -36,6 +38,8 @@ enum End {
     Released(&'static str),
     /// Other jobs of the build may be using it.
     LeftToTheBuild,
+    /// Somebody else made it: the job's later commands go on using it.
+    LeftAsFound,
     /// The server could not be told, and why.
     WithItsLease(Failure),
 }
@@ -64,6 +68,9 @@ impl Ending {
                     "kubler: environment {id} is left to the other jobs of this build; it ends with its lease"
                 )
             }
+            End::LeftAsFound => format!(
+                "kubler: environment {id} was there before this command and lives on: who made it ends it"
+            ),
             End::WithItsLease(_) => format!(
                 "kubler: environment {id} could not be released; it ends with its lease, since nobody renews it any more"
             ),
@@ -81,12 +88,15 @@ impl Ending {
         impatient: &[i32],
     ) -> End {
         let deadline = Deadline::after(Duration::from_secs(CALL_SECONDS_MAX));
-        if self.scope == Scope::Build {
-            // The last proof of life, so that the next job has a whole lease to come.
+        if self.was_there || self.scope == Scope::Build {
+            // The last proof of life, so that whoever is next has a whole lease to come.
             if let Ok(token) = connected.token(deadline, None) {
                 let _ = connected.client.renew(&token, &self.environment, deadline);
             }
-            return End::LeftToTheBuild;
+            return match self.scope {
+                Scope::Build => End::LeftToTheBuild,
+                Scope::Job => End::LeftAsFound,
+            };
         }
         let token = match token.map_or_else(|| connected.token(deadline, None), Ok) {
             Ok(token) => token,

@@ -54,6 +54,15 @@ impl Trust {
         }
     }
 
+    /// Where the certificates come from, when they are not the system's.
+    pub fn origin(&self) -> Option<String> {
+        match self {
+            Self::System => None,
+            Self::File(path) => Some(format!("`{}`", path.display())),
+            Self::Pem { origin, .. } => Some((*origin).to_owned()),
+        }
+    }
+
     fn certificates(&self) -> Outcome<Vec<Certificate<'static>>> {
         let (pem, origin) = match self {
             Self::System => {

@@ -42,12 +42,15 @@ pub enum Takes {
     Fails,
 }
 
+/// Whether a call, as method and path, is meant.
+type Which = fn(&str) -> bool;
+
 #[derive(Default)]
 struct State {
     calls: Vec<Noted>,
     environments: BTreeMap<String, Value>,
     refusal: Option<(u16, Value)>,
-    refusal_of_creation: Option<(u16, Value)>,
+    refusals: Vec<(Which, (u16, Value))>,
     lease_seconds: u64,
     making: Takes,
     removal: Takes,
@@ -109,6 +112,7 @@ impl Desk {
     /// How long it takes until an environment is usable; with [`Takes::Wait`] it never is.
     pub fn making(&self, takes: Takes) {
         self.state.0.lock().unwrap().making = takes;
+        self.state.1.notify_all();
     }
 
     /// How long it takes until a released environment is gone.
@@ -138,15 +142,43 @@ impl Desk {
 
     /// Refuses from now on to make environments.
     pub fn refuse_creation(&self, status: u16, code: &str, detail: &str, hint: &str) {
-        self.state.0.lock().unwrap().refusal_of_creation =
-            Some(refusal(status, code, detail, hint));
+        let which: Which = |call| call == "POST /v1/environments";
+        self.refuse_some(which, refusal(status, code, detail, hint));
     }
 
-    /// Puts an environment there, as if a job had asked for it.
+    /// Gives no sessions from now on.
+    pub fn refuse_sessions(&self, status: u16, code: &str, detail: &str, hint: &str) {
+        let which: Which = |call| call == "POST /v1/token";
+        self.refuse_some(which, refusal(status, code, detail, hint));
+    }
+
+    /// Believes nobody from now on, and says no more than that.
+    pub fn believe_nobody(&self) {
+        let which: Which = |call| call != "GET /readyz";
+        let told = refusal(
+            401,
+            "unauthenticated",
+            "the caller could not be verified",
+            "`kubler doctor` names the usual causes",
+        );
+        self.refuse_some(which, told);
+    }
+
+    fn refuse_some(&self, which: Which, refusal: (u16, Value)) {
+        self.state.0.lock().unwrap().refusals.push((which, refusal));
+    }
+
+    /// Puts an environment there, as if a job had asked for it long ago.
     pub fn put(&self, id: &str) {
         let mut state = self.state.0.lock().unwrap();
         let environment = environment(id, "main", "ready", self.port, state.lease_seconds);
         state.environments.insert(id.to_owned(), environment);
+    }
+
+    /// It is the whole build's from now on.
+    pub fn share(&self, id: &str) {
+        let mut state = self.state.0.lock().unwrap();
+        state.environments.get_mut(id).unwrap()["scope"] = "build".into();
     }
 
     pub fn release(&self, id: &str) {
@@ -258,14 +290,15 @@ fn serve(stream: TcpStream, tls: Arc<ServerConfig>, shared: &(Mutex<State>, Cond
                 job: claim("job_id"),
                 token_id: claim("jti"),
             });
-            let of_creation = state
-                .refusal_of_creation
-                .clone()
-                .filter(|_| call == "POST /v1/environments");
+            let of_some = state
+                .refusals
+                .iter()
+                .find(|(which, _)| which(&call))
+                .map(|(_, refusal)| refusal.clone());
             let answer = state
                 .refusal
                 .clone()
-                .or(of_creation)
+                .or(of_some)
                 .unwrap_or_else(|| answer(&mut state, &call, &body, claim("job_id"), port));
             shared.1.notify_all();
             let waits = String::from_utf8_lossy(&body).replace(' ', "");
@@ -373,11 +406,18 @@ fn answer(
                 "ready"
             };
             let lease = state.lease_seconds;
+            let is_new = !state.environments.contains_key(&id);
             let known = state
                 .environments
                 .entry(id.clone())
                 .or_insert_with(|| environment(&id, name, phase, port, lease));
             known["scope"] = asked["scope"].clone();
+            if is_new {
+                let made_at = now();
+                known["created_at"] = made_at.to_string().into();
+                let ready_at = made_at + jiff::SignedDuration::from_millis(1500);
+                known["ready_at"] = ready_at.to_string().into();
+            }
             if state.making == Takes::Fails {
                 known["phase"] = "failed".into();
                 known["end"] =
@@ -442,9 +482,10 @@ fn answer(
             200,
             json!({ "note": "kubler.test/ledger\n1\nabc\n\n— kubler.test/ledger xyz\n", "size": 1 }),
         ),
+        ("GET", ["v1", "ledger", "records"]) => (200, json!({ "records": [], "next": null })),
         ("GET", ["readyz"]) => (
             200,
-            json!({ "status": "ok", "checks": { "store": "ok" }, "version": "0.1.0", "now": now() }),
+            json!({ "status": "ok", "checks": { "store": "ok" }, "version": "0.1.0", "now": now().to_string() }),
         ),
         ("GET", ["k8s", id, "api", "v1", "pods"]) => match state.environments.get(*id) {
             Some(environment) if environment["phase"] == "ready" => (
@@ -473,8 +514,8 @@ fn problem(status: u16, code: &str, detail: &str) -> (u16, Value) {
 }
 
 #[allow(clippy::disallowed_methods, reason = "the server's own clock")]
-fn now() -> String {
-    jiff::Timestamp::now().to_string()
+fn now() -> jiff::Timestamp {
+    jiff::Timestamp::now()
 }
 
 fn session(number: usize) -> Value {

@@ -2,6 +2,8 @@
 
 use std::process::Output;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 use crate::desk::{Desk, token};
@@ -27,7 +29,7 @@ impl Scene {
         command
             .arg("--token-file")
             .arg(self.files.path().join("token"))
-            .args(["--audience", "a", "doctor"])
+            .args(["--audience", "https://elsewhere.example", "doctor"])
             .args(arguments);
         command.output().unwrap()
     }
@@ -140,4 +142,63 @@ fn without_an_environment_it_says_what_was_not_looked_at() {
     assert_eq!(state, "ok");
     assert!(message.contains("`--profile PROFILE`"), "{message}");
     assert_eq!(scene.desk.count("POST"), 0, "looking changes nothing");
+}
+
+impl Scene {
+    /// The token says this of itself.
+    fn token_with(&self, claims: &Value) {
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let text = format!("{}.{}.c2ln", part(&json!({ "alg": "RS256" })), part(claims));
+        std::fs::write(self.files.path().join("token"), text).unwrap();
+    }
+}
+
+#[test]
+fn a_caller_that_is_not_believed_is_told_what_may_be_the_cause() {
+    let scene = Scene::new();
+    scene.token_with(&json!({ "iss": "https://agent.example", "aud": "https://elsewhere.example",
+        "organization_id": "0194b014-8517-7cef-b232-76a827315f08", "job_id": "j", "exp": 4_000_000_000_u64 }));
+    scene.desk.believe_nobody();
+    let [state, message, hint] = scene.finding("identity", &["--profile", "ci-small"]);
+    assert_eq!(state, "wrong");
+    assert_eq!(message, "the caller could not be verified");
+    for part in [
+        "https://elsewhere.example",
+        &scene.desk.url(),
+        "0194b014-8517-7cef-b232-76a827315f08",
+        "https://agent.example",
+        "`kubler ledger records`",
+        "`caller.refuse`",
+    ] {
+        assert!(hint.contains(part), "no {part}: {hint}");
+    }
+    assert!(!hint.contains("kubler doctor"), "a circle: {hint}");
+    let [state, message, _] = scene.finding("audience", &[]);
+    assert_eq!(state, "note", "{message}");
+    assert!(message.contains(&scene.desk.url()), "{message}");
+    let output = scene.doctor(&["--profile", "ci-small"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(7), "{text}");
+    assert!(
+        !text.contains("policy:") && !text.contains("ok    identity"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_expired_token_is_no_identity() {
+    let scene = Scene::new();
+    scene.token_with(
+        &json!({ "iss": "https://agent.example", "job_id": "j", "exp": 1_000_000_000 }),
+    );
+    scene.desk.believe_nobody();
+    let [state, message, hint] = scene.finding("token", &[]);
+    assert_eq!(state, "wrong");
+    assert!(
+        message.contains("it expired at 2001-09-09T01:46:40Z"),
+        "{message}"
+    );
+    assert!(hint.contains("fresh"), "{hint}");
+    let [state, ..] = scene.finding("identity", &[]);
+    assert_eq!(state, "wrong");
 }

@@ -126,12 +126,12 @@ fn an_environment_for_people_and_for_scripts() {
         "{listed}"
     );
     assert!(run(&["env", "renew", id]).status.success());
-    // What is kept beside it goes with it, also outside of a job.
     let written = text(&run(&["kubeconfig", id]));
     let kubeconfig = std::path::Path::new(written.trim());
     assert!(kubeconfig.is_file(), "{written}");
     assert!(text(&run(&["env", "release", id])).contains("`released`"));
-    assert!(!kubeconfig.parent().unwrap().exists(), "{written}");
+    let kept = kubler_testkit::leaks::files_in(kubeconfig.parent().unwrap());
+    assert_eq!(kept, [kubeconfig], "sessions go, and it tells of the end");
     let renewed = run(&["env", "renew", id]);
     assert_eq!(renewed.status.code(), Some(4), "{}", text(&renewed));
 }

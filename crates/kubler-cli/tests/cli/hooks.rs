@@ -369,7 +369,7 @@ async fn environment_hook_serves_the_checkout_and_v4_order_ends_once() {
         .create();
     // Version 4 runs the agent's pre-exit last; here the plugin's runs first, and once more.
     let plugin =
-        "BUILDKITE_PLUGIN_CONFIGURATION='{\"annotation\":false}' kubler hook pre-exit; echo again"
+        "BUILDKITE_PLUGIN_CONFIGURATION='{\"annotation\":false}' kubler hook pre-exit; test -s \"$KUBECONFIG\" && echo 'still told'"
             .to_string();
     let mut agent = scene
         .agent(&job)
@@ -383,6 +383,7 @@ async fn environment_hook_serves_the_checkout_and_v4_order_ends_once() {
             && log.contains(&format!("have {}", environment(&job))),
         "{log}"
     );
+    assert!(log.contains("still told"), "the last hook of all: {log}");
     assert_eq!(log.matches("is released").count(), 1, "{log}");
     assert_eq!(
         scene.desk.count("POST /v1/environments/"),

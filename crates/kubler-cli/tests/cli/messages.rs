@@ -126,7 +126,12 @@ fn files_that_are_not_what_they_should_be() {
     told(
         &format!("{server} --token-file token --ca one.pem"),
         UNAVAILABLE,
-        &["no trusted connection", "--ca FILE", "KUBLER_CA"],
+        &[
+            "no trusted connection",
+            "the CA in `one.pem` is not the one of this server",
+            "--ca FILE",
+            "KUBLER_CA",
+        ],
     );
     let certified = format!("{server} --ca CA --client-certificate");
     told(
@@ -211,6 +216,92 @@ fn what_the_server_says() {
 }
 
 #[test]
+fn a_kubeconfig_that_would_be_refused_is_not_written() {
+    let scene = Scene::new();
+    let line = "--server SERVER --ca CA --token-file token kubeconfig env_1 --file written";
+    let is_refused = |code, parts: &[&str]| {
+        scene.is_told(line, code, parts);
+        assert!(!scene.files.path().join("written").exists());
+    };
+    is_refused(ENDED, &["there is no such environment"]);
+    scene.desk.put("env_1");
+    scene.desk.release("env_1");
+    is_refused(ENDED, &["env_1 has ended: its job released it"]);
+    scene.desk.put("env_1");
+    let (output, said) = scene.run(line);
+    assert!(output.status.success(), "{said}");
+    std::fs::remove_file(scene.files.path().join("written")).unwrap();
+    let told = "environment env_1 belongs to another job";
+    scene
+        .desk
+        .refuse_sessions(403, "denied", told, "ask for one of your own");
+    is_refused(DENIED, &[told, "ask for one of your own", "req_0123"]);
+}
+
+#[test]
+fn what_is_not_in_the_ledger() {
+    let scene = Scene::new();
+    let told = |line: &str, code, parts: &[&str]| {
+        scene.is_told(
+            &format!("--server SERVER --ca CA --token-file token {line}"),
+            code,
+            parts,
+        );
+    };
+    let no_id = [
+        "nothing was found",
+        "`web/1` is no job's id",
+        "kubler trace web/1",
+    ];
+    told("ledger records --job web/1", 0, &no_id);
+    let job = "01945ecf-0000-4000-8000-0000000000bb";
+    told(
+        &format!("ledger records --job {job}"),
+        0,
+        &["nothing was found", "nobody knew it"],
+    );
+    scene.desk.refuse(
+        403,
+        "denied",
+        "no policy allows `read_ledger`",
+        "permit read_ledger",
+    );
+    let hint = format!(
+        "ask an operator: this is read from the server's ledger, with `--client-certificate` and `--client-key`, as `kubler policy explain {job}`"
+    );
+    told(&format!("policy explain {job}"), DENIED, &[&hint]);
+}
+
+/// As `head` does it: the reader goes, and whoever writes ends by SIGPIPE, without a word.
+#[test]
+fn a_reader_that_has_enough_ends_it_quietly() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let scene = Scene::new();
+    scene.desk.put("env_1");
+    for line in [
+        "completions bash",
+        "env list",
+        "env show env_1",
+        "--output json env list",
+    ] {
+        let jobs = tempfile::tempdir().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = scene
+            .desk
+            .kubler(jobs.path())
+            .env("KUBLER_TOKEN_FILE", scene.files.path().join("token"))
+            .args(line.split(' '))
+            .stdout(writer)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(said, "", "`kubler {line}`");
+        assert_eq!(output.status.signal(), Some(13), "`kubler {line}`");
+    }
+}
+
+#[test]
 fn a_folder_that_may_not_be_used() {
     let scene = Scene::new();
     let output = kubler(std::path::Path::new("/proc"))
@@ -254,6 +345,13 @@ fn slips_of_the_keyboard() {
         "env create --profile p --wait 18446744073709551615",
         &["--wait", "at most 900"],
     );
+    told(
+        "env release env_1 --wait 1m",
+        &["'1m'", "without a unit, such as 60"],
+    );
+    told("env list --build app/7", &["'app/7'", "such as 1234"]);
+    told("ledger records --limit 0", &["'0'", "from 1 to 100000"]);
+    told("ledger records --from 1k", &["'1k'", "such as 1200"]);
     told("run --profile p true", &["'true'", "-- <COMMAND>"]);
     told(
         "run --server SERVER --profile p --token-file - -- true",
@@ -261,6 +359,14 @@ fn slips_of_the_keyboard() {
     );
     told("--output yaml env list", &["'yaml'", "json"]);
     told("policy check --config nowhere.yaml", &["nowhere.yaml"]);
+    let jobs = tempfile::tempdir().unwrap();
+    let heard = kubler(jobs.path())
+        .env("KUBLER_CONFIG", "/nowhere/of-the-server.yaml")
+        .args(["policy", "check"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&heard.stderr).into_owned();
+    assert!(said.contains("`/nowhere/of-the-server.yaml`"), "{said}");
     told(
         "policy explain token --config nowhere.yaml",
         &["nowhere.yaml"],

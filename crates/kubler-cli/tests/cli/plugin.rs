@@ -123,6 +123,9 @@ fn the_description_keeps_the_linters_rules() {
     }
 }
 
+/// Where agents find the server's CA: one path in everything that people paste.
+const CA: &str = "/etc/kubler/ca.pem";
+
 /// What people are told to paste: the documents' examples, and what `kubler-server init` prints.
 fn examples() -> Vec<(String, String)> {
     let root = plugin().join("../..");
@@ -156,6 +159,8 @@ fn printed_by_init() -> String {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
     let printed = String::from_utf8(output.stdout).unwrap();
+    let put = format!("tls/ca.pem {CA}\n");
+    assert!(printed.contains(&put), "where it is put: {printed}");
     let lines: Vec<_> = printed
         .lines()
         .skip_while(|line| line.trim() != "steps:")
@@ -222,9 +227,18 @@ fn every_example_to_paste_is_this_plugin_and_fits_its_schema() {
                 assert_eq!(*reference, version, "{origin}");
                 let faults = faults(configuration);
                 assert!(faults.is_empty(), "{origin}: {faults:#?}");
+                let ca = configuration.get("ca").and_then(Value::as_str);
+                assert!(
+                    ca.is_none_or(|ca| ca == CA),
+                    "{origin}: one path everywhere"
+                );
                 *seen.entry(origin.clone()).or_default() += 1;
             }
         }
+    }
+    for document in ["README.md", "docs/quick-start.md"] {
+        let text = std::fs::read_to_string(plugin().join("../..").join(document)).unwrap();
+        assert!(text.contains(CA), "{document}");
     }
     assert_eq!(seen["README.md"], 1);
     assert_eq!(seen["kubler-server init"], 1);

@@ -80,12 +80,20 @@ async fn a_token_that_is_refused_says_why_and_what_next() {
         "{}",
         told["other audience"]
     );
+    let stranger = job.oidc_token(&elsewhere).unwrap();
+    std::fs::write(folder.path().join("token"), stranger).unwrap();
     let doctor = kubler(
         &server,
         folder.path(),
         &["--audience", "https://elsewhere.example", "doctor"],
     );
     assert_eq!(doctor.status.code(), Some(7), "{doctor:?}");
+    let text = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(
+        text.contains("note  audience") && text.contains("WRONG identity"),
+        "{text}"
+    );
+    assert!(!text.contains("policy: "), "nobody got as far: {text}");
 
     std::fs::write(folder.path().join("token"), server.token(&job)).unwrap();
     let unknown = kubler(
@@ -102,6 +110,26 @@ async fn a_token_that_is_refused_says_why_and_what_next() {
     let text = String::from_utf8_lossy(&trial.stdout).into_owned();
     assert!(text.contains("profile `ci-small` is allowed"), "{text}");
     server_is_empty(&server).await;
+
+    // By the server's own clock: what was there before lives on, and what a command made itself ends with it.
+    let made = kubler(
+        &server,
+        folder.path(),
+        &["env", "create", "--profile", "ci-small"],
+    );
+    assert!(made.status.success(), "{}", said(&made));
+    let run = |name: &str| {
+        std::fs::write(folder.path().join("token"), server.token(&job)).unwrap();
+        let line = ["run", "--profile", "ci-small", "--name", name, "--", "true"];
+        let output = kubler(&server, folder.path(), &line);
+        assert!(output.status.success(), "{}", said(&output));
+        said(&output)
+    };
+    let told = run("main");
+    assert!(told.contains("was there before this command"), "{told}");
+    let told = run("own");
+    assert!(told.contains("nothing is left"), "{told}");
+    assert!(!server.control_planes().is_empty(), "the first one lives");
 }
 
 /// What was tried is gone.

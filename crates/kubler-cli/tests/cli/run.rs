@@ -263,3 +263,156 @@ fn what_a_build_shares_does_not_end_with_one_command() {
     assert!(!scene.desk.is_released("env_j_main"));
     assert_eq!(files_in(scene.jobs.path()), Vec::<PathBuf>::new());
 }
+
+/// In a queue it may take longer than a lease until an environment is made.
+#[test]
+fn whoever_waits_for_an_environment_keeps_it_alive() {
+    for line in [
+        &["run", "--profile", "p", "--", "sh", "-c", "exit 0"][..],
+        &["env", "create", "--profile", "p"],
+    ] {
+        let scene = Scene::new();
+        scene.desk.making(Takes::Ever);
+        let child = scene
+            .desk
+            .kubler(scene.jobs.path())
+            .arg("--token-file")
+            .arg(scene.files.path().join("token"))
+            .args(line)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        scene.desk.wait_for("renewals", |calls| {
+            let renewals = calls.iter().filter(|noted| noted.call.ends_with("/renew"));
+            renewals.count() >= 2
+        });
+        scene.desk.making(Takes::None);
+        let output = ended(child);
+        assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    }
+}
+
+#[test]
+fn what_was_there_before_the_command_is_used_and_lives_on() {
+    let scene = Scene::new();
+    let made = scene
+        .desk
+        .kubler(scene.jobs.path())
+        .arg("--token-file")
+        .arg(scene.files.path().join("token"))
+        .args(["env", "create", "--profile", "ci-small"])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", errors(&made));
+    let told = "kubler: environment env_j_main was there before this command and lives on: who made it ends it\n";
+    for _ in 0..2 {
+        let output = scene
+            .run("echo $KUBLER_ENVIRONMENT; exit 3")
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(3), "{}", errors(&output));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "env_j_main\n");
+        assert_eq!(errors(&output), told);
+        assert!(!scene.desk.is_released("env_j_main"));
+    }
+    assert_eq!(files_in(scene.jobs.path()), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_what_another_made_and_not_that() {
+    let scene = Scene::new();
+    scene.desk.making(Takes::Ever);
+    let made = scene
+        .desk
+        .kubler(scene.jobs.path())
+        .arg("--token-file")
+        .arg(scene.files.path().join("token"))
+        .args(["env", "create", "--profile", "ci-small", "--wait", "0"])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", errors(&made));
+    let child = scene.run("true").stderr(Stdio::piped()).spawn().unwrap();
+    scene.desk.wait_for("call that waits", |calls| {
+        let asked = calls
+            .iter()
+            .filter(|noted| noted.call == "POST /v1/environments");
+        asked.count() == 3
+    });
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let output = ended(child);
+    assert_eq!(output.status.code(), Some(143), "{}", errors(&output));
+    assert!(!scene.desk.is_released("env_j_main"));
+    assert_eq!(files_in(scene.jobs.path()), Vec::<PathBuf>::new());
+}
+
+/// The plugin made it in this very second, and the job's command asks for the same name.
+#[test]
+fn the_jobs_own_environment_lives_on_whatever_the_clock_says() {
+    let scene = Scene::new();
+    let output = scene
+        .run("true")
+        .env("KUBLER_ENVIRONMENT", "env_j_main")
+        .output()
+        .unwrap();
+    assert!(
+        errors(&output).contains("was there before this command"),
+        "{}",
+        errors(&output)
+    );
+    assert!(!scene.desk.is_released("env_j_main"));
+}
+
+#[test]
+fn a_name_whose_environment_has_ended_says_so_and_ends_nothing() {
+    let scene = Scene::new();
+    scene.desk.put("env_j_main");
+    scene.desk.release("env_j_main");
+    let output = scene.run("true").output().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{}", errors(&output));
+    assert_eq!(
+        errors(&output),
+        "error: environment env_j_main has ended: its job released it\n\
+         hint: a job gets one environment per name: give another name (`--name`), or start a new job\n"
+    );
+    assert_eq!(scene.desk.count("POST /v1/environments/"), 0);
+    assert_eq!(files_in(scene.jobs.path()), Vec::<PathBuf>::new());
+}
+
+/// A job without the plugin has no last hook: the next job on the machine clears up.
+#[test]
+fn a_kubeconfig_of_a_buildkite_job_without_the_plugin_goes_when_another_begins() {
+    let scene = Scene::new();
+    scene.desk.put("env_1");
+    let folder = |job: &str| {
+        let all = files_in(scene.jobs.path()).into_iter();
+        let of_job = all.filter(|path| path.parent().unwrap().ends_with(job));
+        of_job.collect::<Vec<_>>()
+    };
+    let path = std::env::join_paths([
+        std::path::Path::new(env!("CARGO_BIN_EXE_kubler"))
+            .parent()
+            .unwrap(),
+        "/usr/bin".as_ref(),
+        "/bin".as_ref(),
+    ]);
+    // The shell stands for the bootstrap, and this process for the agent.
+    let mut job = Command::new("sh");
+    job.args([
+        "-c",
+        "kubler kubeconfig env_1 && kubler env release env_1; exit $?",
+    ])
+    .env_clear()
+    .env("PATH", path.unwrap())
+    .env("KUBLER_SERVER", scene.desk.url())
+    .env("KUBLER_CA", scene.desk.ca())
+    .env("KUBLER_JOBS_FOLDER", scene.jobs.path())
+    .env("KUBLER_TOKEN_FILE", scene.files.path().join("token"))
+    .env("BUILDKITE_JOB_ID", "ended")
+    .env("BUILDKITE_AGENT_PID", std::process::id().to_string());
+    let output = job.output().unwrap();
+    assert!(output.status.success(), "{}", errors(&output));
+    assert_eq!(folder("ended").len(), 2, "it, and whose it is");
+    assert!(scene.run("true").status().unwrap().success());
+    assert_eq!(folder("ended"), Vec::<PathBuf>::new());
+}

@@ -6,7 +6,7 @@ use clap::Args;
 use kubler_core::ledger::record::{Body, Decision, Kind, Record};
 use serde_json::Value;
 
-use crate::arguments::{Connection, Format};
+use crate::arguments::{self, Connection, Format};
 use crate::clock::Deadline;
 use crate::commands::ASK_SECONDS_MAX;
 use crate::exit::{Exit, Failure, Outcome};
@@ -23,10 +23,10 @@ pub struct Arguments {
     #[arg(long)]
     job: Option<String>,
     /// Begin with this sequence.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = arguments::sequence)]
     from: u64,
     /// At most so many.
-    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, default_value_t = 200, value_parser = arguments::records_limit)]
     limit: u64,
 }
 
@@ -52,12 +52,37 @@ pub fn run(arguments: &Arguments, connection: &Connection, format: Format) -> Ou
     }
     match format {
         Format::Json => output::json(&records)?,
+        Format::Text if records.is_empty() => say_nothing_was_found(arguments),
         Format::Text => output::data(&table(records)?)?,
     }
     if let Some(next) = next {
         output::remark(&format!("there are more: `--from {next}`"));
     }
     Ok(())
+}
+
+/// What was asked for may be there under another word.
+fn say_nothing_was_found(arguments: &Arguments) {
+    output::remark("nothing was found");
+    match (&arguments.job, &arguments.environment) {
+        (Some(job), _) if !is_job_id(job) => output::remark(&format!(
+            "hint: `{}` is no job's id: that is 36 digits and `-`, such as `01945ecf-0000-4000-8000-0000000000bb`; `kubler trace {}` finds the jobs of a pipeline, build or commit",
+            output::plain(job),
+            output::plain(job)
+        )),
+        (Some(_), _) => output::remark(
+            "hint: nothing was recorded of this job: it never asked, or nobody knew it (`caller.refuse_many`)",
+        ),
+        (None, Some(_)) => output::remark(
+            "hint: an environment's id is `env_` and 32 digits, as `kubler env list --all` shows it",
+        ),
+        (None, None) => {}
+    }
+}
+
+/// Whether it looks like the ids that CIs give their jobs.
+pub fn is_job_id(text: &str) -> bool {
+    text.len() == 36 && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
 }
 
 fn table(records: Vec<Value>) -> Outcome<String> {

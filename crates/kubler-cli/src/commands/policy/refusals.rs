@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use kubler_api::error::ErrorCode;
 use kubler_core::ledger::record::{Body, Decision, LedgerAction, Record};
 use kubler_core::policy::{self, Action, Question, Subject};
 use serde::Serialize;
@@ -17,7 +18,7 @@ use crate::commands::ASK_SECONDS_MAX;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::output;
 use crate::server::client::RecordsFilter;
-use crate::server::connected::Connected;
+use crate::server::connected::{Connected, Proof};
 
 /// Records of one job that are looked at.
 const RECORDS_MAX: usize = 10_000;
@@ -95,7 +96,8 @@ fn records(job: &str, connection: &Connection) -> Outcome<Vec<Record>> {
         };
         let page = connected
             .client
-            .records(proof.caller(), &filter, deadline)?;
+            .records(proof.caller(), &filter, deadline)
+            .map_err(|failure| next_of(failure, &proof, job))?;
         for record in page.records {
             records.push(serde_json::from_value(record).map_err(|error| {
                 Failure::new(Exit::Failed, format!("a record cannot be read: {error}"))
@@ -105,6 +107,16 @@ fn records(job: &str, connection: &Connection) -> Outcome<Vec<Record>> {
         next = page.next;
     }
     Ok(records)
+}
+
+/// Whoever asks as a job is not helped by a permit to read everybody's records.
+fn next_of(failure: Failure, proof: &Proof, job: &str) -> Failure {
+    match (failure.code, proof) {
+        (Some(ErrorCode::Denied), Proof::Token(_)) => failure.hint(format!(
+            "ask an operator: this is read from the server's ledger, with `--client-certificate` and `--client-key`, as `kubler policy explain {job}`"
+        )),
+        _ => failure,
+    }
 }
 
 fn refusal(record: &Record, starts: &HashMap<u64, &Body>, files: &Files) -> Option<Refusal> {

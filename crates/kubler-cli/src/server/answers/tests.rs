@@ -1,9 +1,16 @@
 use super::*;
 
+fn peer() -> Peer {
+    Peer {
+        url: "https://s".into(),
+        ca: None,
+    }
+}
+
 #[test]
 fn a_problem_keeps_its_code_hint_and_request() {
     let text = r#"{"type":"about:blank#denied","title":"denied","status":403,"code":"denied","detail":"no policy allows it","hint":"ask","request_id":"req_1"}"#;
-    let failure = refusal(StatusCode::FORBIDDEN, text, None, "https://s");
+    let failure = refusal(StatusCode::FORBIDDEN, text, None, &peer());
     assert_eq!(failure.exit, Exit::Denied);
     assert_eq!(
         failure.lines(),
@@ -13,7 +20,7 @@ fn a_problem_keeps_its_code_hint_and_request() {
 
 #[test]
 fn an_answer_of_something_else_says_what_was_answered() {
-    let failure = refusal(StatusCode::BAD_GATEWAY, "<html>", Some(3), "https://s");
+    let failure = refusal(StatusCode::BAD_GATEWAY, "<html>", Some(3), &peer());
     assert_eq!(
         (failure.exit, failure.retry),
         (Exit::Unavailable, Retry::After(3))

@@ -9,6 +9,8 @@ fn a_segment_stays_one_segment() {
 #[test]
 fn plain_http_is_refused() {
     let tls = TlsConfig::builder().build();
-    let failure = Client::new("http://kubler.example", tls).err().unwrap();
+    let failure = Client::new("http://kubler.example", None, tls)
+        .err()
+        .unwrap();
     assert_eq!(failure.exit, Exit::Usage);
 }
