@@ -59,10 +59,11 @@ fn names(text: &str) -> impl Iterator<Item = &str> {
 fn named(text: &str) -> impl Iterator<Item = &str> {
     let code = text.split('`').skip(1).step_by(2);
     let code = code.filter(|code| code.contains("::") && !code.contains([' ', '(', '{']));
-    // Types begin with a capital; modules are of one word.
+    // Functions of a type, which begins with a capital, are no tests; modules are of one word.
     code.filter(|code| {
-        let name = code.rsplit("::").next().unwrap_or_default();
+        let (module, name) = code.rsplit_once("::").unwrap_or_default();
         (name.contains('_') || name.ends_with('…'))
+            && !module.contains(char::is_uppercase)
             && name.starts_with(|first: char| first.is_ascii_lowercase())
     })
 }
