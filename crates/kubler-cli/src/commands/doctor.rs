@@ -197,7 +197,8 @@ fn identity(connected: &Connected, findings: &mut Findings) -> bool {
 fn bounds(connected: &Connected, findings: &mut Findings, deadline: Deadline) {
     match connected.client.metrics(deadline) {
         Ok(metrics) => {
-            let names = bounds_in_force(&metrics).collect::<Vec<_>>();
+            let mut names = bounds_in_force(&metrics).collect::<Vec<_>>();
+            names.sort_unstable();
             findings.ok("bounds", format!("by the system: {}", names.join(", ")));
         }
         Err(failure) => findings.wrong("bounds", &failure),
