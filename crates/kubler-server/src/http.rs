@@ -231,7 +231,7 @@ impl Api {
         let is_signed = refusal.identity.is_some() || refusal.detail.is_some();
         let is_news = |told: &Told| {
             let now = self.clock.now();
-            told.is_news(refusal.listed.clone(), (reason, digest), now)
+            told.is_news(refusal.listed.as_deref().cloned(), (reason, digest), now)
         };
         if !is_signed || !is_news(&self.told) {
             return self.refuse(arrival, reason);

@@ -84,7 +84,7 @@ pub struct Refusal {
     /// Who it would have been: only when the signature was right and every claim was there.
     pub identity: Option<Box<Identity>>,
     /// The listed organization that a validly signed token for our audience is of.
-    pub listed: Option<ListedOrganization>,
+    pub listed: Option<Box<ListedOrganization>>,
     /// What the caller may be told: only when the organization is listed.
     pub disclosed: Option<Disclosed>,
     /// Seconds by which the issuer's clock and ours are seen to differ, for the ledger and never for the caller.
@@ -349,9 +349,11 @@ impl Trusted {
         let listed = match self.settings.kind {
             IssuerKind::Buildkite => buildkite::listed_organization(claims, &self.settings),
         };
-        let listed = listed.map(|organization| ListedOrganization {
-            issuer: self.settings.url.clone(),
-            id: organization.id.clone(),
+        let listed = listed.map(|organization| {
+            Box::new(ListedOrganization {
+                issuer: self.settings.url.clone(),
+                id: organization.id.clone(),
+            })
         });
         let faulty = |fault: ClaimFault| claim_refusal(&fault, listed.clone());
         let standing = Standing::read(claims).map_err(faulty)?;
@@ -393,7 +395,7 @@ impl Trusted {
     }
 }
 
-fn claim_refusal(fault: &ClaimFault, listed: Option<ListedOrganization>) -> Refusal {
+fn claim_refusal(fault: &ClaimFault, listed: Option<Box<ListedOrganization>>) -> Refusal {
     let reason = match fault {
         ClaimFault::NotAskedFor { .. } | ClaimFault::Missing { .. } => RefusalReason::ClaimMissing,
         ClaimFault::Malformed { .. } => RefusalReason::ClaimMalformed,

@@ -193,6 +193,7 @@ async fn what_was_only_counted_is_written_down_when_the_way_out_closes() {
             serving.end().await;
         }
         written.cancelled().await;
+        assert!(UnixStream::connect(&socket).await.is_err(), "it is closed");
         let records = records.lock().unwrap();
         assert_eq!(
             records[REFUSED_PER_WINDOW_MAX..],
@@ -201,7 +202,6 @@ async fn what_was_only_counted_is_written_down_when_the_way_out_closes() {
                 ("others".to_owned(), "counted".to_owned(), 8),
             ]
         );
-        assert!(UnixStream::connect(&socket).await.is_err(), "it is closed");
     }
 }
 
