@@ -6,18 +6,20 @@
     reason = "this is the one place"
 )]
 
+use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
 
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use jiff::{SignedDuration, Timestamp};
 use kubler_api::{Differences, Environment, Environments, Phase};
+use kubler_core::text;
 use serde::Serialize;
 use signal_hook::consts::SIGPIPE;
 
 use crate::exit::{Exit, Failure, Outcome};
 
-/// Data, as it is.
+/// Data for programs, as it is.
 pub fn data(text: &str) -> Outcome<()> {
     let mut stdout = std::io::stdout().lock();
     let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
@@ -30,30 +32,48 @@ pub fn data(text: &str) -> Outcome<()> {
     written.map_err(|error| Failure::io("write to standard output", &error))
 }
 
-/// Data as JSON.
+/// Data for people.
+pub fn text(text: &str) -> Outcome<()> {
+    data(&lines(text))
+}
+
+/// Data as JSON: for programs, and for people who look at it.
 pub fn json(value: &impl Serialize) -> Outcome<()> {
-    data(
-        &serde_json::to_string_pretty(value)
-            .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?,
-    )
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    data(&escaped(&json))
 }
 
 /// A remark for people.
 pub fn remark(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", lines(text));
 }
 
-/// Text of somebody outside, without what a terminal would act on.
+/// Text of somebody outside, without what a terminal would act on and what would deceive whoever reads it.
 pub fn plain(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                c
+    text::plain(text.chars()).collect()
+}
+
+/// The same for text that has lines.
+fn lines(text: &str) -> String {
+    text.split('\n').map(plain).collect::<Vec<_>>().join("\n")
+}
+
+/// JSON of the same meaning, in which every character shows.
+fn escaped(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        // Outside of its texts, indented JSON has line feeds.
+        if c != '\n' && text::is_unsafe(c) {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                let _ = write!(escaped, "\\u{unit:04x}");
             }
-        })
-        .collect()
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped
 }
 
 /// Rows below a head.
@@ -277,8 +297,27 @@ mod tests {
     }
 
     #[test]
+    fn c6_json_for_people_shows_every_character_and_means_the_same() {
+        let value = serde_json::json!({ "a\u{202e}b": "\u{200d}\u{e0041}\u{7f}\n\u{9b}é" });
+        let json = escaped(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(
+            json.contains(r#""a\u202eb": "\u200d\udb40\udc41\u007f\n\u009bé""#),
+            "{json}"
+        );
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&json).unwrap(),
+            value
+        );
+    }
+
+    #[test]
     fn c6_a_terminal_gets_no_commands_of_outsiders() {
         assert_eq!(plain("a\u{1b}[2Jb\nc"), "a\u{fffd}[2Jb\u{fffd}c");
+        assert_eq!(
+            plain("etc\u{202e}nimda\u{61c}\u{200b}x\u{2060}\u{feff}"),
+            "etc\u{fffd}nimda\u{fffd}\u{fffd}x\u{fffd}\u{fffd}"
+        );
+        assert_eq!(lines("a\u{202e}\r\nb"), "a\u{fffd}\u{fffd}\nb");
         assert!(!table(&["X"], [vec!["\u{1b}]0;x\u{7}".to_owned()]]).contains('\u{1b}'));
     }
 }

@@ -115,7 +115,7 @@ pub struct Profile {
     #[serde(default = "Profile::default_session_seconds")]
     #[schemars(range(min = SESSION_SECONDS_MIN, max = SESSION_SECONDS_MAX))]
     pub session_seconds: u64,
-    /// When open streams end.
+    /// When open streams end; those of an environment with `scope: build` end with the session in any case.
     #[serde(default)]
     pub streams_end_with: StreamEnd,
     /// How many environments of this profile may live at once; absent: only the server's limit.

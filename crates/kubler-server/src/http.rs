@@ -15,7 +15,7 @@ pub mod tls;
 mod view;
 mod webhooks;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -39,7 +39,7 @@ use crate::clock::Clock;
 use crate::entropy;
 use crate::gateway::Gateway;
 use crate::http::error::ApiError;
-use crate::identity::{Refusal, Verifier};
+use crate::identity::{ListedOrganization, Refusal, Verifier};
 use crate::in_force;
 use crate::ledger::sinks::Sinks;
 use crate::ledger::{Durability, RefusalBeforeVerification};
@@ -71,31 +71,40 @@ pub struct Api {
     pub clock: Arc<dyn Clock>,
 }
 
-/// Refusals that have a record of their own in this minute. So many and no more: the others are counted, whoever they
-/// come from.
+/// Refusals that have a record of their own in this minute. So many and no more: the others are counted. Each listed
+/// organization has its own share, and all others one, so that nobody who has an account at the issuer hides what is
+/// tried with a listed organization's tokens.
 #[derive(Debug)]
-pub struct Told(Mutex<(Timestamp, HashSet<(&'static str, TokenDigest)>)>);
+pub struct Told(Mutex<(Timestamp, Shares)>);
+
+type Shares = HashMap<Option<ListedOrganization>, HashSet<(&'static str, TokenDigest)>>;
 
 impl Told {
     /// How long a refusal that was recorded is only counted, in seconds.
     const SECONDS: i64 = 60;
-    /// How many records of their own refusals get in that time.
+    /// How many records of their own the refusals of one share get in that time.
     const MAX: usize = 120;
 
-    fn is_news(&self, refusal: (&'static str, TokenDigest), now: Timestamp) -> bool {
+    fn is_news(
+        &self,
+        of: Option<ListedOrganization>,
+        refusal: (&'static str, TokenDigest),
+        now: Timestamp,
+    ) -> bool {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, known) = &mut *told;
+        let (since, shares) = &mut *told;
         if now.as_second().saturating_sub(since.as_second()) >= Self::SECONDS {
             *since = now;
-            known.clear();
+            shares.clear();
         }
+        let known = shares.entry(of).or_default();
         known.len() < Self::MAX && known.insert(refusal)
     }
 }
 
 impl Default for Told {
     fn default() -> Self {
-        Self(Mutex::new((Timestamp::MIN, HashSet::new())))
+        Self(Mutex::new((Timestamp::MIN, Shares::new())))
     }
 }
 
@@ -212,7 +221,11 @@ impl Api {
     async fn refuse_token(&self, arrival: &Arrival, digest: TokenDigest, refusal: Refusal) {
         let reason = refusal.reason.as_str();
         let is_signed = refusal.identity.is_some() || refusal.detail.is_some();
-        if !is_signed || !self.told.is_news((reason, digest), self.clock.now()) {
+        let is_news = |told: &Told| {
+            let now = self.clock.now();
+            told.is_news(refusal.listed.as_deref().cloned(), (reason, digest), now)
+        };
+        if !is_signed || !is_news(&self.told) {
             return self.refuse(arrival, reason);
         }
         let mut body = Body::new(Kind::Event, LedgerAction::CallerRefuse);
@@ -262,12 +275,33 @@ mod tests {
         let told = Told::default();
         let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
         let token = |nth: usize| ("token_expired", TokenDigest::of(&nth.to_string()));
-        assert!(told.is_news(token(0), at(0)));
-        assert!(!told.is_news(token(0), at(59)), "the same again");
+        assert!(told.is_news(None, token(0), at(0)));
+        assert!(!told.is_news(None, token(0), at(59)), "the same again");
         let others = (1..5000)
-            .filter(|nth| told.is_news(token(*nth), at(1)))
+            .filter(|nth| told.is_news(None, token(*nth), at(1)))
             .count();
         assert_eq!(others, Told::MAX - 1);
-        assert!(told.is_news(token(0), at(60)));
+        assert!(told.is_news(None, token(0), at(60)));
+    }
+
+    #[test]
+    fn a_flood_of_refusals_hides_those_of_no_other_listed_organization() {
+        let told = Told::default();
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let listed = |id: &str| {
+            Some(ListedOrganization {
+                issuer: "https://agent.buildkite.com".into(),
+                id: id.into(),
+            })
+        };
+        // Anybody with an account; one that is listed; another.
+        for of in [None, listed("acme"), listed("umbrella")] {
+            let news = |nth: usize| {
+                let token = TokenDigest::of(&format!("{of:?} {nth}"));
+                told.is_news(of.clone(), ("token_expired", token), now)
+            };
+            let own = (0..500).filter(|nth| news(*nth)).count();
+            assert_eq!(own, Told::MAX, "{of:?}");
+        }
     }
 }

@@ -82,10 +82,21 @@ pub struct Refusal {
     pub detail: Option<String>,
     /// Who it would have been: only when the signature was right and every claim was there.
     pub identity: Option<Box<Identity>>,
-    /// What the caller may be told: only of a validly signed token, for our audience, of a listed organization.
+    /// The listed organization that a validly signed token for our audience is of.
+    pub listed: Option<Box<ListedOrganization>>,
+    /// What the caller may be told: only when the organization is listed.
     pub disclosed: Option<Disclosed>,
     /// Seconds by which the issuer's clock and ours are seen to differ, for the ledger and never for the caller.
     pub clock_skew_seconds: i64,
+}
+
+/// One of the organizations that the configuration lists.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ListedOrganization {
+    /// The issuer's URL.
+    pub issuer: String,
+    /// The organization's id.
+    pub id: String,
 }
 
 /// What a caller may be told about a refusal.
@@ -103,6 +114,7 @@ impl Refusal {
             reason,
             detail: None,
             identity: None,
+            listed: None,
             disclosed: None,
             clock_skew_seconds: 0,
         }
@@ -323,17 +335,24 @@ impl Trusted {
         let identity = match self.settings.kind {
             IssuerKind::Buildkite => buildkite::identity_from_claims(claims, &self.settings),
         };
-        let may_be_told = match self.settings.kind {
-            IssuerKind::Buildkite => buildkite::is_of_a_listed_organization(claims, &self.settings),
+        let listed = match self.settings.kind {
+            IssuerKind::Buildkite => buildkite::listed_organization(claims, &self.settings),
         };
-        let faulty = |fault: ClaimFault| claim_refusal(&fault, may_be_told);
+        let listed = listed.map(|organization| {
+            Box::new(ListedOrganization {
+                issuer: self.settings.url.clone(),
+                id: organization.id.clone(),
+            })
+        });
+        let faulty = |fault: ClaimFault| claim_refusal(&fault, listed.clone());
         let standing = Standing::read(claims).map_err(faulty)?;
         if let Err(reason) = standing.check(&self.settings, now) {
             return Err(Refusal {
                 reason,
                 detail: None,
                 identity: identity.ok().map(Box::new),
-                disclosed: may_be_told.then(|| self.explain(reason)),
+                disclosed: listed.is_some().then(|| self.explain(reason)),
+                listed,
                 clock_skew_seconds: standing.clock_skew_seconds(now),
             });
         }
@@ -365,7 +384,7 @@ impl Trusted {
     }
 }
 
-fn claim_refusal(fault: &ClaimFault, may_be_told: bool) -> Refusal {
+fn claim_refusal(fault: &ClaimFault, listed: Option<Box<ListedOrganization>>) -> Refusal {
     let reason = match fault {
         ClaimFault::NotAskedFor { .. } | ClaimFault::Missing { .. } => RefusalReason::ClaimMissing,
         ClaimFault::Malformed { .. } => RefusalReason::ClaimMalformed,
@@ -375,7 +394,7 @@ fn claim_refusal(fault: &ClaimFault, may_be_told: bool) -> Refusal {
         ClaimFault::OrganizationNotListed { id } => id.clone(),
         other => other.to_string(),
     };
-    let disclosed = may_be_told.then(|| Disclosed {
+    let disclosed = listed.is_some().then(|| Disclosed {
         detail: fault.to_string(),
         hint: fault.hint(),
     });
@@ -383,6 +402,7 @@ fn claim_refusal(fault: &ClaimFault, may_be_told: bool) -> Refusal {
         reason,
         detail: Some(detail),
         identity: None,
+        listed,
         disclosed,
         clock_skew_seconds: 0,
     }

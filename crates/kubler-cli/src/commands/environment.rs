@@ -130,7 +130,7 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
     };
     match format {
         Format::Json => output::json(&environment)?,
-        Format::Text => output::data(&output::environment(&environment, clock::now()))?,
+        Format::Text => output::text(&output::environment(&environment, clock::now()))?,
     }
     Ok(Exit::Done)
 }
@@ -143,7 +143,7 @@ fn diff(diff: &Diff, connected: &Connected, deadline: Deadline, format: Format) 
         .differences(proof.caller(), before, after, deadline)?;
     match format {
         Format::Json => output::json(&found)?,
-        Format::Text => output::data(&output::differences(&found))?,
+        Format::Text => output::text(&output::differences(&found))?,
     }
     Ok(if found.same { Exit::Done } else { Exit::Found })
 }
@@ -208,7 +208,7 @@ pub fn print(found: &kubler_api::Environments, format: Format) -> Outcome<()> {
         output::remark("nothing was found");
         return Ok(());
     }
-    output::data(&output::environments(found, clock::now()))?;
+    output::text(&output::environments(found, clock::now()))?;
     if found.truncated {
         output::remark("there are older ones; ask for less at once");
     }

@@ -115,7 +115,7 @@ fn print(report: &Report, format: Format) -> Outcome<()> {
             } else {
                 "NOT intact"
             };
-            output::data(&format!("{verdict}\n{report}"))
+            output::text(&format!("{verdict}\n{report}"))
         }
     }
 }

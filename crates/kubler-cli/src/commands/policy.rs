@@ -92,7 +92,7 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
                 Format::Json => output::json(
                     &serde_json::json!({ "digest": checked.set.digest(), "policies": checked.policies.len() }),
                 )?,
-                Format::Text => output::data(&checked.to_string())?,
+                Format::Text => output::text(&checked.to_string())?,
             }
             Ok(Exit::Done)
         }
@@ -127,7 +127,7 @@ fn test(test: &Test, format: Format) -> Outcome<Exit> {
     }
     match format {
         Format::Json => output::json(&reports)?,
-        Format::Text => output::data(
+        Format::Text => output::text(
             reports
                 .iter()
                 .map(ToString::to_string)
@@ -163,7 +163,7 @@ fn explained(arguments: &Explain, format: Format) -> Outcome<Exit> {
         .map_err(|fault| Failure::usage(fault.message.clone()).hint(fault.hint.clone()))?;
     match format {
         Format::Json => output::json(&explanation)?,
-        Format::Text => output::data(text(&explanation).trim_end())?,
+        Format::Text => output::text(text(&explanation).trim_end())?,
     }
     Ok(if explanation.allowed {
         Exit::Done

@@ -74,20 +74,20 @@ pub fn identity_from_claims(claims: &Claims, issuer: &Issuer) -> Result<Identity
     })
 }
 
-/// Whether a validly signed token of this issuer may be told why it was refused: its organization is listed. By
+/// The listed organization of a validly signed token of this issuer: such a token may be told why it was refused. By
 /// id when the token has one; a token that was made without the id is known by its slug, which is good enough
 /// for a hint and for nothing else.
-pub fn is_of_a_listed_organization(claims: &Claims, issuer: &Issuer) -> bool {
+pub fn listed_organization<'a>(claims: &Claims, issuer: &'a Issuer) -> Option<&'a Organization> {
     match (
         claims::text(claims, "organization_id"),
         claims::text(claims, "organization_slug"),
     ) {
-        (Ok(Some(id)), _) => issuer.organization(id).is_some(),
+        (Ok(Some(id)), _) => issuer.organization(id),
         (Ok(None), Ok(Some(slug))) => issuer
             .organizations
             .iter()
-            .any(|listed| listed.slug == slug),
-        _ => false,
+            .find(|listed| listed.slug == slug),
+        _ => None,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::environment::Phase;
 use crate::identity::Identity;
 use crate::ids::{EnvironmentId, RequestId, SessionId};
 use crate::policy::Grounds;
+use crate::text::is_unsafe;
 
 /// Beginning, end, or a thing that just happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -268,6 +269,8 @@ pub struct Outcome {
     pub close_reason: Option<String>,
 }
 
+/// The one control character that JSON does not escape and that is ASCII.
+const DELETE: u8 = 0x7f;
 /// Longest record, in bytes.
 pub const RECORD_BYTES_MAX: usize = 32 * 1024;
 /// Longest text for people in a record that would be too long, in characters.
@@ -385,7 +388,7 @@ impl Body {
         if serde_json::to_writer(&mut bytes, self).is_err() {
             bytes.clear();
         }
-        bytes
+        escape_unsafe(bytes)
     }
 
     fn shorten(&mut self) {
@@ -449,6 +452,31 @@ impl Body {
             outcome: None,
             details: serde_json::Map::new(),
         }
+    }
+}
+
+/// Spells out what is not seen or changes direction, as in `\u{202e}`: nobody who looks at the ledger, in whatever
+/// program, sees something else than what is there. In JSON such characters stand within texts only, and there
+/// whatever is below U+0020 is escaped already.
+fn escape_unsafe(json: Vec<u8>) -> Vec<u8> {
+    let is_unsafe = |c: char| is_unsafe(c) && c >= ' ';
+    if json.iter().all(|byte| byte.is_ascii() && *byte != DELETE) {
+        return json;
+    }
+    match std::str::from_utf8(&json) {
+        Ok(text) if text.chars().any(is_unsafe) => {
+            let mut escaped = String::with_capacity(json.len() + 64);
+            for c in text.chars() {
+                if is_unsafe(c) {
+                    escaped.push('\\');
+                    escaped.extend(c.escape_unicode());
+                } else {
+                    escaped.push(c);
+                }
+            }
+            escaped.into_bytes()
+        }
+        _ => json,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::ledger::record::KubernetesRequest;
+use crate::text::is_unsafe;
 
 /// Why a path is not in its normal form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -22,7 +23,8 @@ pub enum PathFault {
     /// `%` that is not followed by two hex digits.
     #[error("it has a `%` that encodes nothing")]
     BrokenEncoding,
-    /// An encoded `/`, `\`, `;`, `%` or control byte, or an encoded letter, digit, `-`, `.`, `_` or `~`.
+    /// An encoded `/`, `\`, `;`, `%`, control byte or character that does not show, or an encoded letter, digit, `-`,
+    /// `.`, `_` or `~`.
     #[error("it encodes a byte that must not be encoded in a path")]
     HiddenCharacter,
     /// The decoded bytes are no text.
@@ -112,8 +114,9 @@ fn decode(path: &str) -> Result<Cow<'_, str>, PathFault> {
         decoded.push(hidden);
     }
     let text = String::from_utf8(decoded).map_err(|_| PathFault::NotText)?;
-    // C1 controls are control characters too, although no single byte of them looks like one.
-    if text.chars().any(char::is_control) {
+    // C1 controls, and what is not seen or changes direction, although no single byte of them looks like it: names of
+    // Kubernetes have none of them, and whoever reads the ledger must see what was asked for.
+    if text.chars().any(is_unsafe) {
         Err(PathFault::HiddenCharacter)
     } else {
         Ok(Cow::Owned(text))

@@ -2,7 +2,7 @@
 
 use kubler_api::CreateEnvironment;
 use kubler_core::environment::Environment;
-use kubler_core::identity::VerifiedToken;
+use kubler_core::identity::{Owner, VerifiedToken};
 use kubler_core::ledger::record::Body;
 use kubler_core::policy::{Action, Target};
 
@@ -25,10 +25,7 @@ impl Broker {
         if request.like.is_some() {
             return Err(BrokerError::attach_makes_nothing());
         }
-        let owner = token.identity.owner();
-        // The key of the name holds issuer, organization, pipeline and build: it never leads to another's (rule C8).
-        let existing = existing
-            .filter(|existing| existing.is_open_to(&owner))
+        let existing = open_to(&token.identity.owner(), existing)
             .ok_or_else(|| BrokerError::nothing_to_attach_to(&request.name))?;
         body.environment_id = Some(existing.id);
         if existing.resolved.profile.name != request.profile {
@@ -58,5 +55,35 @@ impl Broker {
                 .await?;
         }
         Ok(existing)
+    }
+}
+
+/// What was found by its name, if the job may use it. The key of the name holds issuer, organization, pipeline and build,
+/// so that it never leads to another's; nobody has to rely on it (rule C8).
+fn open_to(owner: &Owner, existing: Option<Environment>) -> Option<Environment> {
+    existing.filter(|existing| existing.is_open_to(owner))
+}
+
+#[cfg(test)]
+mod tests {
+    use kubler_core::environment::Scope;
+
+    use super::*;
+    use crate::store::tests::{environment, job};
+
+    #[test]
+    fn c8_what_a_name_leads_to_is_looked_at_again() {
+        let of_job = environment(1, &job(1), "main");
+        let of_build = Environment {
+            scope: Scope::Build,
+            ..of_job.clone()
+        };
+        let neighbour = job(2).owner();
+        let mut stranger = job(2);
+        stranger.run.id = "01945ecf-0000-4000-8000-0000000000ff".into();
+        let is_found = |owner: &Owner, it: &Environment| open_to(owner, Some(it.clone())).is_some();
+        assert!(is_found(&job(1).owner(), &of_job) && is_found(&neighbour, &of_build));
+        assert!(!is_found(&neighbour, &of_job), "another job");
+        assert!(!is_found(&stranger.owner(), &of_build), "another build");
     }
 }

@@ -114,3 +114,26 @@ pub(super) fn new_environment(
         version: 0,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::{environment, job};
+
+    #[test]
+    fn c8_what_exists_by_the_name_is_given_to_those_only_who_may_use_it() {
+        let of_job = environment(1, &job(1), "main");
+        let of_build = Environment {
+            scope: Scope::Build,
+            ..of_job.clone()
+        };
+        let neighbour = job(2).owner();
+        let mut stranger = job(2);
+        stranger.run.id = "01945ecf-0000-4000-8000-0000000000ff".into();
+        let is_given =
+            |owner: &Owner, it: &Environment| attachable(it, owner, &it.resolved).is_ok();
+        assert!(is_given(&job(1).owner(), &of_job) && is_given(&neighbour, &of_build));
+        assert!(!is_given(&neighbour, &of_job), "another job");
+        assert!(!is_given(&stranger.owner(), &of_build), "another build");
+    }
+}

@@ -155,7 +155,7 @@ struct Live {
     /// Set when it is larger.
     excess: Excess,
     _watching: AbortOnDropHandle<()>,
-    _egress: AbortOnDropHandle<()>,
+    egress: Arc<egress::Serving>,
 }
 
 impl LocalEngine {
@@ -257,6 +257,7 @@ impl LocalEngine {
     pub async fn stop(&self, mode: StopMode) -> Result<(), EngineError> {
         let found = self.observe().await?;
         if mode == StopMode::KeepEnvironments && !found.is_empty() {
+            self.inner.close_the_ways_out().await;
             return Ok(());
         }
         let mut first_error = None;
@@ -349,6 +350,17 @@ impl Inner {
         }
     }
 
+    /// Nobody serves them any more; what they only counted is written down.
+    async fn close_the_ways_out(&self) {
+        let slots: Vec<_> = self.slots.lock().values().map(Arc::clone).collect();
+        for slot in slots {
+            let egress = slot.live().as_ref().map(|live| Arc::clone(&live.egress));
+            if let Some(egress) = egress {
+                egress.end().await;
+            }
+        }
+    }
+
     /// Watches a control plane and serves its way out.
     fn live(
         self: &Arc<Self>,
@@ -359,6 +371,7 @@ impl Inner {
     ) -> io::Result<Live> {
         let socket = self.run.environment(id).egress_socket();
         let egress = egress::serve(&socket, id, egress, Arc::clone(&self.recorder))?;
+        let egress = Arc::new(egress);
         let ending = Arc::new(OnceLock::new());
         let (watched, noted, changes) = (
             Arc::clone(&process),
@@ -378,7 +391,7 @@ impl Inner {
             sizes,
             excess: Excess::default(),
             _watching: AbortOnDropHandle::new(watching),
-            _egress: egress,
+            egress,
         })
     }
 }

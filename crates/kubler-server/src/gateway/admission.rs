@@ -13,7 +13,7 @@ use crate::policy::Policies;
 use crate::session::Session;
 
 /// Most remembered admissions of one environment. A session lives minutes, so there are few.
-const ADMISSIONS_MAX: usize = 256;
+pub(super) const ADMISSIONS_MAX: usize = 256;
 
 /// A positive decision about one session, under one set of policies. Made of a permit and of nothing else.
 pub(super) struct Admission {
@@ -100,6 +100,13 @@ impl Admissions {
         }
         by_session.insert(session.id, Arc::clone(&admission));
         Ok(admission)
+    }
+
+    /// How many are remembered.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        let by_session = self.by_session.read();
+        by_session.unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kubler_core::environment::{EndReason, Environment};
+use kubler_core::environment::{EndReason, Environment, Scope};
 use kubler_core::ids::EnvironmentId;
 use kubler_core::lease;
 use kubler_core::profile::StreamEnd;
@@ -208,7 +208,7 @@ impl Gate {
     fn look(&self, environment: &Environment, parts: &GatewayParts, now: Timestamp) {
         self.pool.sweep();
         let policies = parts.policies.current();
-        let with_session = environment.resolved.profile.streams_end_with == StreamEnd::Session;
+        let with_session = ends_with_session(environment);
         for stream in self.streams() {
             if with_session && stream.session_is_over(now) {
                 let refused = Refused::session_expired(stream.admission().session().expires_at);
@@ -231,6 +231,13 @@ impl Gate {
             }
         }
     }
+}
+
+/// Whether an answer ends with the session that opened it. A lease of a whole build is kept by whichever of its jobs
+/// runs, so it says nothing of the job that asked: what that job opened must not go on behind it.
+fn ends_with_session(environment: &Environment) -> bool {
+    environment.scope == Scope::Build
+        || environment.resolved.profile.streams_end_with == StreamEnd::Session
 }
 
 /// The environment is over.

@@ -394,6 +394,18 @@ fn a_session_with_the_longest_texts_fits_its_bound() {
 }
 
 #[test]
+fn a_session_that_is_longer_than_its_bound_is_not_looked_at() {
+    let scene = Scene::new();
+    let mut new = scene.new_session();
+    // Its claims alone would not be too long.
+    new.identity.source.trigger = "t".repeat(SESSION_TOKEN_BYTES_MAX * 3 / 4);
+    let token = scene.sessions.issue(new).unwrap();
+    let length = token.expose_secret().len();
+    assert!((SESSION_TOKEN_BYTES_MAX..SESSION_TOKEN_BYTES_MAX * 4 / 3).contains(&length));
+    assert!(is_invalid(&scene.sessions.verify(token.expose_secret())));
+}
+
+#[test]
 fn l1_nothing_that_can_be_printed_shows_a_session() {
     let scene = Scene::new();
     let token = scene.sessions.issue(scene.new_session()).unwrap();

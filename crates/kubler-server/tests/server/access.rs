@@ -195,7 +195,8 @@ async fn a_job_lists_its_own_pipeline_only() {
     let buildkite = Buildkite::builder()
         .organization("acme", &["app", "docs"])
         .start();
-    let server = Server::of(&buildkite).start().await;
+    // By a policy that lets jobs see all environments of their organization.
+    let server = with_a_permit_for_each_action(&buildkite).start().await;
     let app = buildkite.build("acme/app").start().job("test").run();
     let docs = buildkite.build("acme/docs").start().job("test").run();
     let app_id = server.create(&app, "main").await["id"].clone();
@@ -226,6 +227,10 @@ async fn a_job_lists_its_own_pipeline_only() {
         )
         .await;
     assert!(ids(&theirs).is_empty(), "{theirs:?}");
+    let path = format!("/v1/environments/{}", docs_id.as_str().unwrap());
+    let token = server.token(&app);
+    let seen = server.request(Method::GET, &path, Some(&token), None).await;
+    assert_eq!(seen.status, 200, "the policy allows it: {seen:?}");
     let all = server.operator(Method::GET, "/v1/environments").await;
     assert_eq!(ids(&all), [docs_id, app_id]);
 }

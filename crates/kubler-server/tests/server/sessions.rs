@@ -107,6 +107,15 @@ async fn c8_another_job_of_the_build_attaches_to_a_build_scoped_environment_by_n
     };
     let made = ask(&deploy).await;
     assert_eq!(made.body["phase"], "ready", "{made:?}");
+    // What a step asks for by another profile it does not get, also when it would make nothing.
+    let other =
+        json!({ "profile": "ci-large", "name": "shared", "scope": "build", "attach": true });
+    let token = server.token(&test);
+    let path = "/v1/environments";
+    let refused = server
+        .request(Method::POST, path, Some(&token), Some(&other))
+        .await;
+    assert_eq!(refused.status, 409, "{refused:?}");
     let attached = ask(&test).await;
     assert_eq!(attached.body["id"], made.body["id"], "{attached:?}");
     let id = made.body["id"].as_str().unwrap();

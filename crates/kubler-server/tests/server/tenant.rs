@@ -1,6 +1,6 @@
 //! A job that is cluster-admin of its own environment and wants to be somebody elsewhere, or somebody for longer.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,6 +19,8 @@ use crate::SOON;
 
 /// Somebody else on the machine.
 const ANOTHER_USER: u32 = 65_534;
+/// How the user begins as whom the gateway speaks to an API server.
+const GATEWAY_USER: &str = "kubler:job:";
 const ACCOUNT: &str = "/api/v1/namespaces/default/serviceaccounts/default";
 const SECRETS: &str = "/api/v1/namespaces/default/secrets";
 
@@ -171,6 +173,7 @@ async fn what_a_job_mints_inside_its_environment_opens_nothing_outside() {
         assert!(listening.contains(socket), "{listening:?}");
     }
     another_user_finds_no_door(&inside);
+    the_way_out_does_not_lead_to(&neighbour, &inside).await;
 
     // Even there, by hand: nobody is nobody, a certificate says nothing, and a token is known at home only.
     for environment in [&inside, &neighbour] {
@@ -242,6 +245,38 @@ fn another_user_finds_no_door(inside: &Inside<'_>) {
     });
     let error = connected.join().unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+}
+
+/// Where an environment's API server asks for what it is made to dial, nobody gets to another's API server, also not with
+/// the very credential that is good there.
+async fn the_way_out_does_not_lead_to(neighbour: &Inside<'_>, inside: &Inside<'_>) {
+    let tokens = std::fs::read_to_string(neighbour.folder().join("tokens.csv")).unwrap();
+    let of_gateway = tokens.lines().find(|line| line.contains(GATEWAY_USER));
+    let (token, _) = of_gateway.unwrap().split_once(',').unwrap();
+    assert_eq!(directly(neighbour, Some(token), None).await, 200);
+    let socket = neighbour.folder().join("api.sock").display().to_string();
+    let targets = [
+        "kubernetes.default.svc:443".to_owned(),
+        "127.0.0.1:443".to_owned(),
+        socket.clone(),
+        format!("{socket}:443"),
+        format!("unix:{socket}"),
+        format!("unix://{socket}:443"),
+        format!("../{}/api.sock:443", neighbour.id),
+    ];
+    for target in targets {
+        let mut out = UnixStream::connect(inside.folder().join("egress.sock")).unwrap();
+        let asked = format!(
+            "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nAuthorization: Bearer {token}\r\n\r\n"
+        );
+        out.write_all(asked.as_bytes()).unwrap();
+        let mut answer = String::new();
+        out.read_to_string(&mut answer).unwrap();
+        let is_refused = ["HTTP/1.1 403 ", "HTTP/1.1 400 "]
+            .iter()
+            .any(|refused| answer.starts_with(refused));
+        assert!(is_refused, "{target}: {answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,12 +9,25 @@ use serde_json::json;
 use crate::SOON;
 
 const SECRET: &str = "acme's secret";
+const OTHER_SECRET: &str = "the other organization's secret";
 
-async fn server_with_secret(buildkite: &Buildkite) -> Server {
+fn two_organizations() -> Buildkite {
+    Buildkite::builder()
+        .organization("acme", &["app"])
+        .organization("other", &["app"])
+        .start()
+}
+
+async fn server_with_secrets(buildkite: &Buildkite) -> Server {
     let commented = "        # webhook_secret: secrets/buildkite-webhook   # ends environments a little faster\n";
+    let other = buildkite.organization("other").id;
+    let secrets = format!(
+        "        webhook_secret: secrets/acme\n      - {{id: \"{other}\", slug: other, webhook_secret: secrets/other}}\n"
+    );
     Server::of(buildkite)
-        .edit(commented, "        webhook_secret: secrets/acme\n")
+        .edit(commented, &secrets)
         .file("secrets/acme", SECRET)
+        .file("secrets/other", OTHER_SECRET)
         .start()
         .await
 }
@@ -27,9 +40,9 @@ async fn deliver(server: &Server, delivery: Delivery) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_agent_takes_its_own_environment_and_no_other() {
-    let buildkite = Buildkite::start();
-    let server = server_with_secret(&buildkite).await;
-    let build = buildkite.build("app").start();
+    let buildkite = two_organizations();
+    let server = server_with_secrets(&buildkite).await;
+    let build = buildkite.build("acme/app").start();
     let (lost, alive) = (build.job("lost").run(), build.job("alive").run());
     let of_lost = server.create(&lost, "main").await;
     let of_alive = server.create(&alive, "main").await;
@@ -46,6 +59,15 @@ async fn a_lost_agent_takes_its_own_environment_and_no_other() {
     assert_eq!(shared.body["phase"], "ready", "{shared:?}");
 
     let webhook = buildkite.webhook(WebhookEvent::AgentLost, &lost);
+    // Who may sign for one organization says nothing about another's agents and jobs.
+    let finished = || buildkite.webhook(WebhookEvent::JobFinished, &alive);
+    for foreign in [webhook.clone(), finished()] {
+        assert_eq!(deliver(&server, foreign.signed(OTHER_SECRET)).await, 204);
+    }
+    let living = [&of_lost, &of_alive].map(|made| made["id"].as_str().unwrap());
+    for id in living {
+        assert_eq!(server.environment(id).await["phase"], "ready");
+    }
     assert_eq!(deliver(&server, webhook.signed(SECRET)).await, 204);
     let id = |environment: &serde_json::Value| environment["id"].as_str().unwrap().to_owned();
     let gone = server.wait_until_gone(&id(&of_lost), SOON).await;
@@ -60,9 +82,9 @@ async fn a_lost_agent_takes_its_own_environment_and_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_is_believed_when_it_is_long_and_not_when_it_is_from_another_time() {
-    let buildkite = Buildkite::start();
-    let server = server_with_secret(&buildkite).await;
-    let job = buildkite.build("app").start().job("test").run();
+    let buildkite = two_organizations();
+    let server = server_with_secrets(&buildkite).await;
+    let job = buildkite.build("acme/app").start().job("test").run();
     let environment = server.create(&job, "main").await;
     let id = environment["id"].as_str().unwrap();
     let finished = || buildkite.webhook(WebhookEvent::JobFinished, &job);

@@ -72,7 +72,7 @@ impl Findings {
     pub fn print(&self, format: Format) -> Outcome<()> {
         match format {
             Format::Json => output::json(&self.0),
-            Format::Text => output::data(&text(&self.0)),
+            Format::Text => output::text(&text(&self.0)),
         }
     }
 }

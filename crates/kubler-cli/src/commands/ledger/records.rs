@@ -53,7 +53,7 @@ pub fn run(arguments: &Arguments, connection: &Connection, format: Format) -> Ou
     match format {
         Format::Json => output::json(&records)?,
         Format::Text if records.is_empty() => say_nothing_was_found(arguments),
-        Format::Text => output::data(&table(records)?)?,
+        Format::Text => output::text(&table(records)?)?,
     }
     if let Some(next) = next {
         output::remark(&format!("there are more: `--from {next}`"));

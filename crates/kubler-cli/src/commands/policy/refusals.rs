@@ -70,7 +70,7 @@ pub fn run(job: &str, files: &Files, connection: &Connection, format: Format) ->
     match format {
         Format::Json => output::json(&refusals)?,
         Format::Text if refusals.is_empty() => {}
-        Format::Text => output::data(refusals.iter().map(text).collect::<String>().trim_end())?,
+        Format::Text => output::text(refusals.iter().map(text).collect::<String>().trim_end())?,
     }
     if refusals.is_empty() {
         return Err(Failure::new(Exit::Ended, format!("the ledger has no refusal of job `{job}`"))

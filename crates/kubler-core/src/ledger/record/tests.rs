@@ -186,11 +186,37 @@ fn l7_no_text_of_a_caller_makes_a_second_line() {
         String::from_utf8_lossy(&text)
     );
     let record = Record::from_line(&text).unwrap();
+    let told = evil.replace('\u{2028}', "\\u{2028}");
     assert_eq!(
-        record.body.details[evil],
-        json!(evil),
+        record.body.details[&told],
+        json!(told),
         "and nothing is lost"
     );
+}
+
+#[test]
+fn c6_a_line_shows_all_that_is_in_it() {
+    let evil = "etc\u{202e}nimda\u{2066}\u{200b}\u{200d}\u{61c}\u{2060}\u{feff}\u{7f}\u{9b}é";
+    let shown =
+        "etc\\u{202e}nimda\\u{2066}\\u{200b}\\u{200d}\\u{61c}\\u{2060}\\u{feff}\\u{7f}\\u{9b}é";
+    let mut body = full();
+    if let Some(request) = &mut body.request {
+        request.name = Some(evil.into());
+        request.path = Some(format!("/{evil}"));
+    }
+    if let Some(outcome) = &mut body.outcome {
+        outcome.message = Some(format!("there is no profile `{evil}`"));
+    }
+    if let Some(identity) = &mut body.identity {
+        identity.project.slug = evil.into();
+    }
+    body.details.insert(evil.into(), json!(evil));
+    let line = line(body);
+    let text = std::str::from_utf8(&line).unwrap();
+    assert!(!text.chars().any(crate::text::is_unsafe), "{text}");
+    let body = Record::from_line(&line).unwrap().body;
+    assert_eq!(body.request.unwrap().name.unwrap(), shown);
+    assert_eq!(body.details[shown], json!(shown));
 }
 
 #[test]

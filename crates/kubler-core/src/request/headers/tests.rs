@@ -173,6 +173,17 @@ fn h2_even_there_nothing_unclear_goes_on(#[case] pairs: &[(&str, &str)]) {
     assert!(fault.is_err(), "{fault:?}");
 }
 
+#[test]
+fn h2_even_there_groups_are_bounded() {
+    let of = |groups: usize| {
+        let pairs = vec![("impersonate-group", "developers"); groups];
+        to_upstream(&headers(&pairs), Impersonation::Forwarded, &seal())
+    };
+    assert!(of(IMPERSONATED_GROUPS_MAX).is_ok());
+    let fault = of(IMPERSONATED_GROUPS_MAX + 1);
+    assert!(matches!(fault, Err(HeaderFault::TooMany { .. })));
+}
+
 #[rstest]
 fn h3_a_group_is_one_group(#[values("a,b", "a, system:masters", "a\tb", "")] group: &str) {
     let fault = to_upstream(

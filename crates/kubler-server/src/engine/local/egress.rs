@@ -3,22 +3,21 @@
 
 pub(super) mod rules;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use kubler_core::ids::EnvironmentId;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction, Outcome};
-use kubler_core::text::UntrustedText;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::sync::CancellationToken;
 
 use rules::{Allowed, Refusal, Target};
 
@@ -26,19 +25,44 @@ use rules::{Allowed, Refusal, Target};
 const CONNECTIONS_MAX: usize = 64;
 /// Longest head of a request, in bytes.
 const HEAD_BYTES_MAX: usize = 4096;
-/// How long a request's head may take, in seconds.
-const HEAD_SECONDS_MAX: u64 = 5;
+/// How long a request's head may take.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a connection may take to be made, in seconds.
 const CONNECT_SECONDS_MAX: u64 = 10;
 /// Repeats of the same target within this time are counted instead of written down one by one, in seconds.
 const WINDOW_SECONDS: u64 = 60;
-/// Different targets of one environment that are written down within one such time; the rest is counted.
-const TARGETS_PER_WINDOW_MAX: usize = 32;
+/// Refusals of different targets of one environment that are written down within one such time; the rest is counted.
+const REFUSED_PER_WINDOW_MAX: usize = 32;
 
 /// Where connections are written down: gives false when that was not possible.
 pub(super) type Recorder = Arc<dyn Fn(Body) -> BoxFuture<'static, bool> + Send + Sync>;
 
-/// Serves the socket at `path` for one environment until the handle is dropped.
+/// The way out of one environment, open until this is dropped.
+pub(super) struct Serving {
+    over: CancellationToken,
+    written: CancellationToken,
+}
+
+impl Serving {
+    /// Closes the way out, with all that goes through it, a moment later.
+    pub(super) fn close(&self) {
+        self.over.cancel();
+    }
+
+    /// Closes it, and waits until what was only counted is written down.
+    pub(super) async fn end(&self) {
+        self.close();
+        self.written.cancelled().await;
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Serves the socket at `path` for one environment.
 ///
 /// # Errors
 /// When the socket cannot be bound.
@@ -47,30 +71,41 @@ pub(super) fn serve(
     id: EnvironmentId,
     listed: &[String],
     recorder: Recorder,
-) -> io::Result<AbortOnDropHandle<()>> {
+) -> io::Result<Serving> {
+    open(path, Gate::new(id, listed, recorder))
+}
+
+fn open(path: &Path, gate: Gate) -> io::Result<Serving> {
     // One of a server before; nobody listens there any more.
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
-    let gate = Arc::new(Gate {
-        allowed: Allowed::new(listed),
-        log: Log {
-            id,
-            recorder,
-            seen: Mutex::default(),
-        },
+    let (over, written) = (CancellationToken::new(), CancellationToken::new());
+    let serving = Serving {
+        over: over.clone(),
+        written: written.clone(),
+    };
+    tokio::spawn(async move {
+        // Also when the task breaks off, or whoever ends the environment would wait for ever.
+        let _written = written.drop_guard();
+        let gate = Arc::new(gate);
+        accept(listener, Arc::clone(&gate), &over).await;
+        gate.log.turn_over().await;
     });
-    Ok(AbortOnDropHandle::new(tokio::spawn(accept(listener, gate))))
+    Ok(serving)
 }
 
 struct Gate {
     allowed: Allowed,
     log: Log,
+    /// How long a request's head may take.
+    head_time_max: Duration,
 }
 
-async fn accept(listener: UnixListener, gate: Arc<Gate>) {
+/// Lets connections in until it is over; closes all of them then.
+async fn accept(listener: UnixListener, gate: Arc<Gate>, over: &CancellationToken) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     // Dropped with this task, and all connections with it.
     let mut connections = JoinSet::new();
@@ -97,17 +132,29 @@ async fn accept(listener: UnixListener, gate: Arc<Gate>) {
             },
             Some(_) = connections.join_next() => {}
             _ = window.tick() => gate.log.turn_over().await,
+            () = over.cancelled() => break,
         }
     }
+    drop(listener);
+    connections.shutdown().await;
 }
 
 impl Gate {
+    fn new(id: EnvironmentId, listed: &[String], recorder: Recorder) -> Self {
+        Self {
+            allowed: Allowed::new(listed),
+            log: Log {
+                id,
+                recorder,
+                allowed: tokio::sync::Mutex::default(),
+                refused: Mutex::default(),
+            },
+            head_time_max: HEAD_TIME_MAX,
+        }
+    }
+
     async fn serve_one(&self, mut stream: UnixStream) -> io::Result<()> {
-        let head = tokio::time::timeout(
-            Duration::from_secs(HEAD_SECONDS_MAX),
-            read_head(&mut stream),
-        )
-        .await??;
+        let head = tokio::time::timeout(self.head_time_max, read_head(&mut stream)).await??;
         let Some(target) = Target::of_request(&head) else {
             return refuse(&mut stream, "400 Bad Request").await;
         };
@@ -121,7 +168,7 @@ impl Gate {
             }
             Err(refusal) => {
                 // The caller learns no more than this: the answer must not tell what exists out here.
-                let _ = self.log.write(&target, Err(refusal)).await;
+                self.log.refused(&target, refusal).await;
                 refuse(&mut stream, "403 Forbidden").await
             }
         }
@@ -142,6 +189,16 @@ impl Gate {
             .and_then(Result::ok)
             .ok_or(Refusal::Unreachable)?
             .collect();
+        self.dial(target, addresses).await
+    }
+
+    /// Connects with a listed target, which its name has led to these addresses.
+    async fn dial(
+        &self,
+        target: &Target,
+        addresses: Vec<SocketAddr>,
+    ) -> Result<TcpStream, Refusal> {
+        let within = Duration::from_secs(CONNECT_SECONDS_MAX);
         let mut open = Vec::new();
         for address in addresses {
             if !rules::is_forbidden(address.ip()) && !is_own(address).await {
@@ -152,7 +209,7 @@ impl Gate {
         let Some(address) = open.first().copied() else {
             return Err(Refusal::ForbiddenAddress);
         };
-        if !self.log.write(target, Ok(address.ip())).await {
+        if !self.log.allowed(target, address.ip()).await {
             return Err(Refusal::NotRecorded);
         }
         match tokio::time::timeout(within, TcpStream::connect(&*open)).await {
@@ -201,66 +258,78 @@ async fn refuse(stream: &mut UnixStream, status: &str) -> io::Result<()> {
 struct Log {
     id: EnvironmentId,
     recorder: Recorder,
-    seen: Mutex<Window>,
+    /// Repeats for each listed target since it was written down: as many as the profile lists. Held while one is
+    /// written, so that nobody goes on behind somebody whose record is not made yet.
+    allowed: tokio::sync::Mutex<BTreeMap<Target, u64>>,
+    refused: Mutex<Refused>,
 }
 
 #[derive(Default)]
-struct Window {
+struct Refused {
     /// Repeats since the one that was written down.
     repeats: HashMap<(String, &'static str), u64>,
-    /// Connections to targets past the bound.
+    /// Refusals past the bound.
     others: u64,
 }
 
 impl Log {
-    /// Gives false when it could not be written down.
-    async fn write(&self, target: &Target, verdict: Result<IpAddr, Refusal>) -> bool {
-        let text = UntrustedText::new(&format!("{}:{}", target.host, target.port))
-            .as_str()
-            .to_owned();
-        let code = verdict.map_or_else(Refusal::code, |_| "allowed");
-        {
-            let mut window = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            let key = (text.clone(), code);
-            if let Some(repeats) = window.repeats.get_mut(&key) {
-                *repeats += 1;
-                return true;
-            }
-            if window.repeats.len() >= TARGETS_PER_WINDOW_MAX {
-                window.others += 1;
-                return true;
-            }
-            window.repeats.insert(key, 0);
+    /// Gives false when it could not be written down: then nothing may be dialled. However much was refused.
+    async fn allowed(&self, target: &Target, address: IpAddr) -> bool {
+        let mut allowed = self.allowed.lock().await;
+        if let Some(repeats) = allowed.get_mut(target) {
+            *repeats += 1;
+            return true;
         }
-        // Marked as seen before it is: whoever comes meanwhile is counted.
-        let mut body = self.body(code, &text, 1);
-        if let Ok(address) = verdict {
-            body.details
-                .insert("address".into(), address.to_string().into());
-        }
+        let mut body = self.body("allowed", &text(target), 1);
+        body.details
+            .insert("address".into(), address.to_string().into());
         let recorded = (self.recorder)(body).await;
-        if !recorded {
-            self.seen
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .repeats
-                .remove(&(text, code));
+        if recorded {
+            allowed.insert(target.clone(), 0);
         }
         recorded
     }
 
+    async fn refused(&self, target: &Target, refusal: Refusal) {
+        let key = (text(target), refusal.code());
+        {
+            let mut refused = self.seen();
+            if let Some(repeats) = refused.repeats.get_mut(&key) {
+                *repeats += 1;
+                return;
+            }
+            if refused.repeats.len() >= REFUSED_PER_WINDOW_MAX {
+                refused.others += 1;
+                return;
+            }
+            refused.repeats.insert(key.clone(), 0);
+        }
+        // Marked as seen before it is: whoever comes meanwhile is counted.
+        let body = self.body(key.1, &key.0, 1);
+        if !(self.recorder)(body).await {
+            self.seen().repeats.remove(&key);
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Refused> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes the counts down and begins a new window.
     async fn turn_over(&self) {
-        let window = std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner));
-        for ((target, code), repeats) in window
+        let allowed = std::mem::take(&mut *self.allowed.lock().await);
+        let refused = std::mem::take(&mut *self.seen());
+        let allowed = allowed
+            .into_iter()
+            .map(|(target, repeats)| ("allowed", text(&target), repeats));
+        let repeats = refused
             .repeats
             .into_iter()
-            .filter(|(_, repeats)| *repeats > 0)
-        {
-            (self.recorder)(self.body(code, &target, repeats)).await;
-        }
-        if window.others > 0 {
-            (self.recorder)(self.body("counted", "others", window.others)).await;
+            .map(|((target, code), repeats)| (code, target, repeats));
+        let others = ("counted", "others".to_owned(), refused.others);
+        let counts = allowed.chain(repeats).chain([others]);
+        for (code, target, count) in counts.filter(|(_, _, count)| *count > 0) {
+            (self.recorder)(self.body(code, &target, count)).await;
         }
     }
 
@@ -277,6 +346,11 @@ impl Log {
         body.details.insert("count".into(), count.into());
         body
     }
+}
+
+/// A target as it is written down. It was read by [`Target::parse`], so that there is nothing unsafe in it.
+fn text(target: &Target) -> String {
+    format!("{}:{}", target.host, target.port)
 }
 
 #[cfg(test)]

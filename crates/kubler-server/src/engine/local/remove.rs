@@ -69,12 +69,13 @@ pub(super) async fn take_away(
 
 /// Ends the control plane we know, and every process that carries the mark, whether anybody wrote it down or not.
 async fn end_processes(inner: &Inner, id: EnvironmentId, slot: &Slot) -> Result<(), EngineError> {
-    // Dropped here: the way out closes with it.
-    let known = slot.live().take().map(|live| live.process);
+    let known = slot.live().take().map(|live| (live.process, live.egress));
     let wrong =
         |error: std::io::Error| transient(format!("its control plane does not end: {error}"));
-    if let Some(process) = &known {
+    if let Some((process, egress)) = &known {
+        egress.close();
         process.kill().await.map_err(wrong)?;
+        egress.end().await;
     }
     for ended in join_all(marked(inner, id)?.iter().map(Process::kill)).await {
         ended.map_err(wrong)?;

@@ -4,6 +4,7 @@
     reason = "a disk is slow for as long as its lock is held"
 )]
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -12,15 +13,17 @@ use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{Request, StatusCode};
 use kubler_core::environment::EndReason;
-use kubler_core::ids::{EnvironmentId, RequestId};
+use kubler_core::ids::{EnvironmentId, RequestId, SessionId};
 use kubler_core::ledger::record::{Body as RecordBody, Kind, LedgerAction, Record};
 use rstest::rstest;
 
-use super::world::{World, eventually, next, read, records};
+use super::world::{World, at, eventually, job, next, read, records};
+use crate::gateway::admission::{ADMISSIONS_MAX, Admissions};
 use crate::gateway::forward::forward;
 use crate::gateway::load::Demand;
 use crate::gateway::{Arrival, Bounds, in_flight_max, read as understand};
 use crate::ledger::Durability;
+use crate::session::Session;
 
 fn refusals(world: &World) -> Vec<Record> {
     let mut records = records(&world.ledger);
@@ -344,4 +347,25 @@ fn the_bounds_are_these() {
     assert_eq!(bounds.silence_max, Duration::from_secs(30));
     assert_eq!([1, 2, 8, 128].map(in_flight_max), [8, 16, 64, 64]);
     assert_eq!(bounds.wait_max, Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn so_many_admissions_are_remembered_and_no_more() {
+    let world = World::new().await;
+    let environment = world.directory.get(world.id).unwrap();
+    let admissions = Admissions::default();
+    for nth in 0..1000_u16 {
+        let mut id = [0; 16];
+        id[..2].copy_from_slice(&nth.to_be_bytes());
+        let session = Arc::new(Session {
+            id: SessionId::from_random(id),
+            environment: world.id,
+            identity: job(1),
+            issued_at: at(0),
+            expires_at: at(300),
+        });
+        let admitted = admissions.admit(&session, &environment, &world.policies);
+        assert!(admitted.is_ok());
+        assert!((1..=ADMISSIONS_MAX).contains(&admissions.count()));
+    }
 }

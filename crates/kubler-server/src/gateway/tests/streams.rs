@@ -10,7 +10,7 @@ use kubler_core::profile::StreamEnd;
 use rstest::rstest;
 use tokio::time::Instant;
 
-use super::world::{World, at, eventually, next};
+use super::world::{EnvironmentScope, World, at, eventually, next};
 
 const WATCH: &str = "/api/v1/pods?watch=1";
 const EVENT: &str = "{\"type\":\"ADDED\"}\n";
@@ -147,10 +147,22 @@ async fn e1_in_the_strict_form_a_watch_ends_with_its_session() {
         environment.resolved.profile.streams_end_with = StreamEnd::Session
     })
     .await;
+    ends_with_its_session(&world).await;
+}
+
+#[tokio::test]
+async fn e1_c8_a_watch_into_an_environment_of_a_build_ends_with_its_session() {
+    let world = World::with(|environment| environment.scope = EnvironmentScope::Build).await;
+    // Another job of the build keeps it alive.
+    world.change(|environment| environment.lease_end = at(900));
+    ends_with_its_session(&world).await;
+}
+
+async fn ends_with_its_session(world: &World) {
     let token = world.session(20);
     let request = Request::get(format!("/k8s/{}{WATCH}", world.id))
         .header("authorization", format!("Bearer {token}"));
-    let mut body = opened(&world, world.send(request).await).await;
+    let mut body = opened(world, world.send(request).await).await;
     world.clock.advance(Duration::from_secs(11));
     let status = last(&mut body).await;
     assert_eq!(

@@ -333,7 +333,7 @@ async fn c1_another_organization_of_the_same_issuer_is_refused_without_a_word() 
         job.forge(&OidcRequest::for_audience(AUDIENCE)),
     ] {
         let refusal = verifier.verify(&draft.sign().into()).await.unwrap_err();
-        assert_eq!(refusal.disclosed, None, "{refusal}");
+        assert_eq!((refusal.disclosed, refusal.listed), (None, None));
     }
 }
 
@@ -409,6 +409,8 @@ async fn t10_only_a_validly_signed_token_for_us_of_our_organization_is_explained
     let explained = scene.refusal(expired.clone().sign()).await;
     assert_eq!(explained.reason, RefusalReason::Expired);
     assert!(explained.disclosed.is_some());
+    let listed = explained.listed.unwrap().id;
+    assert_eq!(explained.identity.as_ref().unwrap().organization.id, listed);
     assert_eq!(
         explained.identity.unwrap().job.id,
         scene.job.id().to_string()

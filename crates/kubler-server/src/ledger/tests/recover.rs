@@ -133,6 +133,11 @@ async fn l5_a_sound_ledger_only_gets_the_record_and_overrules_whom_it_must() {
     };
     refused(&ahead, "older than what a sink knows: 500 records");
     refused(&other, "its first 50 records are not those that a sink saw");
+    let unusable = Witness {
+        note: format!("{}x", ahead.note),
+        ..ahead.clone()
+    };
+    refused(&unusable, "what a sink kept cannot be used");
     let recovered = put_in_order(&world, std::slice::from_ref(&ahead)).await;
     assert_eq!((recovered.kept, recovered.set_aside), (100, None));
     open(std::slice::from_ref(&ahead)).unwrap();

@@ -1,3 +1,5 @@
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -62,7 +64,27 @@ async fn a_later_engine_adopts_what_an_earlier_one_left() {
     )
     .await;
     assert!(error.err().unwrap().message.contains("another server uses"));
+    let socket = engine.inner.run.environment(id).egress_socket();
+    for _ in 0..3 {
+        let mut out = tokio::net::UnixStream::connect(&socket).await.unwrap();
+        let asked = b"CONNECT 192.0.2.9:443 HTTP/1.1\r\n\r\n";
+        out.write_all(asked).await.unwrap();
+        out.read_to_end(&mut Vec::new()).await.unwrap();
+    }
     engine.stop(StopMode::KeepEnvironments).await.unwrap();
+    // What was only counted at the way out is written down by the server that counted it.
+    let is_counted =
+        |body: &&Body| body.details["target"] == "192.0.2.9:443" && body.details["count"] == 2;
+    assert_eq!(
+        place
+            .records
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(is_counted)
+            .count(),
+        1
+    );
     let before = place.processes();
     drop(engine);
 
