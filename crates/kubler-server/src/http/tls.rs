@@ -344,7 +344,7 @@ mod tests {
     fn an_operator_is_none_any_more_once_the_certificate_of_an_open_connection_is_over() {
         let place = tempfile::tempdir().unwrap();
         let folder = place.path().join("kubler");
-        let now = Timestamp::now();
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
         let wanted = Init {
             folder: folder.clone(),
             organization_id: "01234567-89ab-4cde-8f01-23456789abcd".into(),
