@@ -150,7 +150,7 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
 }
 
 /// The reader's message, with its own word for an error taken off: ours stands before it already.
-fn without_prefix(message: &str) -> String {
+pub(crate) fn without_prefix(message: &str) -> String {
     message.trim_start_matches("error: ").trim_end().to_owned()
 }
 

@@ -13,6 +13,7 @@ use secrecy::SecretString;
 
 use crate::config::{self, ConfigError, Loaded};
 use crate::engine::local::binaries::Binaries;
+use crate::engine::local::check_manifests;
 use crate::start_error::StartError;
 
 /// What is in force, for whoever reads it often; the one who replaces it is `reload`.
@@ -66,10 +67,16 @@ fn resolve_profiles(
 ) -> Result<BTreeMap<String, ResolvedProfile>, StartError> {
     let mut manifests = loaded.manifests()?;
     let mut resolve = |profile: &Profile| -> Result<ResolvedProfile, StartError> {
+        let manifests = manifests.remove(&profile.name).unwrap_or_default();
+        // As when an environment is made: what is no object there would fail every job of the profile.
+        check_manifests(&manifests).map_err(|error| StartError::Manifest {
+            profile: profile.name.clone(),
+            message: error.message,
+        })?;
         Ok(ResolvedProfile {
             profile: profile.clone(),
             kubernetes_version: binaries.version(&profile.kubernetes)?.to_owned(),
-            manifests: manifests.remove(&profile.name).unwrap_or_default(),
+            manifests,
         })
     };
     let profiles = loaded.configuration.profiles.iter();

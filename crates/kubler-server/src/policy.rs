@@ -87,9 +87,6 @@ pub enum Reloaded {
 #[derive(Debug)]
 pub struct Policies {
     current: watch::Sender<Arc<PolicySet>>,
-    /// Where tests read them from.
-    #[cfg(test)]
-    read_from: Option<tests::ReadFrom>,
 }
 
 impl Policies {
@@ -97,8 +94,6 @@ impl Policies {
     pub fn new(set: PolicySet) -> Self {
         Self {
             current: watch::Sender::new(Arc::new(set)),
-            #[cfg(test)]
-            read_from: None,
         }
     }
 

@@ -44,6 +44,24 @@ pub enum StartError {
     /// Programs of a Kubernetes version.
     #[error(transparent)]
     Binaries(#[from] BinariesError),
+    /// A profile's manifests.
+    #[error("profile `{profile}`: {message}")]
+    Manifest {
+        /// Whose.
+        profile: String,
+        /// Where and what.
+        message: String,
+    },
+    /// `run` is too long a path.
+    #[error(
+        "`run` is `{path}`, which is {excess_bytes} bytes too long: sockets below it would have no path"
+    )]
+    RunTooLong {
+        /// Which.
+        path: PathBuf,
+        /// By how much.
+        excess_bytes: usize,
+    },
     /// TLS.
     #[error("{source} (`certificate` is `{certificate}`, `key` is `{key}`)")]
     Certificate {
@@ -92,6 +110,8 @@ impl StartError {
             Self::Ledger(error) => error.hint(),
             Self::Sink(_) => "a sink that is there must be readable: mend it, or take it out of `ledger.sinks`".into(),
             Self::Folder { .. } | Self::Store(_) | Self::Session(_) => "check the data folder's owner and the free space".into(),
+            Self::Manifest { .. } => "each document of a manifest is one Kubernetes object with `apiVersion`, `kind` and `metadata.name`; `kubectl apply --dry-run=client -f FILE` reads it too".into(),
+            Self::RunTooLong { .. } => "name a shorter folder, such as `/run/kubler`; without `run`, one in the data folder or in `/tmp` is used".into(),
             Self::Certificate { .. } => "`tls` in the configuration names the files: each must be PEM, `key` the private key that belongs to `certificate`; they are easily swapped".into(),
             Self::Identity(_) | Self::Engine(_) => "`kubler-server check` reads everything without starting".into(),
         }

@@ -12,7 +12,7 @@ use kubler_core::text::UntrustedText;
 use serde_json::json;
 
 use super::*;
-use crate::policy::Policies;
+use crate::policy::{Policies, read_set};
 
 const ORGANIZATION: &str = "01945ecf-0000-4000-8000-000000000001";
 const HOUR: i64 = 3600;
@@ -115,7 +115,7 @@ impl Shelf {
         for (name, text) in starter(ORGANIZATION, "acme") {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        let policies = Policies::load(folder.path(), Arc::new(configuration())).unwrap();
+        let policies = Policies::new(read_set(folder.path(), &configuration()).unwrap());
         let store = open(folder.path(), limits).await;
         Self {
             folder,
