@@ -200,6 +200,20 @@ impl App {
             tracing::error!(%error, "the end could not be recorded");
         }
         checkpoints.finish().await;
+        say_what_stays(api.broker.directory.remaining().len());
+    }
+}
+
+/// The last line of all: whoever stopped it by hand is told what it leaves, and how to leave nothing.
+fn say_what_stays(environments: usize) {
+    if environments == 0 {
+        tracing::info!("stopped: no environment is left");
+    } else {
+        tracing::info!(
+            environments,
+            "stopped: so many environments stay alive for the next start; to end them all, start the server with \
+             `--on-stop end` and stop it"
+        );
     }
 }
 

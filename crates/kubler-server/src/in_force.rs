@@ -14,6 +14,7 @@ use secrecy::SecretString;
 use crate::config::{self, ConfigError, Loaded};
 use crate::engine::local::binaries::Binaries;
 use crate::engine::local::check_manifests;
+use crate::http::tls;
 use crate::start_error::StartError;
 
 /// What is in force, for whoever reads it often; the one who replaces it is `reload`.
@@ -86,9 +87,12 @@ fn resolve_profiles(
 }
 
 /// The CA that callers should trust.
-fn read_ca(loaded: &Loaded) -> Result<Option<String>, ConfigError> {
+fn read_ca(loaded: &Loaded) -> Result<Option<String>, StartError> {
     let ca = loaded.configuration.tls.ca.as_ref();
     let pem = ca.map(|ca| config::read(&loaded.path(ca))).transpose()?;
+    if let Some(pem) = &pem {
+        tls::check_ca(loaded, pem)?;
+    }
     Ok(pem.map(|pem| String::from_utf8_lossy(&pem).into_owned()))
 }
 

@@ -109,8 +109,9 @@ impl Policies {
 
     /// Puts another set in force.
     pub fn replace(&self, set: PolicySet) -> Reloaded {
-        let (before, after) = (self.current().digest().to_owned(), set.digest().to_owned());
-        if before == after {
+        let current = self.current();
+        let (before, after) = (current.digest().to_owned(), set.digest().to_owned());
+        if current.is_same_as(&set) {
             return Reloaded::Unchanged { digest: after };
         }
         self.current.send_replace(Arc::new(set));
