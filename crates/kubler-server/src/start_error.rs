@@ -132,3 +132,26 @@ fn listen_hint(address: &str, error: &std::io::Error) -> String {
         _ => format!("`listen` is `{address}`: an address of this machine and a port, such as `0.0.0.0:8443`"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn an_address_that_cannot_be_had_has_the_hint_of_its_cause() {
+        for (kind, says) in [
+            (ErrorKind::AddrInUse, "another server may be running"),
+            (ErrorKind::PermissionDenied, "ports below 1024"),
+            (ErrorKind::AddrNotAvailable, "an address of this machine"),
+            (ErrorKind::InvalidInput, "such as `0.0.0.0:8443`"),
+        ] {
+            let error = StartError::Listen {
+                address: "x:443".into(),
+                source: Error::from(kind),
+            };
+            assert!(error.hint().contains(says), "{kind}: {}", error.hint());
+        }
+    }
+}

@@ -113,6 +113,18 @@ async fn a_good_change_is_in_force_and_wakes_whoever_waits() {
     assert_eq!(woken, after);
 }
 
+#[test]
+fn what_the_operator_states_about_forks_is_in_force_although_no_policy_changed() {
+    let folder = folder();
+    let policies = Policies::new(read(&folder).unwrap());
+    let before = policies.current();
+    let mut stated = configuration();
+    stated.issuers[0].organizations[0].fork_branches_are_prefixed = true;
+    policies.replace(read_set(folder.path(), &stated).unwrap());
+    assert!(!Arc::ptr_eq(&before, &policies.current()));
+    assert_eq!(before.digest(), policies.current().digest());
+}
+
 #[cfg(unix)]
 #[test]
 fn a_link_may_not_lead_out_of_the_folder() {

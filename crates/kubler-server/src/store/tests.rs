@@ -485,6 +485,13 @@ async fn pages_follow_each_other_without_gap_or_repeat() {
         seen.windows(2).all(|two| two[0].0 >= two[1].0),
         "not newest first"
     );
+    for (organization, all) in [("acme", true), ("globex", false)] {
+        let mut named = search.clone();
+        named.name_pipeline(&format!("{organization}/web"));
+        let found = shelf.store.search(&named, None).await.unwrap();
+        assert_eq!(found.len() == SEARCH_PAGE, all, "{organization}");
+        assert_eq!(found.is_empty(), !all, "{organization}");
+    }
     for other in [
         Search {
             project_id: Some("other".into()),
