@@ -70,7 +70,7 @@ pub enum StartError {
         /// The file of its key.
         key: PathBuf,
         /// What is wrong.
-        source: CertificateError,
+        source: Box<CertificateError>,
     },
     /// The data folder.
     #[error("`{path}` cannot be made: {source}")]
@@ -112,8 +112,8 @@ impl StartError {
             Self::Store(error) if error.is_damage() => "put a back-up into an empty data folder with `kubler-server restore`; without the file another store begins, and what lives is ended as belonging to nothing".into(),
             Self::Session(SessionError::Keys { path, .. }) => format!("`rm {}`: other keys are made, and kubectl gets new sessions by itself", path.display()),
             Self::Folder { .. } | Self::Store(_) | Self::Session(_) => "check the data folder's owner and the free space".into(),
-            Self::Certificate { source: CertificateError::OtherName { .. }, .. } => "`openssl x509 -noout -ext subjectAltName -in FILE` shows the names that it is for: have one made for the name in `url`, or put one of these into `url`".into(),
-            Self::Certificate { source: CertificateError::OtherCa(_), .. } => "`tls.ca` is the CA that jobs are told to trust: name the one that signed `certificate`, which must hold what stands between the two as well; without `ca` they trust what their system trusts".into(),
+            Self::Certificate { source, .. } if matches!(**source, CertificateError::OtherName { .. }) => "`openssl x509 -noout -ext subjectAltName -in FILE` shows the names that it is for: have one made for the name in `url`, or put one of these into `url`".into(),
+            Self::Certificate { source, .. } if matches!(**source, CertificateError::OtherCa(_)) => "`tls.ca` is the CA that jobs are told to trust: name the one that signed `certificate`, which must hold what stands between the two as well; without `ca` they trust what their system trusts".into(),
             Self::Manifest { .. } => "each document of a manifest is one Kubernetes object with `apiVersion`, `kind` and `metadata.name`; `kubectl apply --dry-run=client -f FILE` reads it too".into(),
             Self::RunTooLong { .. } => "name a shorter folder, such as `/run/kubler`; without `run`, one in the data folder or in `/tmp` is used".into(),
             Self::Certificate { .. } => "`tls` in the configuration names the files: each must be PEM, `key` the private key that belongs to `certificate`; they are easily swapped".into(),

@@ -66,7 +66,7 @@ impl Files {
             source => StartError::Certificate {
                 certificate: self.certificate.clone(),
                 key: self.key.clone(),
-                source,
+                source: Box::new(source),
             },
         }
     }
