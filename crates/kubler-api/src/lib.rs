@@ -136,6 +136,9 @@ pub struct Environment {
     pub deadline: Timestamp,
     /// Why it ended or is ending.
     pub end: Option<End>,
+    /// Why the last try to make it failed, while it is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<String>,
     /// When its credentials died.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub dead_at: Option<Timestamp>,

@@ -155,6 +155,9 @@ pub fn environment(environment: &Environment, now: Timestamp) -> String {
     if let Some(end) = &environment.end {
         rows.push(("ended", format!("{} (`{}`)", end.message, end.code)));
     }
+    if let Some(failure) = &environment.last_failure {
+        rows.push(("last failure", failure.clone()));
+    }
     rows.extend([
         ("name", environment.name.clone()),
         (

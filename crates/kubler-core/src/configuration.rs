@@ -314,5 +314,17 @@ pub fn canonical_organization_id(text: &str) -> Option<String> {
     Some(id.hyphenated().to_string())
 }
 
+/// Longest slug of an organization, in bytes.
+const SLUG_BYTES_MAX: usize = 100;
+
+/// Whether an organization can be called so, as Buildkite makes slugs.
+pub fn is_organization_slug(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let edges = [text.bytes().next(), text.bytes().last()];
+    edges.into_iter().all(|edge| edge.is_some_and(is_plain))
+        && text.len() <= SLUG_BYTES_MAX
+        && text.bytes().all(|byte| is_plain(byte) || byte == b'-')
+}
+
 #[cfg(test)]
 mod tests;

@@ -68,6 +68,8 @@ impl App {
             log: _, // from the first line on
         } = everything;
         verifier.install(issuers);
+        // Before anything is opened or started: a server that cannot be reached leaves nothing behind.
+        let listener = bind(&in_force.configuration.listen).await?;
         let configuration = Arc::clone(&in_force.configuration);
         let data = DataFolder::make(loaded)?;
         let Opened { broker, lost } =
@@ -76,7 +78,6 @@ impl App {
         settings.run = loaded.run().unwrap_or(settings.run);
         let engine =
             LocalEngine::start(settings, Arc::clone(&clock), broker.ledger.clone()).await?;
-        let listener = bind(&configuration.listen).await?;
         let (shutdown, gauges) = (CancellationToken::new(), Arc::new(Gauges::default()));
         let bounds = engine.bounds_in_force();
         tracing::info!(?bounds, "what the system holds each environment to");
@@ -199,6 +200,20 @@ impl App {
             tracing::error!(%error, "the end could not be recorded");
         }
         checkpoints.finish().await;
+        say_what_stays(api.broker.directory.remaining().len());
+    }
+}
+
+/// The last line of all: whoever stopped it by hand is told what it leaves, and how to leave nothing.
+fn say_what_stays(environments: usize) {
+    if environments == 0 {
+        tracing::info!("stopped: no environment is left");
+    } else {
+        tracing::info!(
+            environments,
+            "stopped: so many environments stay alive for the next start; to end them all, start the server with \
+             `--on-stop end` and stop it"
+        );
     }
 }
 

@@ -103,7 +103,9 @@ impl Broker {
                 return self.attach(call, body, token, own).await;
             };
             let target = Target::Profile(Box::new(resolved.clone()));
-            let permit = self.decide(call, body, Action::CreateEnvironment, target)?;
+            let permit = self
+                .decide(call, body, Action::CreateEnvironment, target)
+                .map_err(|error| self.with_profiles(call, error))?;
             let offered = existing.as_ref().map_or(resolved, |it| &it.resolved);
             self.is_alike(call, request, offered).await?;
             let wanted = new_environment(call, token, resolved, request, scope)?;

@@ -76,7 +76,11 @@ impl ConfigError {
     pub fn hint(&self) -> String {
         match self {
             Self::Unreadable { path, source } => unreadable_hint(path, source),
-            Self::NoConfiguration { .. } => "`kubler-server init FOLDER` writes a configuration to start from; `--config` names another file".into(),
+            Self::NoConfiguration { path, source } => match source.kind() {
+                std::io::ErrorKind::NotFound => "`kubler-server init FOLDER` writes a configuration to start from; `--config` names another file".into(),
+                std::io::ErrorKind::IsADirectory => format!("it is a folder: name the file in it, such as `--config {}`", path.join("kubler.yaml").display()),
+                _ => unreadable_hint(path, source),
+            },
             Self::Log { .. } => "such as `info`, or `info,kubler_server=debug`".into(),
             Self::TooLong { .. } => "check that it is the right file".into(),
             Self::Malformed { message, .. } => suggestion(message).unwrap_or_else(|| "`kubler-server schema` prints the keys as a JSON Schema".into()),
@@ -150,8 +154,18 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
 }
 
 /// The reader's message, with its own word for an error taken off: ours stands before it already.
-fn without_prefix(message: &str) -> String {
+pub(crate) fn without_prefix(message: &str) -> String {
     message.trim_start_matches("error: ").trim_end().to_owned()
+}
+
+/// The host of `https://host:port`. `None` when it is no such URL.
+pub(crate) fn host(url: &str) -> Option<&str> {
+    let authority = url.strip_prefix("https://")?;
+    let host = authority.strip_prefix('[').map_or_else(
+        || authority.split(':').next(),
+        |rest| rest.split(']').next(),
+    )?;
+    (!host.is_empty() && !authority.contains('/')).then_some(host)
 }
 
 /// Reads a bounded file.

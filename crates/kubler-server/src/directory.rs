@@ -30,6 +30,8 @@ struct Known {
     remaining: HashSet<EnvironmentId>,
     /// Those whose record breaks an invariant, and which; normally none. Found out once, when the record comes in.
     broken: HashMap<EnvironmentId, &'static str>,
+    /// Why the last try to make it failed, of those that are tried again.
+    failures: HashMap<EnvironmentId, String>,
 }
 
 impl Known {
@@ -44,6 +46,9 @@ impl Known {
             self.remaining.remove(&id);
         } else {
             self.remaining.insert(id);
+        }
+        if environment.phase != Phase::Provisioning {
+            self.failures.remove(&id);
         }
         match check_environment(environment) {
             Ok(()) => self.broken.remove(&id),
@@ -116,6 +121,21 @@ impl Directory {
         known.all.remove(&id);
         known.remaining.remove(&id);
         known.broken.remove(&id);
+        known.failures.remove(&id);
+    }
+
+    /// Notes why the last try to make an environment failed.
+    pub fn note_failure(&self, id: EnvironmentId, message: String) {
+        let mut known = self.write();
+        let is_being_made = |current: Arc<Environment>| current.phase == Phase::Provisioning;
+        if known.current(id).is_some_and(is_being_made) {
+            known.failures.insert(id, message);
+        }
+    }
+
+    /// Why the last try to make an environment failed, while it is tried again.
+    pub fn last_failure(&self, id: EnvironmentId) -> Option<String> {
+        self.read().failures.get(&id).cloned()
     }
 
     /// Since when jobs could renew.

@@ -13,6 +13,8 @@ use secrecy::SecretString;
 
 use crate::config::{self, ConfigError, Loaded};
 use crate::engine::local::binaries::Binaries;
+use crate::engine::local::check_manifests;
+use crate::http::tls;
 use crate::start_error::StartError;
 
 /// What is in force, for whoever reads it often; the one who replaces it is `reload`.
@@ -66,10 +68,16 @@ fn resolve_profiles(
 ) -> Result<BTreeMap<String, ResolvedProfile>, StartError> {
     let mut manifests = loaded.manifests()?;
     let mut resolve = |profile: &Profile| -> Result<ResolvedProfile, StartError> {
+        let manifests = manifests.remove(&profile.name).unwrap_or_default();
+        // As when an environment is made: what is no object there would fail every job of the profile.
+        check_manifests(&manifests).map_err(|error| StartError::Manifest {
+            profile: profile.name.clone(),
+            message: error.message,
+        })?;
         Ok(ResolvedProfile {
             profile: profile.clone(),
             kubernetes_version: binaries.version(&profile.kubernetes)?.to_owned(),
-            manifests: manifests.remove(&profile.name).unwrap_or_default(),
+            manifests,
         })
     };
     let profiles = loaded.configuration.profiles.iter();
@@ -79,9 +87,12 @@ fn resolve_profiles(
 }
 
 /// The CA that callers should trust.
-fn read_ca(loaded: &Loaded) -> Result<Option<String>, ConfigError> {
+fn read_ca(loaded: &Loaded) -> Result<Option<String>, StartError> {
     let ca = loaded.configuration.tls.ca.as_ref();
     let pem = ca.map(|ca| config::read(&loaded.path(ca))).transpose()?;
+    if let Some(pem) = &pem {
+        tls::check_ca(loaded, pem)?;
+    }
     Ok(pem.map(|pem| String::from_utf8_lossy(&pem).into_owned()))
 }
 

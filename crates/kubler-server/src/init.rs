@@ -1,23 +1,25 @@
 //! `kubler-server init`: a folder with everything a first environment needs, and what to paste where.
 
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
-use kubler_core::configuration::{Issuer, canonical_organization_id};
+use kubler_core::configuration::{Issuer, canonical_organization_id, is_organization_slug};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, SanType,
 };
 
+use crate::config::host;
 use crate::files;
 
 /// How long the certificates of `init` live, in days. Replace them with your own before that.
 const CERTIFICATE_DAYS: i64 = 365;
 /// Versions that `kube/build` makes programs of.
 const KUBERNETES_MADE: &[&str] = &["1.34"];
-/// Longest slug of an organization, in bytes.
-const SLUG_BYTES_MAX: usize = 100;
+/// The port of an `https` URL that names none.
+const HTTPS_PORT: u16 = 443;
 /// The golden cases to begin with.
 const CASES_FILE: &str = "cases.yaml";
 /// The file to start the server with.
@@ -134,7 +136,7 @@ pub fn init(init: &Init, now: Timestamp) -> Result<(), InitError> {
         ..init.clone()
     };
     let host = host(&init.url).ok_or_else(|| InitError::NotAUrl(init.url.clone()))?;
-    if !is_slug(&init.organization_slug) {
+    if !is_organization_slug(&init.organization_slug) {
         return Err(InitError::NotASlug(init.organization_slug.clone()));
     }
     if !is_address(&init.listen) {
@@ -175,27 +177,26 @@ pub fn init(init: &Init, now: Timestamp) -> Result<(), InitError> {
     )
 }
 
-/// As Buildkite makes slugs.
-fn is_slug(text: &str) -> bool {
-    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let edges = [text.bytes().next(), text.bytes().last()];
-    edges.into_iter().all(|edge| edge.is_some_and(is_plain))
-        && text.len() <= SLUG_BYTES_MAX
-        && text.bytes().all(|byte| is_plain(byte) || byte == b'-')
-}
-
 fn is_address(text: &str) -> bool {
     text.rsplit_once(':')
         .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
-fn host(url: &str) -> Option<&str> {
-    let authority = url.strip_prefix("https://")?;
-    let host = authority.strip_prefix('[').map_or_else(
-        || authority.split(':').next(),
-        |rest| rest.split(']').next(),
-    )?;
-    (!host.is_empty() && !authority.contains('/')).then_some(host)
+/// Where a server listens that is called by `url`: on the URL's port, on every address unless its name stands for this
+/// machine alone.
+pub fn listen_for(url: &str) -> String {
+    let host = host(url).unwrap_or_default();
+    let is_loopback = host == "localhost"
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+    let port = url.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    let port = port.unwrap_or(HTTPS_PORT);
+    match (host, is_loopback) {
+        ("::1", _) => format!("[::1]:{port}"),
+        (_, true) => format!("127.0.0.1:{port}"),
+        (_, false) => format!("0.0.0.0:{port}"),
+    }
 }
 
 /// The configuration, commented for whoever edits it next.
@@ -235,7 +236,8 @@ issuers:
     organizations:          # the issuer signs for all of its customers: only these may call
       - id: "{organization_id}"
         slug: "{organization_slug}"
-        # State it only when every pipeline has "Prefix third-party fork branch names" switched on:
+        # State it only when every pipeline has "Prefix third-party fork branch names" switched on; the second case of
+        # {CASES_FILE} expects `allow` then:
         fork_branches_are_prefixed: false
         # webhook_secret: secrets/buildkite-webhook   # ends environments a little faster
 
@@ -383,7 +385,8 @@ pub fn next_steps(init: &Init) -> String {
 
    Builds that a push or a pull request starts (`webhook`) get the profile `untrusted` only, since the fork of a
    stranger may be behind them. If every pipeline prefixes branches of third-party forks, say so with
-   `fork_branches_are_prefixed: true` in {CONFIGURATION_FILE}, and they may use `ci-small` too.
+   `fork_branches_are_prefixed: true` in {CONFIGURATION_FILE}, and they may use `ci-small` too; the second case of
+   {CASES_FILE} (`expect: deny`) expects `allow` then.
 
 4. Look around as an operator:
      export KUBLER_SERVER={url} KUBLER_CA={folder}/tls/ca.pem

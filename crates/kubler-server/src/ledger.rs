@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kubler_core::configuration::Ledger as LedgerSettings;
 use kubler_core::ids::{EnvironmentId, RequestId};
 use kubler_core::ledger::checkpoint::PublicKey;
+use kubler_core::ledger::layout;
 use kubler_core::ledger::record::{Body, Outcome, TooLong};
 use kubler_core::ledger::refusals::{Noted, Refusals};
 
@@ -83,6 +84,16 @@ pub enum LedgerError {
         /// Who knows what.
         message: String,
     },
+    /// Somebody knows one, and there is none.
+    #[error(
+        "the ledger in `{folder}` is missing: {witness} knows one, and here is neither its key nor its public key"
+    )]
+    Missing {
+        /// Where.
+        folder: PathBuf,
+        /// Who knows it.
+        witness: String,
+    },
     /// It is a copy of another one.
     #[error("the ledger in `{0}` is a copy: its private key came from another folder")]
     Copied(PathBuf),
@@ -126,6 +137,9 @@ impl LedgerError {
             ),
             Self::NotTheKnown { .. } => format!(
                 "nothing was changed; put the newest copy of the ledger back; when there is none, `{RECOVER}` goes on with what is here, and the ledger says for ever what is missing"
+            ),
+            Self::Missing { .. } => format!(
+                "nothing was changed; put the ledger's folder back, with its `key`, from the newest copy; when there is none, `{RECOVER} --begin-anew` begins another, which says so"
             ),
             Self::Copied(folder) => format!(
                 "two servers must never sign with one key, nor look after the same environments: start the original; when it will never start again, `{RECOVER}` makes `{}` the ledger's home",
@@ -376,6 +390,35 @@ impl Ledger {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether there is a ledger in `folder`, or the keys of one.
+pub fn is_there(folder: &Path) -> bool {
+    let keys = [layout::PRIVATE_KEY, layout::PUBLIC_KEY];
+    keys.iter().any(|key| folder.join(key).exists())
+}
+
+/// What a look at a ledger found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// There is none.
+    Absent,
+    /// A server runs on it: nothing was read.
+    InUse,
+    /// It can be opened.
+    Sound,
+}
+
+/// Reads the ledger in `folder` as [`Ledger::open_before`] does, and changes nothing.
+///
+/// # Errors
+/// Those of opening it.
+pub fn look(
+    folder: &Path,
+    settings: &LedgerSettings,
+    witnesses: &[Witness],
+) -> Result<Look, LedgerError> {
+    open::look(folder, settings, witnesses)
 }
 
 /// Reads the ledger in `folder`, which nobody writes, and compares it with its own checkpoints and `note`. Changes nothing.

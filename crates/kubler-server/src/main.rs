@@ -1,6 +1,6 @@
 //! `kubler-server`: the broker's command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -13,9 +13,10 @@ use kubler_server::clock::{Clock, SystemClock};
 use kubler_server::config::{self, Surroundings};
 use kubler_server::data_folder::DataFolder;
 use kubler_server::engine::local::StopMode;
-use kubler_server::init::{Init, InitError, TrialIssuer, init, next_steps};
+use kubler_server::init::{Init, InitError, TrialIssuer, init, listen_for, next_steps};
 use kubler_server::ledger::recover::{GoOn, Recovered};
 use kubler_server::maintenance::backup::{self, BackupError, Keys};
+use kubler_server::maintenance::inspect::inspect;
 use kubler_server::maintenance::{self, restore};
 use kubler_server::reading::{AtStart, log_filter};
 use kubler_server::reference::Page;
@@ -64,10 +65,35 @@ enum Command {
     },
 }
 
+/// The configuration when none is named.
+const DEFAULT_CONFIG: &str = "kubler.yaml";
+/// Commands that are about one configuration, as hints name them.
+const CONFIGURED: [&str; 4] = [
+    "kubler-server ledger recover",
+    "kubler-server restore",
+    "kubler-server check",
+    "kubler policy check",
+];
+
+impl Command {
+    /// The configuration that it was given.
+    fn config(&self) -> Option<&Path> {
+        let argument = match self {
+            Self::Serve(arguments) => &arguments.config,
+            Self::Check(argument) | Self::Migrate(argument) => argument,
+            Self::Ledger(LedgerCommand::Recover(arguments)) => &arguments.config,
+            Self::Backup(arguments) => &arguments.config,
+            Self::Restore(arguments) => &arguments.config,
+            Self::Init(_) | Self::Schema | Self::Openapi | Self::Reference { .. } => return None,
+        };
+        Some(&argument.config)
+    }
+}
+
 #[derive(clap::Args)]
 struct ConfigArgument {
     /// The configuration file.
-    #[arg(long, env = config::KUBLER_CONFIG, default_value = "kubler.yaml")]
+    #[arg(long, env = config::KUBLER_CONFIG, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
 }
 
@@ -142,9 +168,10 @@ struct InitArguments {
     /// What jobs call the server.
     #[arg(long, default_value = "https://localhost:8443")]
     url: String,
-    /// Where the server listens.
-    #[arg(long, default_value = "127.0.0.1:8443")]
-    listen: String,
+    /// Where the server listens; when absent, the port of `--url` on every address, or on the loopback address when that
+    /// is all that the URL's name stands for.
+    #[arg(long)]
+    listen: Option<String>,
     /// The Kubernetes version to offer.
     #[arg(long, default_value = "1.34")]
     kubernetes: String,
@@ -158,10 +185,11 @@ struct InitArguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let config = arguments.command.config().map(Path::to_owned);
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            report(&error);
+            report(&error, config.as_deref());
             ExitCode::FAILURE
         }
     }
@@ -169,7 +197,7 @@ fn main() -> ExitCode {
 
 /// What was wrong, then what to do next.
 #[allow(clippy::print_stderr)] // the command line's own voice
-fn report(error: &anyhow::Error) {
+fn report(error: &anyhow::Error, config: Option<&Path>) {
     eprintln!("error: {}", said_once(error));
     let hint = error
         .downcast_ref::<StartError>()
@@ -190,8 +218,18 @@ fn report(error: &anyhow::Error) {
                 .map(|error| error.hint().to_owned())
         });
     if let Some(hint) = hint {
-        eprintln!("hint: {hint}");
+        eprintln!("hint: {}", with_config(&hint, config));
     }
+}
+
+/// Commands in a hint, with the configuration that this one was given: whoever copies one must not do it to another server.
+fn with_config(hint: &str, config: Option<&Path>) -> String {
+    let Some(config) = config.filter(|config| *config != Path::new(DEFAULT_CONFIG)) else {
+        return hint.to_owned();
+    };
+    CONFIGURED.iter().fold(hint.to_owned(), |hint, command| {
+        hint.replace(command, &format!("{command} --config {}", config.display()))
+    })
 }
 
 /// The error and its causes, without those whose words the error itself has said.
@@ -218,7 +256,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Serve(arguments) => serve(&arguments),
-        Command::Check(argument) => check(&argument),
+        Command::Check(argument) => runtime()?.block_on(check(&argument)),
         Command::Ledger(LedgerCommand::Recover(arguments)) => {
             runtime()?.block_on(recover(&arguments))
         }
@@ -247,12 +285,13 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 fn wanted(arguments: InitArguments) -> Init {
+    let url = arguments.url.trim_end_matches('/').to_owned();
     Init {
+        listen: arguments.listen.unwrap_or_else(|| listen_for(&url)),
         folder: arguments.folder,
         organization_id: arguments.organization_id,
         organization_slug: arguments.organization,
-        url: arguments.url.trim_end_matches('/').to_owned(),
-        listen: arguments.listen,
+        url,
         kubernetes: arguments.kubernetes,
         issuer: arguments.issuer.map(|url| TrialIssuer {
             url,
@@ -343,10 +382,16 @@ fn on_signals(shutdown: CancellationToken, reload: Reload) -> anyhow::Result<()>
 }
 
 #[allow(clippy::print_stdout)]
-fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
+async fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
     let loaded = config::load(&argument.config)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let read = AtStart::read(&loaded, &Surroundings::read(), &clock)?.everything;
+    let AtStart {
+        everything: read,
+        tls,
+        sinks,
+        ..
+    } = AtStart::read(&loaded, &Surroundings::read(), &clock)?;
+    let notes = inspect(&loaded, &sinks).await?;
     for (name, resolved) in &read.in_force.profiles {
         println!(
             "profile {name}: Kubernetes {}, digest {}",
@@ -372,6 +417,15 @@ fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
                 issuer.url
             );
         }
+    }
+    if let Some(key) = tls.open_key() {
+        println!(
+            "note: everybody on this machine may read the private key `{0}`: `chmod o= {0}`",
+            key.display()
+        );
+    }
+    for note in notes {
+        println!("note: {note}");
     }
     println!("{} is fine", argument.config.display());
     Ok(())
@@ -441,10 +495,12 @@ async fn restore(arguments: &RestoreArguments) -> anyhow::Result<()> {
             maintenance::recover_ledger(&loaded, &arguments.reason, go_on, clock).await?;
         tell(&recovered);
     } else {
+        let then = "`kubler-server ledger recover --reason TEXT`";
         println!(
-            "the ledger's private key is not in this back-up: put it into {} with mode 0600, then run \
-             `kubler-server ledger recover --reason TEXT`; without it, add `--begin-anew`",
-            data.ledger().join(layout::PRIVATE_KEY).display()
+            "the ledger's private key is not in this back-up: put it into {} with mode 0600, then run {}; \
+             without it, add `--begin-anew`",
+            data.ledger().join(layout::PRIVATE_KEY).display(),
+            with_config(then, Some(&arguments.config.config))
         );
     }
     Ok(())

@@ -2,6 +2,7 @@
 //! order, back-up, restore.
 
 pub mod backup;
+pub mod inspect;
 pub mod restore;
 
 use std::sync::Arc;

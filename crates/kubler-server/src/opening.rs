@@ -13,11 +13,11 @@ use crate::clock::Clock;
 use crate::data_folder::DataFolder;
 use crate::directory::Directory;
 use crate::ledger::sinks::Sinks;
-use crate::ledger::{Durability, Ledger, LedgerError, LedgerLock, Witness};
+use crate::ledger::{self, Durability, Ledger, LedgerError, LedgerLock, Witness};
 use crate::policy::Policies;
 use crate::session::Sessions;
 use crate::start_error::StartError;
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::tasks::{Wake, restored};
 
 /// What was opened.
@@ -39,6 +39,7 @@ pub async fn open(
     sinks: &Sinks,
     clock: &Arc<dyn Clock>,
 ) -> Result<Opened, StartError> {
+    check_not_missing(data, sinks).await?;
     let lock = LedgerLock::take(&data.ledger())?;
     let directory = Arc::new(Directory::new(clock.now()));
     let limits = configuration.limits.clone();
@@ -61,6 +62,28 @@ pub async fn open(
         clock: Arc::clone(clock),
     };
     Ok(Opened { broker, lost })
+}
+
+/// A ledger that somebody knows is not begun anew by a start that does not find it. Asked before anything is written.
+async fn check_not_missing(data: &DataFolder, sinks: &Sinks) -> Result<(), StartError> {
+    let folder = data.ledger();
+    if ledger::is_there(&folder) {
+        return Ok(());
+    }
+    match seen_before(data, sinks).await?.into_iter().next() {
+        None => Ok(()),
+        Some(Witness { name: witness, .. }) => Err(LedgerError::Missing { folder, witness }.into()),
+    }
+}
+
+/// Everybody who saw the ledger before, without opening the store. Changes nothing.
+///
+/// # Errors
+/// When what somebody saw is there and cannot be read.
+pub async fn seen_before(data: &DataFolder, sinks: &Sinks) -> Result<Vec<Witness>, StartError> {
+    let mut all = Vec::from_iter(store::seen_by(&data.store()).await?);
+    all.extend(sinks.witnesses().await?);
+    Ok(all)
 }
 
 /// Opens the ledger and writes down the start and what is in force.

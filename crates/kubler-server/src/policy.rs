@@ -87,9 +87,6 @@ pub enum Reloaded {
 #[derive(Debug)]
 pub struct Policies {
     current: watch::Sender<Arc<PolicySet>>,
-    /// Where tests read them from.
-    #[cfg(test)]
-    read_from: Option<tests::ReadFrom>,
 }
 
 impl Policies {
@@ -97,8 +94,6 @@ impl Policies {
     pub fn new(set: PolicySet) -> Self {
         Self {
             current: watch::Sender::new(Arc::new(set)),
-            #[cfg(test)]
-            read_from: None,
         }
     }
 
@@ -114,8 +109,9 @@ impl Policies {
 
     /// Puts another set in force.
     pub fn replace(&self, set: PolicySet) -> Reloaded {
-        let (before, after) = (self.current().digest().to_owned(), set.digest().to_owned());
-        if before == after {
+        let current = self.current();
+        let (before, after) = (current.digest().to_owned(), set.digest().to_owned());
+        if current.is_same_as(&set) {
             return Reloaded::Unchanged { digest: after };
         }
         self.current.send_replace(Arc::new(set));

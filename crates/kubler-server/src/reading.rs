@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 use crate::clock::Clock;
 use crate::config::{ConfigError, Loaded, Surroundings};
 use crate::engine::local::binaries::{self, Binaries};
+use crate::engine::local::run_excess_bytes;
 use crate::http::tls::Tls;
 use crate::identity::{Issuers, Verifier};
 use crate::in_force::InForce;
@@ -75,6 +76,7 @@ impl AtStart {
         surroundings: &Surroundings,
         clock: &Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
+        check_run(loaded)?;
         let binaries = binaries::resolve_all(&loaded.configuration, &loaded.folder, surroundings)?;
         let verifier = Verifier::new(Arc::clone(clock));
         Ok(Self {
@@ -84,6 +86,17 @@ impl AtStart {
             binaries,
             verifier,
         })
+    }
+}
+
+/// A folder that the operator named is used, or the server does not start: nobody looks for sockets elsewhere.
+fn check_run(loaded: &Loaded) -> Result<(), StartError> {
+    let Some(path) = loaded.run() else {
+        return Ok(());
+    };
+    match run_excess_bytes(&path) {
+        0 => Ok(()),
+        excess_bytes => Err(StartError::RunTooLong { path, excess_bytes }),
     }
 }
 

@@ -129,6 +129,14 @@ impl fmt::Debug for Sessions {
     }
 }
 
+/// Whether the keys in `folder` can be used, if there are any. Changes nothing.
+///
+/// # Errors
+/// Those of [`Sessions::open`].
+pub fn check(folder: &Path) -> Result<(), SessionError> {
+    keys::check(folder)
+}
+
 impl Sessions {
     /// Opens the keys kept in `folder` (made with mode 0700 when absent; the file has 0600), or makes the first.
     ///

@@ -21,7 +21,7 @@ use kubler_core::environment::TransitionError;
 use kubler_core::ids::EnvironmentId;
 use kubler_core::invariants;
 use kubler_core::ledger::checkpoint::PublicKey;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
     SqliteSynchronous,
@@ -73,7 +73,7 @@ pub enum StoreError {
     NoRoom,
     /// The schema could not be brought up to date.
     #[error("the store could not be migrated: {0}")]
-    Migration(#[from] sqlx::migrate::MigrateError),
+    Migration(#[from] MigrateError),
     /// A stored record cannot be read.
     #[error("the stored environment `{id}` cannot be read: {message}")]
     Unreadable {
@@ -106,8 +106,24 @@ pub enum StoreError {
 
 /// SQLite's word for a disk without room (`SQLITE_FULL`).
 const SQLITE_FULL: &str = "13";
+/// SQLite's words for a file that is damaged or no database (`SQLITE_CORRUPT`, `SQLITE_NOTADB`).
+const SQLITE_DAMAGED: [&str; 2] = ["11", "26"];
 
 impl StoreError {
+    /// Whether the file does not hold what was once written into it.
+    pub fn is_damage(&self) -> bool {
+        let is_damaged = |error: &sqlx::Error| {
+            let code = error.as_database_error().and_then(|error| error.code());
+            code.is_some_and(|code| SQLITE_DAMAGED.contains(&code.as_ref()))
+        };
+        match self {
+            Self::Unreadable { .. } => true,
+            Self::Database(error) => is_damaged(error),
+            Self::Migration(MigrateError::Execute(error)) => is_damaged(error),
+            _ => false,
+        }
+    }
+
     /// Whether it is the disk that has no room.
     pub fn is_full(&self) -> bool {
         match self {
@@ -226,12 +242,6 @@ impl Store {
         let row = sqlx::query("SELECT note FROM ledger_seen")
             .fetch_optional(&self.pool)
             .await?;
-        let witness = |row: SqliteRow| -> Result<Witness, StoreError> {
-            Ok(Witness {
-                name: "the store".into(),
-                note: row.try_get(0)?,
-            })
-        };
         row.map(witness).transpose()
     }
 
@@ -289,6 +299,79 @@ pub async fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// What the store in `file` saw of its ledger, if there is one and it saw any. Changes nothing, also beside a server that
+/// runs.
+///
+/// # Errors
+/// When it cannot be read.
+pub async fn seen_by(file: &Path) -> Result<Option<Witness>, StoreError> {
+    if !file.exists() {
+        return Ok(None);
+    }
+    let mut connection = beside(file).connect().await?;
+    // A store of before knows no ledgers.
+    let known = sqlx::query("SELECT 1 FROM sqlite_master WHERE name = 'ledger_seen'")
+        .fetch_optional(&mut connection)
+        .await?;
+    let row = match known {
+        None => None,
+        Some(_) => {
+            sqlx::query("SELECT note FROM ledger_seen")
+                .fetch_optional(&mut connection)
+                .await?
+        }
+    };
+    connection.close().await?;
+    row.map(witness).transpose()
+}
+
+/// Whether the store in `file` can be read, if there is one; a server may be using it. Changes nothing.
+///
+/// # Errors
+/// When it is no store, or damaged.
+pub async fn look_at(file: &Path) -> Result<(), StoreError> {
+    if !file.exists() {
+        return Ok(());
+    }
+    let mut connection = beside(file).connect().await?;
+    let row = sqlx::query("PRAGMA quick_check(1)")
+        .fetch_one(&mut connection)
+        .await?;
+    let said: String = row.try_get(0)?;
+    connection.close().await?;
+    whole(file, said)
+}
+
+/// For reading only. A file without a log beside it is read as it lies there, so that none is made; one with a log may be
+/// in use, or was left by a crash.
+fn beside(file: &Path) -> SqliteConnectOptions {
+    let mut log = file.as_os_str().to_owned();
+    log.push("-wal");
+    SqliteConnectOptions::new()
+        .filename(file)
+        .read_only(true)
+        .busy_timeout(BUSY_TIMEOUT)
+        .immutable(!Path::new(&log).exists())
+}
+
+fn witness(row: SqliteRow) -> Result<Witness, StoreError> {
+    Ok(Witness {
+        name: "the store".into(),
+        note: row.try_get(0)?,
+    })
+}
+
+fn whole(file: &Path, said: String) -> Result<(), StoreError> {
+    if said == "ok" {
+        Ok(())
+    } else {
+        Err(StoreError::Unreadable {
+            id: file.display().to_string(),
+            message: said,
+        })
+    }
+}
+
 /// Whether the file holds a store that is whole. Changes nothing.
 ///
 /// # Errors
@@ -304,14 +387,7 @@ pub async fn check_file(file: &Path) -> Result<(), StoreError> {
         .await?;
     let said: String = row.try_get(0)?;
     connection.close().await?;
-    if said == "ok" {
-        Ok(())
-    } else {
-        Err(StoreError::Unreadable {
-            id: file.display().to_string(),
-            message: said,
-        })
-    }
+    whole(file, said)
 }
 
 /// Plain SQL files, applied in order, once each.

@@ -238,10 +238,12 @@ const fn next_after_end(scope: Scope) -> &'static str {
 }
 
 fn not_in_time(environment: &Environment, seconds: u64) -> Failure {
+    let failure = environment.last_failure.as_ref();
+    let failure = failure.map_or_else(String::new, |why| format!("; the last try failed: {why}"));
     Failure::new(
         Exit::Unavailable,
         format!(
-            "environment {} was not ready within {seconds} s",
+            "environment {} was not ready within {seconds} s{failure}",
             environment.id
         ),
     )

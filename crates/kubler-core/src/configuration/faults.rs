@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{
     CHECKPOINT_SECONDS_MAX, CLOCK_SKEW_SECONDS_MAX, CONNECTIONS_MAX, Configuration, Issuer,
     REFUSAL_BYTES_PER_HOUR_MAX, REFUSAL_BYTES_PER_HOUR_MIN, SINKS_MAX, TOKEN_LIFE_SECONDS_MAX,
-    TOKEN_LIFE_SECONDS_MIN, canonical_organization_id,
+    TOKEN_LIFE_SECONDS_MIN, canonical_organization_id, is_organization_slug,
 };
 use crate::egress::Target;
 use crate::profile::{
@@ -224,6 +224,13 @@ impl Issuer {
                 "keys fetched over plain http could be anybody's",
             ));
         }
+        if self.url.ends_with('/') {
+            faults.push(fault(
+                at("url"),
+                format!("`{}` ends with `/`", self.url),
+                "write it as tokens have it (`iss`), which is compared letter by letter: Buildkite's has no `/` at its end",
+            ));
+        }
         if self.audience.trim().is_empty() || self.audience.starts_with("https://buildkite.com/") {
             faults.push(fault(
                 at("audience"),
@@ -246,6 +253,13 @@ impl Issuer {
                     key(),
                     format!("`{}` is not a UUID", organization.id),
                     "Buildkite shows it under Organization Settings, and in a token made with `--claim organization_id`",
+                ));
+            }
+            if !is_organization_slug(&organization.slug) {
+                faults.push(fault(
+                    at(&format!("organizations[{nth}].slug")),
+                    format!("`{}` is not the slug of an organization", organization.slug),
+                    "it is what stands in buildkite.com/SLUG: lower-case letters, digits and `-`",
                 ));
             }
             if !ids.insert(&organization.id) {

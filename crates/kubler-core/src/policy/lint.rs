@@ -6,7 +6,7 @@ use cedar_policy::pst::{Effect, Expr, Literal, PatternElem, Template, Var};
 
 use super::expression::{self, Comparison, Unreadable};
 use super::scope::{Scope, is};
-use crate::configuration::Configuration;
+use crate::configuration::{Configuration, canonical_organization_id};
 
 /// What is wrong with one policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,15 @@ fn finding(message: impl Into<String>, hint: impl Into<String>) -> Finding {
 const SLUGS: [(&str, &str); 2] = [
     ("organization_slug", "organization_id"),
     ("pipeline_slug", "pipeline_id"),
+];
+
+/// Attributes that hold a UUID in lower case, with hyphens. (What `organization_id` may be is listed.)
+const UUID_ATTRIBUTES: [&str; 5] = [
+    "pipeline_id",
+    "build_id",
+    "job_id",
+    "cluster_id",
+    "queue_id",
 ];
 
 /// The only attributes for which a pattern makes sense: one free text each, no ids and nothing glued together.
@@ -196,6 +205,8 @@ fn comparison_findings(
         }
         if *attribute == "organization_id" {
             findings.extend(unlisted_organization(text, configuration));
+        } else if UUID_ATTRIBUTES.contains(attribute) {
+            findings.extend(no_uuid(attribute, text));
         }
         let names_a_profile = **variable == Var::Resource
             && (*attribute == "profile" || (*attribute == "name" && scope.is_about_profiles()));
@@ -203,6 +214,21 @@ fn comparison_findings(
             findings.extend(unlisted_profile(text, configuration));
         }
     }
+}
+
+/// An id that no token can have: names of people stand elsewhere, and ids are compared letter by letter.
+fn no_uuid(attribute: &str, text: &str) -> Option<Finding> {
+    let canonical = canonical_organization_id(text);
+    if canonical.as_deref() == Some(text) {
+        return None;
+    }
+    let hint = match canonical {
+        Some(canonical) => format!("write `{canonical}`: ids are in lower case, with hyphens"),
+        None => {
+            "it is a UUID in lower case: `kubler policy explain TOKEN` shows a job's own".into()
+        }
+    };
+    Some(finding(format!("no `{attribute}` is ever `{text}`"), hint))
 }
 
 fn unlisted_organization(id: &str, configuration: &Configuration) -> Option<Finding> {

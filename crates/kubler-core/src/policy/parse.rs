@@ -214,6 +214,13 @@ impl PolicySet {
     }
 }
 
+impl PolicySet {
+    /// Whether both decide alike: the same texts, under the same statements of the operator.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.digest == other.digest && self.prefixed == other.prefixed
+    }
+}
+
 fn prefixed(configuration: &Configuration) -> BTreeSet<(String, String)> {
     let stated = configuration.issuers.iter().flat_map(|issuer| {
         let organizations = issuer.organizations.iter();

@@ -5,7 +5,7 @@ use kubler_core::environment::{Environment, Phase, Scope};
 use kubler_core::identity::{Owner, VerifiedToken};
 use kubler_core::lease;
 use kubler_core::ledger::record::Body;
-use kubler_core::policy::Permit;
+use kubler_core::policy::{Action, Permit, Target};
 use kubler_core::profile::ResolvedProfile;
 use kubler_core::text::UntrustedText;
 
@@ -42,6 +42,35 @@ impl Broker {
                 self.attach(call, body, token, environment).await
             }
         }
+    }
+}
+
+/// Profiles that are looked at for the hint of one denial.
+const PROFILES_LOOKED_AT_MAX: usize = 16;
+
+impl Broker {
+    /// A denial that names the profiles which this very caller may ask for.
+    pub(super) fn with_profiles(&self, call: &Call, error: BrokerError) -> BrokerError {
+        let BrokerError::Denied(mut denial) = error else {
+            return error;
+        };
+        let (policies, caller) = (self.policies.current(), call.caller());
+        let may = |resolved: &&ResolvedProfile| {
+            let target = Target::Profile(Box::new((*resolved).clone()));
+            policies
+                .decide(&caller, Action::CreateEnvironment, target)
+                .is_ok()
+        };
+        let profiles = call.in_force.profiles.values();
+        let names: Vec<_> = profiles
+            .take(PROFILES_LOOKED_AT_MAX)
+            .filter(may)
+            .map(|resolved| format!("`{}`", resolved.profile.name))
+            .collect();
+        if !names.is_empty() {
+            denial.hint = format!("this job may ask for {}; {}", names.join(", "), denial.hint);
+        }
+        BrokerError::Denied(denial)
     }
 }
 

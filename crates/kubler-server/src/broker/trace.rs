@@ -116,9 +116,8 @@ fn meanings(anything: &str) -> Vec<Search> {
     if let Some((pipeline, number)) = text.rsplit_once(['/', '#'])
         && let Ok(number) = number.parse()
     {
-        let pipeline = pipeline.rsplit('/').next().unwrap_or(pipeline);
         meanings.push(one(&|search| {
-            search.pipeline = Some(pipeline.to_owned());
+            search.name_pipeline(pipeline);
             search.build_number = Some(number);
         }));
     }
@@ -127,8 +126,7 @@ fn meanings(anything: &str) -> Vec<Search> {
     }
     meanings.push(one(&|search| search.job_id = Some(text.to_owned())));
     meanings.push(one(&|search| search.build_id = Some(text.to_owned())));
-    let pipeline = text.rsplit('/').next().unwrap_or(text);
-    meanings.push(one(&|search| search.pipeline = Some(pipeline.to_owned())));
+    meanings.push(one(&|search| search.name_pipeline(text)));
     if text.len() >= 7 {
         meanings.push(one(&|search| search.commit = Some(text.to_owned())));
     }

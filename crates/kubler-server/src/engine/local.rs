@@ -23,7 +23,7 @@ mod sampler;
 mod sizes;
 mod upstream;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -417,6 +417,19 @@ impl Slot {
             .unwrap_or_else(PoisonError::into_inner) = token.clone();
         token
     }
+}
+
+/// Reads manifests as the making of an environment does.
+///
+/// # Errors
+/// When a document is no YAML, or no Kubernetes object with a name.
+pub fn check_manifests(files: &BTreeMap<String, String>) -> Result<(), EngineError> {
+    manifests::read(files).map(drop)
+}
+
+/// Whether sockets of environments have a path below `run`. Gives how many bytes too long it is.
+pub fn run_excess_bytes(run: &Path) -> usize {
+    folder::excess_bytes(run)
 }
 
 /// What the system would hold each environment to, if a server started here. Changes nothing.

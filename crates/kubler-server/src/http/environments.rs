@@ -65,7 +65,10 @@ pub(super) async fn create(
         .map_err(refused(&call))?;
     let settled = api.broker.wait_until_settled(&made, request.wait_seconds);
     let made = arrival.while_here(settled).await.unwrap_or(made);
-    Ok(Json(show(&call, &made)))
+    Ok(Json(Environment {
+        last_failure: api.broker.directory.last_failure(made.id),
+        ..show(&call, &made)
+    }))
 }
 
 /// What to list.
@@ -73,7 +76,7 @@ pub(super) async fn create(
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ListQuery {
-    /// Pipeline slug or id.
+    /// Pipeline slug or id, also with the organization's slug and `/` before it.
     pipeline: Option<String>,
     /// Build number.
     #[param(value_type = i64, minimum = 0, required = false)]
@@ -112,8 +115,7 @@ pub(super) async fn list(
             .with_id(call.request_id)
         })?),
     };
-    let search = Search {
-        pipeline: query.pipeline,
+    let mut search = Search {
         build_number: query.build,
         job_id: query.job,
         commit: query.commit,
@@ -121,6 +123,9 @@ pub(super) async fn list(
         remaining: query.remaining,
         ..Search::default()
     };
+    if let Some(pipeline) = &query.pipeline {
+        search.name_pipeline(pipeline);
+    }
     let found = api.broker.search(&call, &search).await;
     Ok(Json(show_all(&call, &found.map_err(refused(&call))?)))
 }
@@ -136,7 +141,10 @@ pub(super) async fn read(
     let id = environment_id(&id, &call)?;
     let read = api.broker.environment(&call, id).await;
     let (environment, attached) = read.map_err(refused(&call))?;
-    Ok(Json(show_with(&call, &environment, &attached)))
+    Ok(Json(Environment {
+        last_failure: api.broker.directory.last_failure(id),
+        ..show_with(&call, &environment, &attached)
+    }))
 }
 
 /// What differs in two environments, alive or dead: what they are made of, and whose they are.

@@ -1,24 +1,32 @@
 //! Certificates of the door: who we are, and who operators are. Read anew while the server runs; what cannot be used
 //! is kept out, and the old certificates stay.
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use kubler_core::configuration::Configuration;
 use kubler_core::policy::Operator;
 use kubler_core::text::UntrustedText;
 use rustls::RootCertStore;
-use rustls::server::WebPkiClientVerifier;
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
+};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::{self, ConfigError, Loaded};
 use crate::start_error::StartError;
+
+/// The bits of a file's mode that let others than its owner and its group in.
+const OTHERS: u32 = 0o007;
 
 /// Where the certificates are.
 #[derive(Debug, Clone)]
@@ -31,6 +39,51 @@ pub struct Files {
     pub operator_ca: Option<PathBuf>,
     /// PEM of that CA's revocation list.
     pub operator_crl: Option<PathBuf>,
+    /// PEM of the CA that callers are told to trust.
+    pub ca: Option<PathBuf>,
+    /// What callers call the server.
+    pub host: String,
+}
+
+impl Files {
+    /// As the configuration names them.
+    fn of(loaded: &Loaded) -> Self {
+        let Configuration { tls, url, .. } = &loaded.configuration;
+        let optional = |path: &Option<String>| path.as_ref().map(|path| loaded.path(path));
+        Self {
+            certificate: loaded.path(&tls.certificate),
+            key: loaded.path(&tls.key),
+            operator_ca: optional(&tls.operator_ca),
+            operator_crl: optional(&tls.operator_crl),
+            ca: optional(&tls.ca),
+            host: config::host(url).unwrap_or_default().to_owned(),
+        }
+    }
+
+    fn fault(&self, error: CertificateError) -> StartError {
+        match error {
+            CertificateError::File(error) => StartError::Config(error),
+            source => StartError::Certificate {
+                certificate: self.certificate.clone(),
+                key: self.key.clone(),
+                source: Box::new(source),
+            },
+        }
+    }
+
+    /// Whether others than the owner and the group may read the private key. The group may, so that the files can be
+    /// root's and the server's user be in their group.
+    fn key_is_open(&self) -> bool {
+        let found = std::fs::metadata(&self.key);
+        found.is_ok_and(|found| found.mode() & OTHERS != 0)
+    }
+
+    fn warn_of_an_open_key(&self) {
+        if self.key_is_open() {
+            let key = self.key.display();
+            tracing::warn!(%key, "everybody on this machine may read the server's private key: `chmod o= FILE`");
+        }
+    }
 }
 
 /// A certificate file that cannot be used.
@@ -45,6 +98,19 @@ pub enum CertificateError {
     /// TLS refuses it.
     #[error("the certificates cannot be used: {0}")]
     Unusable(#[from] rustls::Error),
+    /// Callers look for another name.
+    #[error("the server's certificate is not for `{host}`, which `url` names: {source}")]
+    OtherName {
+        /// What callers call the server.
+        host: String,
+        /// What TLS says.
+        source: rustls::Error,
+    },
+    /// Callers trust another CA.
+    #[error(
+        "`tls.ca` did not sign the server's certificate, so nobody who trusts it can call: {0}"
+    )]
+    OtherCa(rustls::Error),
     /// The operators' CA cannot verify anybody.
     #[error("the operators' CA cannot be used: {0}")]
     OperatorCa(#[from] rustls::server::VerifierBuilderError),
@@ -92,6 +158,7 @@ struct Read {
     key: Vec<u8>,
     operator_ca: Option<Vec<u8>>,
     operator_crl: Option<Vec<u8>>,
+    ca: Option<Vec<u8>>,
 }
 
 /// An operator's certificate, as a connection presented it.
@@ -108,7 +175,8 @@ impl Tls {
     /// # Errors
     /// When one is not what it should be.
     pub fn load(files: Files) -> Result<Self, CertificateError> {
-        let current = Current::build(&Read::of(&files)?, 0)?;
+        let current = Current::build(&Read::of(&files)?, &files.host, 0)?;
+        files.warn_of_an_open_key();
         Ok(Self {
             files,
             current: ArcSwap::from_pointee(current),
@@ -121,23 +189,13 @@ impl Tls {
     /// # Errors
     /// When one is not what it should be.
     pub fn read(loaded: &Loaded) -> Result<Self, StartError> {
-        let files = &loaded.configuration.tls;
-        let optional = |path: &Option<String>| path.as_ref().map(|path| loaded.path(path));
-        let (certificate, key) = (loaded.path(&files.certificate), loaded.path(&files.key));
-        let read = Self::load(Files {
-            certificate: certificate.clone(),
-            key: key.clone(),
-            operator_ca: optional(&files.operator_ca),
-            operator_crl: optional(&files.operator_crl),
-        });
-        read.map_err(|error| match error {
-            CertificateError::File(error) => StartError::Config(error),
-            source => StartError::Certificate {
-                certificate,
-                key,
-                source,
-            },
-        })
+        let files = Files::of(loaded);
+        Self::load(files.clone()).map_err(|error| files.fault(error))
+    }
+
+    /// The private key's file, when everybody may read it.
+    pub fn open_key(&self) -> Option<&Path> {
+        self.files.key_is_open().then_some(self.files.key.as_path())
     }
 
     /// Reads the files anew, at once.
@@ -174,8 +232,9 @@ impl Tls {
             looks.refused = None;
             return Reloaded::Same;
         }
-        match Current::build(read, generation.wrapping_add(1)) {
+        match Current::build(read, &self.files.host, generation.wrapping_add(1)) {
             Ok(fresh) => {
+                self.files.warn_of_an_open_key();
                 self.current.store(Arc::new(fresh));
                 looks.refused = None;
                 Reloaded::Loaded
@@ -248,6 +307,7 @@ impl Read {
             key: config::read(&files.key)?,
             operator_ca: optional(&files.operator_ca)?,
             operator_crl: optional(&files.operator_crl)?,
+            ca: optional(&files.ca)?,
         })
     }
 
@@ -257,6 +317,7 @@ impl Read {
             Some(&self.key),
             self.operator_ca.as_ref(),
             self.operator_crl.as_ref(),
+            self.ca.as_ref(),
         ];
         let mut hash = Sha256::new();
         for part in parts {
@@ -268,7 +329,7 @@ impl Read {
 
 impl Current {
     /// TLS 1.2 and 1.3, which is all that the library knows. Certificates of operators are asked for, never demanded.
-    fn build(read: &Read, generation: u64) -> Result<Self, CertificateError> {
+    fn build(read: &Read, host: &str, generation: u64) -> Result<Self, CertificateError> {
         let chain = read_chain(&read.certificate, "server certificate")?;
         let key = PrivateKeyDer::from_pem_slice(&read.key)
             .map_err(|_| CertificateError::Unreadable("server key"))?;
@@ -278,6 +339,7 @@ impl Current {
             .map(|(_, leaf)| leaf.validity().not_after.timestamp())
             .ok_or(CertificateError::Unreadable("server certificate"))?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        check_callers_can_trust(&chain, read.ca.as_deref(), host, &provider)?;
         let operators = operators(read, &provider)?;
         let builder = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?;
@@ -295,6 +357,67 @@ impl Current {
             expires_at,
         })
     }
+}
+
+/// Whether the CA in `ca` is one by which callers know the configured certificate, when that can be read.
+///
+/// # Errors
+/// When it did not sign that certificate.
+pub fn check_ca(loaded: &Loaded, ca: &[u8]) -> Result<(), StartError> {
+    let files = Files::of(loaded);
+    let chain = config::read(&files.certificate).ok();
+    let chain = chain.and_then(|pem| read_chain(&pem, "server certificate").ok());
+    let Some(chain) = chain else {
+        // Whoever reads certificates says so.
+        return Ok(());
+    };
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    check_callers_can_trust(&chain, Some(ca), &files.host, &provider)
+        .map_err(|error| files.fault(error))
+}
+
+/// Whether callers who trust `ca` take the certificate for that of `host`. Not whether it is valid now: whoever watches
+/// `expires_at` knows that, and an old certificate must not keep a server from its start.
+fn check_callers_can_trust(
+    chain: &[CertificateDer<'_>],
+    ca: Option<&[u8]>,
+    host: &str,
+    provider: &rustls::crypto::CryptoProvider,
+) -> Result<(), CertificateError> {
+    let (leaf, above) = chain
+        .split_first()
+        .ok_or(CertificateError::Unreadable("server certificate"))?;
+    let parsed = ParsedCertificate::try_from(leaf)?;
+    let other_name = |source| CertificateError::OtherName {
+        host: host.to_owned(),
+        source,
+    };
+    let name = ServerName::try_from(host)
+        .map_err(|_| other_name(rustls::CertificateError::NotValidForName.into()))?;
+    verify_server_name(&parsed, &name).map_err(other_name)?;
+    let Some(ca) = ca else {
+        return Ok(());
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in read_chain(ca, "CA of `tls.ca`")? {
+        roots.add(certificate)?;
+    }
+    let (_, read) = x509_parser::parse_x509_certificate(leaf)
+        .map_err(|_| CertificateError::Unreadable("server certificate"))?;
+    let algorithms = provider.signature_verification_algorithms.all;
+    // At one end of its life or at the other: what stands between may be younger than it, or older.
+    let validity = read.validity();
+    let mut verified = Ok(());
+    for moment in [validity.not_before, validity.not_after] {
+        let since_1970 = u64::try_from(moment.timestamp()).unwrap_or_default();
+        let at = UnixTime::since_unix_epoch(Duration::from_secs(since_1970));
+        verified =
+            verify_server_cert_signed_by_trust_anchor(&parsed, &roots, above, at, algorithms);
+        if verified.is_ok() {
+            break;
+        }
+    }
+    verified.map_err(CertificateError::OtherCa)
 }
 
 fn operators(

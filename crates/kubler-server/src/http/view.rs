@@ -41,6 +41,7 @@ pub(super) fn environment(
         lease_seconds: environment.resolved.profile.lease_seconds,
         deadline: environment.deadline,
         end: environment.reason.as_ref().map(end),
+        last_failure: None,
         dead_at: environment.dead_at,
         gone_at: environment.gone_at,
         hooks: hooks(&id, environment, configuration, &gateway),

@@ -19,7 +19,7 @@ use super::signing::Signer;
 use super::sync::Syncer;
 use super::witness::{Disagreement, Witness};
 use super::writer::{Bounds, Writer};
-use super::{Entry, Inner, Ledger, LedgerError};
+use super::{Entry, Inner, Ledger, LedgerError, Look};
 use crate::clock::Clock;
 use crate::entropy;
 use crate::files::{self, PRIVATE};
@@ -236,25 +236,60 @@ impl Home {
     }
 }
 
+/// Reads what opening reads, and changes nothing.
+pub(super) fn look(
+    folder: &Path,
+    settings: &LedgerSettings,
+    witnesses: &[Witness],
+) -> Result<Look, LedgerError> {
+    let unusable = |error: io::Error| LedgerError::unusable(folder, &error);
+    if is_in_use(folder).map_err(unusable)? {
+        return Ok(Look::InUse);
+    }
+    let Some(key) = key_of(folder)? else {
+        return match witnesses.first() {
+            None => Ok(Look::Absent),
+            Some(witness) => Err(LedgerError::Missing {
+                folder: folder.to_owned(),
+                witness: witness.name.clone(),
+            }),
+        };
+    };
+    if folder.join(layout::PUBLIC_KEY).exists() {
+        check_pair(folder, &key)?;
+    }
+    if Home::read(folder).map_err(unusable)? == Home::Elsewhere {
+        return Err(LedgerError::Copied(folder.to_owned()));
+    }
+    check_name(folder, &key, settings)?;
+    let mut found = Found::read(folder, key.public(), witnesses)?;
+    match found.disagreements().first() {
+        None => Ok(Look::Sound),
+        Some(first) => Err(LedgerError::NotTheKnown {
+            folder: folder.to_owned(),
+            message: first.to_string(),
+        }),
+    }
+}
+
+/// Whether somebody holds the lock. It is given back at once.
+fn is_in_use(folder: &Path) -> io::Result<bool> {
+    let file = match File::open(folder.join(layout::LOCK)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    let taken = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared);
+    Ok(taken.is_err())
+}
+
 /// Reads the key, or makes it. A folder that has records but no key has lost it: a new one would be another ledger.
 fn key(folder: &Path, origin: &str) -> Result<PrivateKey, LedgerError> {
     let unusable = |error: &dyn std::fmt::Display| LedgerError::unusable(folder, error);
     let failed = |error: io::Error| unusable(&error);
-    let wrong = |message: String| LedgerError::Key {
-        folder: folder.to_owned(),
-        message,
-    };
     let public = folder.join(layout::PUBLIC_KEY);
-    let key = match std::fs::read_to_string(folder.join(layout::PRIVATE_KEY)) {
-        Ok(text) => PrivateKey::parse(&SecretString::from(text)).map_err(|error| {
-            wrong(format!(
-                "its private key `{}`: {error}",
-                layout::PRIVATE_KEY
-            ))
-        })?,
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        Err(_) if public.exists() => return Err(wrong("its private key is lost".into())),
-        Err(_) => {
+    let key = match key_of(folder)? {
+        Some(key) => key,
+        None => {
             let seed = entropy::random_bytes().map_err(|error| unusable(&error))?;
             let key = PrivateKey::from_random(origin, &Zeroizing::new(seed))
                 .map_err(|error| unusable(&error))?;
@@ -270,17 +305,56 @@ fn key(folder: &Path, origin: &str) -> Result<PrivateKey, LedgerError> {
         let text = format!("{}\n", key.public());
         files::replace_whole(&public, PRIVATE, text.as_bytes()).map_err(failed)?;
     }
-    let stated = std::fs::read_to_string(public).map_err(failed)?;
-    if stated.trim() != key.public().to_string() {
-        return Err(wrong(format!(
-            "its private key is that of `{}`, and `{}` says `{}`: one of them was copied from elsewhere",
-            key.public(),
-            layout::PUBLIC_KEY,
-            stated.trim()
-        )));
-    }
+    check_pair(folder, &key)?;
     if Home::read(folder).map_err(failed)? != Home::Here {
         Home::settle(folder).map_err(failed)?;
     }
     Ok(key)
+}
+
+/// Reads the key. `None` when there is neither it nor its public half.
+fn key_of(folder: &Path) -> Result<Option<PrivateKey>, LedgerError> {
+    match std::fs::read_to_string(folder.join(layout::PRIVATE_KEY)) {
+        Ok(text) => {
+            let key = PrivateKey::parse(&SecretString::from(text)).map_err(|error| {
+                wrong_key(
+                    folder,
+                    format!("its private key `{}`: {error}", layout::PRIVATE_KEY),
+                )
+            })?;
+            Ok(Some(key))
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(LedgerError::unusable(folder, &error))
+        }
+        Err(_) if folder.join(layout::PUBLIC_KEY).exists() => {
+            Err(wrong_key(folder, "its private key is lost".into()))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+/// Whether the public half is that of the key.
+fn check_pair(folder: &Path, key: &PrivateKey) -> Result<(), LedgerError> {
+    let stated = std::fs::read_to_string(folder.join(layout::PUBLIC_KEY))
+        .map_err(|error| LedgerError::unusable(folder, &error))?;
+    if stated.trim() == key.public().to_string() {
+        return Ok(());
+    }
+    Err(wrong_key(
+        folder,
+        format!(
+            "its private key is that of `{}`, and `{}` says `{}`: one of them was copied from elsewhere",
+            key.public(),
+            layout::PUBLIC_KEY,
+            stated.trim()
+        ),
+    ))
+}
+
+fn wrong_key(folder: &Path, message: String) -> LedgerError {
+    LedgerError::Key {
+        folder: folder.to_owned(),
+        message,
+    }
 }

@@ -141,6 +141,17 @@ impl Sinks {
         Ok(all)
     }
 
+    /// Sinks that could keep nothing as it is now, and why.
+    pub fn obstacles(&self) -> Vec<String> {
+        let obstacle = |sink: &Arc<Sink>| match &sink.target {
+            Target::File(file) => file
+                .obstacle()
+                .map(|why| format!("the sink `{}`: {why}", sink.name)),
+            Target::Url(_) => None,
+        };
+        self.0.iter().filter_map(obstacle).collect()
+    }
+
     /// There is a new checkpoint.
     pub fn publish(&self, checkpoint: &Checkpoint, now: Timestamp) {
         for sink in &self.0 {

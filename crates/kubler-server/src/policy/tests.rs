@@ -36,29 +36,6 @@ fn read(folder: &TempDir) -> Result<PolicySet, PolicyLoadError> {
     read_set(folder.path(), &configuration())
 }
 
-/// A folder, and the configuration under which it is read.
-pub(super) type ReadFrom = (PathBuf, Arc<Configuration>);
-
-/// For tests of what stands on policies.
-impl Policies {
-    pub(crate) fn load(
-        folder: &Path,
-        configuration: Arc<Configuration>,
-    ) -> Result<Self, PolicyLoadError> {
-        let set = read_set(folder, &configuration)?;
-        Ok(Self {
-            read_from: Some((folder.to_owned(), configuration)),
-            ..Self::new(set)
-        })
-    }
-
-    /// As the server does it: the set is read, and then put in force.
-    pub(crate) fn reload(&self) -> Result<Reloaded, PolicyLoadError> {
-        let (folder, configuration) = self.read_from.as_ref().unwrap();
-        Ok(self.replace(read_set(folder, configuration)?))
-    }
-}
-
 #[test]
 fn the_starter_policies_load() {
     let folder = folder();
@@ -134,6 +111,18 @@ async fn a_good_change_is_in_force_and_wakes_whoever_waits() {
         .unwrap()
         .unwrap();
     assert_eq!(woken, after);
+}
+
+#[test]
+fn what_the_operator_states_about_forks_is_in_force_although_no_policy_changed() {
+    let folder = folder();
+    let policies = Policies::new(read(&folder).unwrap());
+    let before = policies.current();
+    let mut stated = configuration();
+    stated.issuers[0].organizations[0].fork_branches_are_prefixed = true;
+    policies.replace(read_set(folder.path(), &stated).unwrap());
+    assert!(!Arc::ptr_eq(&before, &policies.current()));
+    assert_eq!(before.digest(), policies.current().digest());
 }
 
 #[cfg(unix)]

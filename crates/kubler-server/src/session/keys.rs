@@ -288,6 +288,11 @@ fn read(path: &Path) -> Result<Vec<Key>, SessionError> {
     Ok(keys)
 }
 
+/// Reads the keys in `folder`, and changes nothing.
+pub(super) fn check(folder: &Path) -> Result<(), SessionError> {
+    read(&folder.join(FILE)).map(drop)
+}
+
 /// Replaces the file whole, and returns when it is on disk.
 fn write(path: &Path, keys: &[Key]) -> Result<(), SessionError> {
     let failed = |source| SessionError::Storage {

@@ -18,6 +18,8 @@ pub struct Search {
     pub organization_id: Option<String>,
     /// Pipeline id: of the pipeline that asks.
     pub project_id: Option<String>,
+    /// Organization slug.
+    pub organization: Option<String>,
     /// Pipeline id or slug.
     pub pipeline: Option<String>,
     /// Build number.
@@ -32,6 +34,18 @@ pub struct Search {
     pub phase: Option<Phase>,
     /// Only what is not gone.
     pub remaining: bool,
+}
+
+impl Search {
+    /// A pipeline as tables show it: `pipeline`, or `organization/pipeline`.
+    pub fn name_pipeline(&mut self, text: &str) {
+        let (organization, pipeline) = match text.rsplit_once('/') {
+            Some((organization, pipeline)) => (Some(organization.to_owned()), pipeline),
+            None => (None, text),
+        };
+        self.organization = organization;
+        self.pipeline = Some(pipeline.to_owned());
+    }
 }
 
 /// Where a page ended, and the next begins.
@@ -76,6 +90,10 @@ impl Conditions {
         let it = &mut conditions;
         it.add("organization_id = ?", search.organization_id.as_deref());
         it.add("project_id = ?", search.project_id.as_deref());
+        it.add(
+            "json_extract(document, '$.identity.organization.slug') = ?",
+            search.organization.as_deref(),
+        );
         it.add(
             "(project_slug = ? OR project_id = ?)",
             search.pipeline.as_deref(),

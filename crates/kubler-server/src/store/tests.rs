@@ -12,7 +12,7 @@ use kubler_core::text::UntrustedText;
 use serde_json::json;
 
 use super::*;
-use crate::policy::Policies;
+use crate::policy::{Policies, read_set};
 
 const ORGANIZATION: &str = "01945ecf-0000-4000-8000-000000000001";
 const HOUR: i64 = 3600;
@@ -115,7 +115,7 @@ impl Shelf {
         for (name, text) in starter(ORGANIZATION, "acme") {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        let policies = Policies::load(folder.path(), Arc::new(configuration())).unwrap();
+        let policies = Policies::new(read_set(folder.path(), &configuration()).unwrap());
         let store = open(folder.path(), limits).await;
         Self {
             folder,
@@ -485,6 +485,13 @@ async fn pages_follow_each_other_without_gap_or_repeat() {
         seen.windows(2).all(|two| two[0].0 >= two[1].0),
         "not newest first"
     );
+    for (organization, all) in [("acme", true), ("globex", false)] {
+        let mut named = search.clone();
+        named.name_pipeline(&format!("{organization}/web"));
+        let found = shelf.store.search(&named, None).await.unwrap();
+        assert_eq!(found.len() == SEARCH_PAGE, all, "{organization}");
+        assert_eq!(found.is_empty(), !all, "{organization}");
+    }
     for other in [
         Search {
             project_id: Some("other".into()),

@@ -314,6 +314,7 @@ impl Reconciler {
             }
             Step::Provision(_) => {
                 tracing::warn!(environment = %id, %error, count, "an environment could not be made; trying again");
+                self.directory.note_failure(id, error.message);
             }
             _ if count >= ALARM_TRIES => {
                 tracing::error!(environment = %id, %error, count, "an environment resists its end; trying on");

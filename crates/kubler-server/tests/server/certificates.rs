@@ -239,6 +239,32 @@ async fn a_certificate_changes_without_a_lost_request_and_a_bad_one_is_kept_out(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_callers_would_not_believe_is_kept_out() {
+    let buildkite = Buildkite::start();
+    let server = Server::of(&buildkite).start().await;
+    let tls = server.folder().join("tls");
+    let before = shown(&server).await;
+    let put = |pair: &Pair| {
+        replace(&tls.join("server.pem"), &pair.certificate);
+        replace(&tls.join("server.key"), &pair.key);
+    };
+    let (foreign, _) = Authority::other("Kubler CA");
+    let mut elsewhere = leaf("Kubler", ExtendedKeyUsagePurpose::ServerAuth, 1003);
+    elsewhere.subject_alt_names = vec![SanType::DnsName("elsewhere.test".try_into().unwrap())];
+    let authority = Authority::read(&tls, "ca");
+    for (pair, why) in [
+        (foreign.server(1002), "`tls.ca` did not sign"),
+        (authority.sign(&elsewhere), "is not for `127.0.0.1`"),
+    ] {
+        put(&pair);
+        until(true, async || server.log().contains(why)).await;
+        assert_eq!(shown(&server).await, before, "{why}");
+    }
+    put(&authority.server(1004));
+    until(1004, async || shown(&server).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_a_certificate_that_the_operators_ca_signed_for_clients_makes_an_operator() {
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;

@@ -48,6 +48,76 @@ async fn a_retried_job_is_a_new_job_and_a_repeat_by_the_same_job_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_kind_that_kubernetes_does_not_have_fails_at_once_and_says_so() {
+    let buildkite = Buildkite::start();
+    let slip = "apiVersion: v1\nkind: Nmespace\nmetadata: {name: team}\n";
+    let old = "apiVersion: apps/v1beta1\nkind: Deployment\nmetadata: {name: team}\n";
+    let mut server = Server::of(&buildkite)
+        .file("slip.yaml", slip)
+        .file("old.yaml", old)
+        .profile_line("manifests: [slip.yaml]")
+        .edit(
+            "  - name: untrusted\n",
+            "  - name: untrusted\n    manifests: [old.yaml]\n",
+        )
+        .start()
+        .await;
+    let build = buildkite.build("app").start();
+    for (profile, says) in [
+        (
+            "ci-small",
+            "`Nmespace/team` of manifest `slip.yaml` is of a kind that `v1` does not have",
+        ),
+        (
+            "untrusted",
+            "`Deployment/team` of manifest `old.yaml` is of a kind that `apps/v1beta1` does not have",
+        ),
+    ] {
+        let job = build.job(profile).run();
+        let body = json!({ "profile": profile, "wait_seconds": 60 });
+        let asked = ask(&server, &job, &body).await;
+        assert_eq!(asked.body["end"]["code"], "failed", "{asked:?}");
+        let told = asked.body["end"]["message"].as_str().unwrap();
+        assert!(told.contains(says), "{told}");
+    }
+    let log = server.log();
+    assert!(!log.contains("trying again"), "it was tried twice: {log}");
+    server.stop().await;
+    assert!(server.log().contains("stopped: "), "{}", server.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_the_last_try_to_make_one_failed_is_shown_while_it_is_tried_again() {
+    let buildkite = Buildkite::start();
+    let server = Server::of(&buildkite).start().await;
+    // Whatever is made ends before it is usable.
+    let job = buildkite.build("app").start().job("test").run();
+    let asked = ask(&server, &job, &json!({ "profile": "ci-small" })).await;
+    let id = asked.body["id"].as_str().unwrap().to_owned();
+    let mut told = String::new();
+    let deadline = std::time::Instant::now() + SOON;
+    while told.is_empty() && std::time::Instant::now() < deadline {
+        for process in server.control_planes() {
+            process.signal(rustix::process::Signal::KILL);
+        }
+        let environment = server.environment(&id).await;
+        if environment["phase"] == "provisioning" {
+            told = environment["last_failure"]
+                .as_str()
+                .unwrap_or_default()
+                .into();
+        } else if environment["phase"] != "requested" {
+            break;
+        }
+    }
+    assert!(
+        told.contains("while it started"),
+        "{told}: {}",
+        server.log()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn concurrent_creates_of_the_same_name_make_one() {
     let buildkite = Buildkite::start();
     let server = Server::of(&buildkite).start().await;

@@ -21,6 +21,11 @@ async fn a_denied_job_is_explained_with_the_smallest_change_that_would_allow_it(
         .request(Method::POST, "/v1/environments", Some(&token), Some(&body))
         .await;
     assert_eq!(denied.status, 403, "{denied:?}");
+    let hint = denied.body["hint"].as_str().unwrap();
+    assert!(
+        hint.starts_with("this job may ask for `untrusted`; "),
+        "{hint}"
+    );
 
     let config = server.folder().join("kubler.yaml");
     let id = job.id().to_string();

@@ -89,10 +89,17 @@ fn refused(server: &Server, says: &[&str]) {
         std::thread::yield_now();
     }
     let output = started.wait_with_output().unwrap();
-    let text = said(&output);
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    for part in says {
-        assert!(text.contains(part), "no `{part}` in {text}");
+    let checked = Command::new(server.programs().server())
+        .args(["check", "--config"])
+        .arg(server.folder().join("kubler.yaml"))
+        .output()
+        .unwrap();
+    for output in [output, checked] {
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        for part in says {
+            assert!(text.contains(part), "no `{part}` in {text}");
+        }
     }
     assert_eq!(
         files(&ledger(server), LEDGER),
@@ -148,7 +155,7 @@ async fn l5_an_older_ledger_is_refused_by_its_store_and_its_sink_until_an_operat
         &[
             "older than what the store knows",
             "hint: ",
-            "ledger recover --reason",
+            "ledger recover --config",
         ],
     );
     // The store was put back as well: only the sink knows.
@@ -263,6 +270,28 @@ async fn l5_a_copy_a_lost_file_and_a_changed_record_are_named_and_put_in_order()
     assert!(verify(&server, &[]).starts_with("intact"));
     server.restart().await;
     server.stop().await;
+
+    // All of it is gone, and the store knows it: nothing takes its place, not even a folder.
+    let elsewhere = server.folder().join("ledger-elsewhere");
+    std::fs::rename(&folder, &elsewhere).unwrap();
+    for _ in 0..2 {
+        let started = Command::new(server.programs().server())
+            .args(["serve", "--config"])
+            .arg(server.folder().join("kubler.yaml"))
+            .output()
+            .unwrap();
+        let text = said(&started);
+        assert_eq!(started.status.code(), Some(1), "{text}");
+        for part in [
+            "is missing: the store knows one",
+            "hint: nothing was changed",
+            "ledger recover --config /",
+        ] {
+            assert!(text.contains(part), "no `{part}` in {text}");
+        }
+        assert!(!folder.exists(), "a ledger was begun");
+    }
+    std::fs::rename(&elsewhere, &folder).unwrap();
 
     // A key that came from elsewhere, and one that is lost.
     let key = std::fs::read(folder.join("key")).unwrap();

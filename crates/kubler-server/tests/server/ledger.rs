@@ -53,6 +53,18 @@ async fn an_operator_finds_what_a_job_did_by_whatever_is_at_hand() {
         assert!(found.contains(&id), "`{at_hand}`: {found}");
     }
 
+    let other_organization = [format!("other/{number}"), "other/app".to_owned()];
+    for elsewhere in other_organization {
+        let found = server.cli(&["trace", &elsewhere]);
+        let found = String::from_utf8_lossy(&found.stdout).into_owned();
+        assert!(!found.contains(&id), "`{elsewhere}`: {found}");
+    }
+    let slug = job.organization().slug.clone();
+    for (pipeline, is_here) in [(format!("{slug}/app"), true), ("other/app".into(), false)] {
+        let found = printed(&["env", "list", "--pipeline", &pipeline]);
+        assert_eq!(found.contains(&id), is_here, "`{pipeline}`: {found}");
+    }
+
     let records = printed(&["ledger", "records", "--job", &job_id]);
     for told in [
         "environment.create",

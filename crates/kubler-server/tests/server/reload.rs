@@ -81,7 +81,7 @@ impl Files {
     /// Something that cannot be loaded, another thing each time; and what is said of it.
     fn spoil(&self, nth: usize) -> &'static str {
         let policy = self.folder.join("policies/bad.cedar");
-        match nth % 5 {
+        match nth % 6 {
             0 => {
                 self.write(&self.configuration.replacen("profiles:", "profiles: [", 1));
                 "kubler.yaml"
@@ -98,6 +98,12 @@ impl Files {
                 let manifests = "name: ci-small\n    manifests: [missing.yaml]";
                 self.write(&self.configuration.replacen("name: ci-small", manifests, 1));
                 "missing.yaml"
+            }
+            4 => {
+                std::fs::write(self.folder.join("broken.yaml"), "foo: [\n").unwrap();
+                let manifests = "name: ci-small\n    manifests: [broken.yaml]";
+                self.write(&self.configuration.replacen("name: ci-small", manifests, 1));
+                "manifest `broken.yaml` is not YAML"
             }
             3 => {
                 std::fs::write(policy, "permit (principal, action, resource);").unwrap();

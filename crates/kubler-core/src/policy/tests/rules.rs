@@ -77,6 +77,22 @@ fn c1_an_organization_that_no_issuer_lists_is_refused() {
     );
 }
 
+#[rstest]
+#[case("principal.pipeline_id == \"api\"", "it is a UUID in lower case")]
+#[case(
+    "[\"01945ECF-0000-4000-8000-000000000002\"].contains(principal.build_id)",
+    "write `01945ecf-0000-4000-8000-000000000002`"
+)]
+#[case(
+    "resource has job_id && resource.job_id != \"01945ecf000040008000000000000002\"",
+    "write `01945ecf-0000-4000-8000-000000000002`"
+)]
+fn an_id_that_no_token_can_have_is_refused(#[case] condition: &str, #[case] hint: &str) {
+    let fault = fault_of(&bound(condition));
+    assert!(fault.message.contains("_id` is ever `"), "{fault}");
+    assert!(fault.hint.contains(hint), "{fault}: {}", fault.hint);
+}
+
 #[test]
 fn c2_an_organization_bound_by_its_slug_alone_is_refused() {
     let fault = fault_of(&permit("principal.organization_slug == \"acme\""));
@@ -214,7 +230,7 @@ fn c7_agent_tags_are_no_attributes() {
     assert!(!SCHEMA.contains("agent_tag"));
     assert!(
         parse(&bound(
-            "principal has queue_id && principal.queue_id == \"x\""
+            "principal has queue_id && principal.queue_id == \"01945ecf-0000-4000-8000-000000000009\""
         ))
         .is_ok()
     );
@@ -336,7 +352,9 @@ fn what_is_read_fits_a_thread(#[case] condition: String) {
 
 #[test]
 fn a_long_set_of_ids_is_read() {
-    let ids: Vec<_> = (0..2000).map(|nth| format!("\"{nth}\"")).collect();
+    let ids: Vec<_> = (0..2000)
+        .map(|nth| format!("\"01945ecf-0000-4000-8000-{nth:012}\""))
+        .collect();
     set_of(&bound(&format!(
         "[{}].contains(principal.pipeline_id)",
         ids.join(", ")

@@ -23,7 +23,7 @@ fn p50(mut run: impl FnMut()) -> u128 {
 #[test]
 fn a_decision_takes_microseconds() {
     let many: String = (0..200)
-        .map(|nth| format!("@id(\"p{nth}\") permit (principal is Job, action, resource) when {{ principal.organization_id == \"{ORGANIZATION}\" && principal.pipeline_id == \"{nth}\" }};\n"))
+        .map(|nth| format!("@id(\"p{nth}\") permit (principal is Job, action, resource) when {{ principal.organization_id == \"{ORGANIZATION}\" && principal.pipeline_id == \"11945ecf-0000-4000-8000-{nth:012}\" }};\n"))
         .collect();
     let mut files = starter(ORGANIZATION, "acme");
     let starter = PolicySet::parse(&files, &configuration()).unwrap();

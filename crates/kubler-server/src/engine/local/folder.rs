@@ -55,20 +55,29 @@ pub(super) struct EnvironmentRecord {
 #[derive(Debug, Clone)]
 pub(super) struct RunFolder(PathBuf);
 
+/// How many bytes too long `run` is for the sockets of environments below it.
+pub(super) fn excess_bytes(run: &Path) -> usize {
+    let longest = RunFolder(run.to_owned())
+        .environment(EnvironmentId::from_random([0; 16]))
+        .egress_socket();
+    let bytes = longest.as_os_str().len();
+    bytes.saturating_sub(SOCKET_PATH_BYTES_MAX)
+}
+
 impl RunFolder {
     /// Opens the folder at `path`, made if need be; or at `short` when sockets below `path` would have no path.
     ///
     /// # Errors
     /// When it cannot be made, or is open to others.
     pub(super) fn open(path: &Path, short: &Path) -> io::Result<Self> {
-        let fits = |folder: &Path| {
-            let longest = Self(folder.to_owned())
-                .environment(EnvironmentId::from_random([0; 16]))
-                .egress_socket();
-            longest.as_os_str().len() <= SOCKET_PATH_BYTES_MAX
-        };
         let path = std::path::absolute(path)?;
-        let chosen = if fits(&path) { &path } else { short };
+        let chosen = match excess_bytes(&path) {
+            0 => &path,
+            excess => {
+                tracing::info!(folder = %short.display(), excess, "sockets below the data folder would have too long a path: they are in this folder");
+                short
+            }
+        };
         files::make_closed_folder(chosen)?;
         Ok(Self(chosen.to_owned()))
     }

@@ -9,12 +9,34 @@ use serde_json::Value;
 use tokio::sync::OnceCell;
 
 use super::api::{Answer, ApiClient};
+use crate::config;
 use crate::engine::{EngineError, ErrorClass};
 
 /// Wait between two tries, in milliseconds.
 const RETRY_MILLISECONDS: u64 = 25;
 /// Objects that are applied at once.
 const PARALLEL_MAX: usize = 16;
+
+/// Groups of Kubernetes' own that are not part of the core and that no manifest can put kinds into.
+const BUILT_IN_GROUPS: [&str; 17] = [
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "apiregistration.k8s.io",
+    "apps",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "coordination.k8s.io",
+    "discovery.k8s.io",
+    "events.k8s.io",
+    "extensions",
+    "node.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "scheduling.k8s.io",
+];
 
 /// One document of a manifest file.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,10 +68,20 @@ enum Rank {
 pub(super) fn read(files: &BTreeMap<String, String>) -> Result<Vec<Manifest>, EngineError> {
     let mut manifests = Vec::new();
     for (file, text) in files {
-        let documents: Vec<Value> = serde_saphyr::from_multiple(text)
-            .map_err(|error| permanent(format!("manifest `{file}` is not YAML: {error}")))?;
-        for document in documents.into_iter().flat_map(flatten) {
-            manifests.push(one(file, document)?);
+        let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|error| {
+            let why = config::without_prefix(&error.to_string());
+            permanent(format!("manifest `{file}` is not YAML: {why}"))
+        })?;
+        let many = documents.len() > 1;
+        for (nth, document) in documents.into_iter().enumerate() {
+            let place = if many {
+                format!("manifest `{file}`, document {}", nth + 1)
+            } else {
+                format!("manifest `{file}`")
+            };
+            for object in flatten(document) {
+                manifests.push(one(file, &place, object)?);
+            }
         }
     }
     Ok(manifests)
@@ -69,14 +101,19 @@ fn flatten(document: Value) -> Vec<Value> {
     }
 }
 
-fn one(file: &str, object: Value) -> Result<Manifest, EngineError> {
+fn one(file: &str, place: &str, object: Value) -> Result<Manifest, EngineError> {
+    if !object.is_object() {
+        return Err(permanent(format!(
+            "{place}: it is no Kubernetes object: `apiVersion`, `kind` and `metadata.name` are missing"
+        )));
+    }
     let text = |pointer: &str| {
         object
             .pointer(pointer)
             .and_then(Value::as_str)
             .map(str::to_owned)
     };
-    let lacking = |what: &str| permanent(format!("manifest `{file}`: an object has no `{what}`"));
+    let lacking = |what: &str| permanent(format!("{place}: an object has no `{what}`"));
     let kind = text("/kind").ok_or_else(|| lacking("kind"))?;
     let name = text("/metadata/name").ok_or_else(|| lacking("metadata.name"))?;
     // They become parts of a path.
@@ -90,7 +127,7 @@ fn one(file: &str, object: Value) -> Result<Manifest, EngineError> {
         || !api_version.split('/').all(is_plain)
     {
         return Err(permanent(format!(
-            "manifest `{file}`: `{kind}` has a name that cannot be one"
+            "{place}: `{kind}` has a name that cannot be one"
         )));
     }
     let title = format!("`{kind}/{name}` of manifest `{file}`");
@@ -191,10 +228,16 @@ async fn apply_one(
                     answer.message()
                 ));
             }
-            None => trouble.note(format!(
-                "{} is of a kind that `{}` does not have",
-                manifest.title, manifest.api_version
-            )),
+            None => {
+                let lacking = format!(
+                    "{} is of a kind that `{}` does not have",
+                    manifest.title, manifest.api_version
+                );
+                if kinds.lacks_for_good(manifest).await.map_err(transient)? {
+                    return Err(permanent(lacking));
+                }
+                trouble.note(lacking);
+            }
         }
         tokio::time::sleep(Duration::from_millis(RETRY_MILLISECONDS)).await;
     }
@@ -332,11 +375,7 @@ struct Kinds<'a> {
 impl Kinds<'_> {
     /// Where objects of the kind are, once it is served.
     async fn path(&self, group_version: &str, kind: &str) -> io::Result<Option<KindPath>> {
-        let root = if group_version.contains('/') {
-            format!("/apis/{group_version}")
-        } else {
-            format!("/api/{group_version}")
-        };
+        let root = root(group_version);
         let cell = std::sync::Arc::clone(self.known.lock().await.entry(root.clone()).or_default());
         let served = cell.get_or_try_init(|| self.discover(&root)).await?;
         let Some((plural, namespaced)) = served.get(kind) else {
@@ -350,37 +389,68 @@ impl Kinds<'_> {
         }))
     }
 
-    async fn discover(&self, root: &str) -> io::Result<Served> {
-        let answer = self.api.get(root).await?;
-        let list = answer
-            .json()
-            .filter(|_| answer.is_success())
-            .unwrap_or_default();
-        let resources = list
-            .get("resources")
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default();
-        Ok(resources
-            .iter()
-            .filter_map(|resource| {
-                let plural = resource.get("name")?.as_str()?;
-                let is_whole = !plural.contains('/');
-                let kind = resource.get("kind")?.as_str()?.to_owned();
-                is_whole.then(|| {
-                    (
-                        kind,
-                        (
-                            plural.to_owned(),
-                            resource
-                                .get("namespaced")
-                                .is_some_and(|value| *value == true),
-                        ),
-                    )
-                })
-            })
-            .collect())
+    /// Whether the kind belongs to a group that no manifest can extend, and a server that is ready does not have it: it
+    /// never will.
+    async fn lacks_for_good(&self, manifest: &Manifest) -> io::Result<bool> {
+        let is_built_in = match manifest.api_version.split_once('/') {
+            None => true,
+            Some((group, _)) => BUILT_IN_GROUPS.contains(&group),
+        };
+        if !is_built_in || !self.api.get("/readyz").await?.is_success() {
+            return Ok(false);
+        }
+        // Asked again: the answer before may be that of a server that was just starting.
+        let answer = self.api.get(&root(&manifest.api_version)).await?;
+        Ok(match answer.status {
+            404 => true,
+            _ => answer.is_success() && !served(&answer).contains_key(&manifest.kind),
+        })
     }
+
+    async fn discover(&self, root: &str) -> io::Result<Served> {
+        Ok(served(&self.api.get(root).await?))
+    }
+}
+
+/// Where the API of a group's version is.
+fn root(group_version: &str) -> String {
+    if group_version.contains('/') {
+        format!("/apis/{group_version}")
+    } else {
+        format!("/api/{group_version}")
+    }
+}
+
+/// What an answer of discovery names; nothing when it is none.
+fn served(answer: &Answer) -> Served {
+    let list = answer
+        .json()
+        .filter(|_| answer.is_success())
+        .unwrap_or_default();
+    let resources = list
+        .get("resources")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    resources
+        .iter()
+        .filter_map(|resource| {
+            let plural = resource.get("name")?.as_str()?;
+            let is_whole = !plural.contains('/');
+            let kind = resource.get("kind")?.as_str()?.to_owned();
+            is_whole.then(|| {
+                (
+                    kind,
+                    (
+                        plural.to_owned(),
+                        resource
+                            .get("namespaced")
+                            .is_some_and(|value| *value == true),
+                    ),
+                )
+            })
+        })
+        .collect()
 }
 
 fn permanent(message: String) -> EngineError {
@@ -428,6 +498,8 @@ mod tests {
     fn what_is_no_object_is_refused_for_good() {
         for text in [
             "kind: [",
+            "bad",
+            "kind: ConfigMap\nmetadata: {name: a}\n",
             "kind: ConfigMap\napiVersion: v1\n",
             "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: ../../x}\n",
             "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: \"b?c\"}\n",

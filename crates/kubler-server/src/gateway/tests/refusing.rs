@@ -244,7 +244,7 @@ async fn policy_is_asked_and_its_reason_told() {
     let world = World::new().await;
     assert_eq!(world.get("/api").await.status(), StatusCode::OK);
     std::fs::remove_file(world.folder.path().join("policies/acme.cedar")).unwrap();
-    world.policies.reload().unwrap();
+    world.read_policies_anew();
     let (status, _, cause, _) = refusal(world.get("/api/v1/pods").await).await;
     assert_eq!((status, cause.as_str()), (403, "Denied"));
     assert!(

@@ -181,7 +181,7 @@ async fn e1_a_policy_that_denies_ends_a_watch() {
     let mut body = watch(&world).await;
     std::fs::remove_file(world.folder.path().join("policies/acme.cedar")).unwrap();
     let changed = Instant::now();
-    world.policies.reload().unwrap();
+    world.read_policies_anew();
     assert_eq!(last(&mut body).await["code"], 403);
     assert!(
         changed.elapsed() < Duration::from_secs(1),
@@ -201,7 +201,7 @@ async fn e1_a_policy_that_still_allows_leaves_a_watch_alone() {
     let path = world.folder.path().join("policies/acme.cedar");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, format!("{text}\n// changed\n")).unwrap();
-    world.policies.reload().unwrap();
+    world.read_policies_anew();
     tokio::time::sleep(Duration::from_millis(100)).await;
     world.upstream.send(EVENT);
     assert_eq!(next(&mut body).await.unwrap().unwrap(), EVENT);

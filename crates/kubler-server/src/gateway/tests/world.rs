@@ -29,7 +29,7 @@ use crate::directory::Directory;
 use crate::engine::{Engine, EngineError, Evidence, Upstream};
 use crate::gateway::{Bounds, Gateway, GatewayParts};
 use crate::ledger::Ledger;
-use crate::policy::Policies;
+use crate::policy::{Policies, read_set};
 use crate::session::{NewSession, Sessions};
 
 pub(super) const ORGANIZATION: &str = "01945ecf-0000-4000-8000-000000000001";
@@ -151,6 +151,13 @@ pub(super) fn records(ledger: &Ledger) -> Vec<Record> {
 }
 
 impl World {
+    /// As a reload does it: the set is read, and then put in force.
+    pub(super) fn read_policies_anew(&self) {
+        let folder = self.folder.path().join("policies");
+        let set = read_set(&folder, &configuration()).unwrap();
+        self.policies.replace(set);
+    }
+
     pub(super) async fn new() -> Self {
         Self::with(|_| {}).await
     }
@@ -189,7 +196,9 @@ impl World {
         for (name, text) in kubler_core::policy::starter(ORGANIZATION, "acme") {
             std::fs::write(policies.join(name), text).unwrap();
         }
-        let policies = Arc::new(Policies::load(&policies, Arc::new(configuration())).unwrap());
+        let policies = Arc::new(Policies::new(
+            read_set(&policies, &configuration()).unwrap(),
+        ));
         let ledger = open_ledger(folder.path(), &clock);
         let sessions = Arc::new(
             Sessions::open(&folder.path().join("sessions"), Arc::clone(&clock) as _).unwrap(),

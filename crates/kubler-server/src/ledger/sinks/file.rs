@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use rustix::fs::Access;
 
 use super::NOTE_BYTES_MAX;
 use crate::files;
@@ -52,6 +53,24 @@ impl FileSink {
         files::replace_whole(&self.place(now), MODE, note.as_bytes()).map_err(told)?;
         self.know(Some(note.to_owned()));
         Ok(())
+    }
+
+    /// Why nothing can be written there, as far as one sees without writing.
+    pub(super) fn obstacle(&self) -> Option<String> {
+        let folder = if self.path.is_dir() {
+            &self.path
+        } else {
+            files::folder_of(&self.path)
+        };
+        if !folder.is_dir() {
+            return Some(format!("there is no folder `{}`", folder.display()));
+        }
+        let access = Access::WRITE_OK | Access::EXEC_OK;
+        let refused = rustix::fs::access(folder, access).err()?;
+        Some(format!(
+            "`{}` cannot be written: {refused}",
+            folder.display()
+        ))
     }
 
     fn know(&self, note: Option<String>) {

@@ -270,6 +270,25 @@ async fn what_fails_for_good_has_failed_at_once_and_is_taken_away() {
 }
 
 #[tokio::test]
+async fn why_the_last_try_failed_is_known_until_one_works() {
+    let bench = Bench::with(World {
+        fails: Mutex::new(vec![ErrorClass::Transient]),
+        ..World::default()
+    })
+    .await;
+    let directory = Arc::clone(&bench.reconciler.directory);
+    let id = bench.request(1).await;
+    let deadline = std::time::Instant::now() + 6 * BOUND;
+    while directory.last_failure(id).as_deref() != Some("not today") {
+        assert!(std::time::Instant::now() < deadline, "nothing is told");
+        tokio::task::yield_now().await;
+    }
+    bench.clock.advance(Duration::from_secs(60));
+    bench.reaches(id, Phase::Ready).await;
+    assert_eq!(directory.last_failure(id), None);
+}
+
+#[tokio::test]
 async fn what_fails_once_is_tried_again_and_does_not_stand_in_the_way() {
     let bench = Bench::with(World {
         fails: Mutex::new(vec![ErrorClass::Transient]),
