@@ -484,6 +484,8 @@ mod tests {
             key: file("server.key"),
             operator_ca: Some(file("operator-ca.pem")),
             operator_crl: None,
+            ca: None,
+            host: "127.0.0.1".into(),
         });
         let tls = tls.unwrap();
         let pem = std::fs::read(file("operator.pem")).unwrap();
