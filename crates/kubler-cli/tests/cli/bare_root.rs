@@ -98,10 +98,10 @@ impl Root {
     fn sh(&self, script: &str) -> Output {
         let configuration =
             json!({ "server": self.desk.url(), "ca": "/etc/ca.pem", "profile": "ci-small" });
-        // A mount namespace of its own, so that /proc goes with it.
+        // A mount namespace of its own, so that /proc goes with it. Every container has these two.
         Command::new("unshare")
             .args(["--mount", "sh", "-c"])
-            .arg("mount -t proc proc \"$0/proc\" && exec chroot \"$0\" /bin/sh -c \"$1\"")
+            .arg("mount -t proc proc \"$0/proc\" && { [ -e \"$0/dev/null\" ] || mknod -m 666 \"$0/dev/null\" c 1 3; } && exec chroot \"$0\" /bin/sh -c \"$1\"")
             .arg(self.folder.path())
             .arg(script)
             .env_clear()
