@@ -65,7 +65,8 @@ fn keeps_no_token(text: &str) {
         sealed.write_line(0, Timestamp::UNIX_EPOCH, &mut line);
         let read = Record::from_line(&line).expect("the writer's line is read");
         let text = read.body.details.get("text").and_then(Value::as_str);
-        assert!(text.is_some_and(|text| !text.contains(secret)), "{text:?}");
+        // Of what is too long nothing is kept.
+        assert!(text.is_none_or(|text| !text.contains(secret)), "{text:?}");
     }
 }
 
