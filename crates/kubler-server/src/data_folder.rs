@@ -1,9 +1,9 @@
 //! The folder for everything the server keeps, and where each part of it is.
 
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::config::Loaded;
+use crate::files;
 use crate::start_error::StartError;
 
 /// A folder that is laid out as the server's own is. A back-up is one too.
@@ -22,11 +22,7 @@ impl DataFolder {
     /// When it cannot be made.
     pub fn make(loaded: &Loaded) -> Result<Self, StartError> {
         let folder = Self::of(loaded);
-        let made = std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder.0);
-        made.map_err(|source| StartError::Folder {
+        files::make_private_folder(&folder.0).map_err(|source| StartError::Folder {
             path: folder.0.clone(),
             source,
         })?;

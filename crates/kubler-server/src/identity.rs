@@ -33,6 +33,7 @@ pub use kubler_core::identity::refusal::RefusalReason;
 
 use crate::clock::Clock;
 use fetch::Fetcher;
+pub use keys::KeyHealth;
 use keys::{KEYS_REFRESH_SECONDS, Keys};
 use names::Names;
 
@@ -253,9 +254,8 @@ impl Verifier {
         }
     }
 
-    /// How the keys of each issuer are, in the configuration's order and in words: starts with `fresh`, `stale` or
-    /// `missing`.
-    pub fn health(&self) -> Vec<String> {
+    /// How the keys of each issuer are, in the configuration's order.
+    pub fn health(&self) -> Vec<KeyHealth> {
         let issuers = self.issuers.load();
         issuers.0.iter().map(|it| it.keys.health()).collect()
     }

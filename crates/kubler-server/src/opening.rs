@@ -46,7 +46,7 @@ pub async fn open(
     let store = Store::open(&data.store(), Arc::clone(&directory), limits).await?;
     let witnesses = witnesses(&store, sinks).await?;
     let ledger = open_ledger(configuration, lock, &witnesses, &policies, clock).await?;
-    ledger.catch_up(&directory).await;
+    restored::catch_up(&ledger, &directory).await;
     let lost = restored::compare(&store, &directory, &ledger, clock.now()).await?;
     // Reading a large ledger took its time, and nobody could renew meanwhile.
     directory.resumed(clock.now());

@@ -9,8 +9,10 @@ use kubler_api::{
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use ureq::RequestBuilder;
 use ureq::http::header;
 use ureq::tls::TlsConfig;
+use ureq::typestate::WithoutBody;
 
 use crate::clock::Deadline;
 use crate::exit::{Exit, Failure, Outcome};
@@ -281,13 +283,8 @@ impl Client {
 
     /// How the server is, ready or not.
     pub fn health(&self, deadline: Deadline) -> Outcome<Health> {
-        let request = self
-            .agent
-            .get(self.url(paths::READYZ))
-            .config()
-            .timeout_global(Some(bound(deadline)?))
-            .build();
-        let mut response = request
+        let mut response = self
+            .asking(paths::READYZ, deadline)?
             .call()
             .map_err(|error| unreachable_server(&error, &self.server))?;
         body(&mut response, &self.server)
@@ -295,13 +292,7 @@ impl Client {
 
     /// The server's metrics, in OpenMetrics; for operators.
     pub fn metrics(&self, deadline: Deadline) -> Outcome<String> {
-        let request = self
-            .agent
-            .get(self.url(paths::METRICS))
-            .config()
-            .timeout_global(Some(bound(deadline)?))
-            .build();
-        text(request.call(), &self.server)
+        text(self.asking(paths::METRICS, deadline)?.call(), &self.server)
     }
 
     fn get<T: DeserializeOwned>(
@@ -310,16 +301,17 @@ impl Client {
         path: &str,
         deadline: Deadline,
     ) -> Outcome<T> {
-        let mut request = self
-            .agent
-            .get(self.url(path))
-            .config()
-            .timeout_global(Some(bound(deadline)?))
-            .build();
+        let mut request = self.asking(path, deadline)?;
         if let Caller::Token(token) = caller {
             request = request.header(header::AUTHORIZATION, bearer(token));
         }
         read(request.call(), &self.server)
+    }
+
+    /// A GET that says nothing of its caller yet.
+    fn asking(&self, path: &str, deadline: Deadline) -> Outcome<RequestBuilder<WithoutBody>> {
+        let request = self.agent.get(self.url(path)).config();
+        Ok(request.timeout_global(Some(bound(deadline)?)).build())
     }
 
     fn post<T: DeserializeOwned>(

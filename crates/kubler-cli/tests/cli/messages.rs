@@ -68,6 +68,11 @@ impl Scene {
         );
         assert!(!said.contains("panicked"), "{said}");
     }
+
+    fn is_told_by_the_server(&self, line: &str, code: i32, parts: &[&str]) {
+        let line = format!("--server SERVER --ca CA --token-file token {line}");
+        self.is_told(&line, code, parts);
+    }
 }
 
 #[test]
@@ -177,13 +182,7 @@ fn files_that_are_not_what_they_should_be() {
 #[test]
 fn what_the_server_says() {
     let scene = Scene::new();
-    let told = |line: &str, code, parts: &[&str]| {
-        scene.is_told(
-            &format!("--server SERVER --ca CA --token-file token {line}"),
-            code,
-            parts,
-        );
-    };
+    let told = |line: &str, code, parts: &[&str]| scene.is_told_by_the_server(line, code, parts);
     told(
         "env show env_none",
         ENDED,
@@ -241,13 +240,7 @@ fn a_kubeconfig_that_would_be_refused_is_not_written() {
 #[test]
 fn what_is_not_in_the_ledger() {
     let scene = Scene::new();
-    let told = |line: &str, code, parts: &[&str]| {
-        scene.is_told(
-            &format!("--server SERVER --ca CA --token-file token {line}"),
-            code,
-            parts,
-        );
-    };
+    let told = |line: &str, code, parts: &[&str]| scene.is_told_by_the_server(line, code, parts);
     let no_id = [
         "nothing was found",
         "`web/1` is no job's id",

@@ -32,6 +32,13 @@ impl Scene {
         }
     }
 
+    fn kubler(&self) -> Command {
+        let mut command = self.desk.kubler(self.jobs.path());
+        let token = self.files.path().join("token");
+        command.arg("--token-file").arg(token);
+        command
+    }
+
     fn run(&self, script: &str) -> Command {
         let mut command = self.desk.kubler(self.jobs.path());
         let programs = std::path::Path::new(env!("CARGO_BIN_EXE_kubler"))
@@ -98,10 +105,7 @@ fn it_is_renewed_and_signals_are_passed_on() {
 #[test]
 fn a_command_that_is_not_there_leaves_no_environment() {
     let scene = Scene::new();
-    let mut command = scene.desk.kubler(scene.jobs.path());
-    command
-        .arg("--token-file")
-        .arg(scene.files.path().join("token"));
+    let mut command = scene.kubler();
     let output = command
         .args(["run", "--profile", "p", "--", "/nowhere/at-all"])
         .output()
@@ -227,10 +231,7 @@ fn what_is_not_ready_in_time_does_not_live_on() {
     let scene = Scene::new();
     scene.desk.making(Takes::Wait);
     let output = scene
-        .desk
-        .kubler(scene.jobs.path())
-        .arg("--token-file")
-        .arg(scene.files.path().join("token"))
+        .kubler()
         .args(["run", "--profile", "p", "--wait", "1", "--", "true"])
         .output()
         .unwrap();
@@ -247,10 +248,7 @@ fn what_is_not_ready_in_time_does_not_live_on() {
 fn what_a_build_shares_does_not_end_with_one_command() {
     let scene = Scene::new();
     let output = scene
-        .desk
-        .kubler(scene.jobs.path())
-        .arg("--token-file")
-        .arg(scene.files.path().join("token"))
+        .kubler()
         .args(["run", "--profile", "p", "--scope", "build", "--", "true"])
         .output()
         .unwrap();
@@ -274,10 +272,7 @@ fn whoever_waits_for_an_environment_keeps_it_alive() {
         let scene = Scene::new();
         scene.desk.making(Takes::Ever);
         let child = scene
-            .desk
-            .kubler(scene.jobs.path())
-            .arg("--token-file")
-            .arg(scene.files.path().join("token"))
+            .kubler()
             .args(line)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -297,10 +292,7 @@ fn whoever_waits_for_an_environment_keeps_it_alive() {
 fn what_was_there_before_the_command_is_used_and_lives_on() {
     let scene = Scene::new();
     let made = scene
-        .desk
-        .kubler(scene.jobs.path())
-        .arg("--token-file")
-        .arg(scene.files.path().join("token"))
+        .kubler()
         .args(["env", "create", "--profile", "ci-small"])
         .output()
         .unwrap();
@@ -324,10 +316,7 @@ fn a_signal_ends_the_wait_for_what_another_made_and_not_that() {
     let scene = Scene::new();
     scene.desk.making(Takes::Ever);
     let made = scene
-        .desk
-        .kubler(scene.jobs.path())
-        .arg("--token-file")
-        .arg(scene.files.path().join("token"))
+        .kubler()
         .args(["env", "create", "--profile", "ci-small", "--wait", "0"])
         .output()
         .unwrap();

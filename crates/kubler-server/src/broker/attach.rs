@@ -66,24 +66,16 @@ fn open_to(owner: &Owner, existing: Option<Environment>) -> Option<Environment> 
 
 #[cfg(test)]
 mod tests {
-    use kubler_core::environment::Scope;
-
     use super::*;
-    use crate::store::tests::{environment, job};
+    use crate::store::tests::{maker_neighbour_stranger, of_job_and_build};
 
     #[test]
     fn c8_what_a_name_leads_to_is_looked_at_again() {
-        let of_job = environment(1, &job(1), "main");
-        let of_build = Environment {
-            scope: Scope::Build,
-            ..of_job.clone()
-        };
-        let neighbour = job(2).owner();
-        let mut stranger = job(2);
-        stranger.run.id = "01945ecf-0000-4000-8000-0000000000ff".into();
+        let [of_job, of_build] = of_job_and_build();
+        let [maker, neighbour, stranger] = maker_neighbour_stranger();
         let is_found = |owner: &Owner, it: &Environment| open_to(owner, Some(it.clone())).is_some();
-        assert!(is_found(&job(1).owner(), &of_job) && is_found(&neighbour, &of_build));
+        assert!(is_found(&maker, &of_job) && is_found(&neighbour, &of_build));
         assert!(!is_found(&neighbour, &of_job), "another job");
-        assert!(!is_found(&stranger.owner(), &of_build), "another build");
+        assert!(!is_found(&stranger, &of_build), "another build");
     }
 }

@@ -147,22 +147,16 @@ pub(super) fn new_environment(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::tests::{environment, job};
+    use crate::store::tests::{maker_neighbour_stranger, of_job_and_build};
 
     #[test]
     fn c8_what_exists_by_the_name_is_given_to_those_only_who_may_use_it() {
-        let of_job = environment(1, &job(1), "main");
-        let of_build = Environment {
-            scope: Scope::Build,
-            ..of_job.clone()
-        };
-        let neighbour = job(2).owner();
-        let mut stranger = job(2);
-        stranger.run.id = "01945ecf-0000-4000-8000-0000000000ff".into();
+        let [of_job, of_build] = of_job_and_build();
+        let [maker, neighbour, stranger] = maker_neighbour_stranger();
         let is_given =
             |owner: &Owner, it: &Environment| attachable(it, owner, &it.resolved).is_ok();
-        assert!(is_given(&job(1).owner(), &of_job) && is_given(&neighbour, &of_build));
+        assert!(is_given(&maker, &of_job) && is_given(&neighbour, &of_build));
         assert!(!is_given(&neighbour, &of_job), "another job");
-        assert!(!is_given(&stranger.owner(), &of_build), "another build");
+        assert!(!is_given(&stranger, &of_build), "another build");
     }
 }

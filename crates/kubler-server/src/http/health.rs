@@ -136,7 +136,7 @@ impl Api {
         let mut remarks = BTreeMap::new();
         for (nth, health) in self.verifier.health().into_iter().enumerate() {
             // How they are, and not why: anybody may ask, and what is in our network is nobody's business.
-            let state = health.split([':', ';']).next().unwrap_or_default();
+            let state = health.state;
             if state != "fresh" {
                 remarks.insert(format!("issuers[{nth}]"), format!("its keys are {state}"));
             }

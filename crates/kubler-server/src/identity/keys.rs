@@ -25,6 +25,15 @@ const COOLDOWN_WITHOUT_KEYS_SECONDS: i64 = 2;
 /// Callers that may wait for a fetch at once; more are refused.
 const WAITING_MAX: usize = 256;
 
+/// How the keys of one issuer are.
+#[derive(Debug)]
+pub struct KeyHealth {
+    /// `fresh`, `stale` or `missing`.
+    pub state: &'static str,
+    /// How many, how old, and why there are no newer ones: for whoever runs the server.
+    pub detail: String,
+}
+
 /// The keys of one issuer. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Keys(Arc<Inner>);
@@ -143,15 +152,16 @@ impl Keys {
         }
     }
 
-    /// In words, starting with `fresh`, `stale` or `missing`.
-    pub(super) fn health(&self) -> String {
+    /// How they are.
+    pub(super) fn health(&self) -> KeyHealth {
         let now = self.0.clock.now();
         let failure = self.0.last().as_ref().and_then(|last| last.failure.clone());
-        let failure = failure.map_or_else(String::new, |failure| {
-            format!("; the last fetch failed: {failure}")
-        });
+        let failure = failure.map(|failure| format!("the last fetch failed: {failure}"));
         match self.0.known.load().as_ref() {
-            None => format!("missing{failure}"),
+            None => KeyHealth {
+                state: "missing",
+                detail: failure.unwrap_or_default(),
+            },
             Some(known) => {
                 let age = age(known.fetched_at, now);
                 let state = match age {
@@ -161,10 +171,12 @@ impl Keys {
                     ..=KEYS_STALE_SECONDS_MAX => "stale",
                     _ => "missing",
                 };
-                format!(
-                    "{state}: {} keys, fetched {age} s ago{failure}",
-                    known.keys.len()
-                )
+                let keys = format!("{} keys, fetched {age} s ago", known.keys.len());
+                let detail: Vec<_> = [Some(keys), failure].into_iter().flatten().collect();
+                KeyHealth {
+                    state,
+                    detail: detail.join("; "),
+                }
             }
         }
     }

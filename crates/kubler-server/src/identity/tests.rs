@@ -155,7 +155,7 @@ async fn the_first_job_does_not_pay_for_discovery() {
             .verifier
             .health()
             .iter()
-            .all(|health| health.starts_with("missing"))
+            .all(|health| health.state == "missing")
     );
     scene.verifier.prefetch().await;
     assert!(
@@ -163,7 +163,7 @@ async fn the_first_job_does_not_pay_for_discovery() {
             .verifier
             .health()
             .iter()
-            .all(|health| health.starts_with("fresh"))
+            .all(|health| health.state == "fresh")
     );
     assert!(scene.verify(scene.draft().sign()).await.is_ok());
     assert_eq!(scene.buildkite.jwks_requests(), 1);

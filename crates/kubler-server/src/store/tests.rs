@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kubler_core::configuration::Configuration;
 use kubler_core::environment::{EndReason, Environment, Event, Phase, Scope};
-use kubler_core::identity::{Identity, Job, Named, Run, Runner, Source, VerifiedToken};
+use kubler_core::identity::{Identity, Job, Named, Owner, Run, Runner, Source, VerifiedToken};
 use kubler_core::ids::{SessionId, TokenDigest};
 use kubler_core::policy::{Action, Caller, Permit, Target, starter};
 use kubler_core::profile::ResolvedProfile;
@@ -97,6 +97,23 @@ fn of_profile(name: &str, nth: u16, identity: &Identity, called: &str) -> Enviro
 /// Created at 0 with a lease of 300 s and a deadline of 7200 s, in phase Requested.
 pub(crate) fn environment(nth: u16, identity: &Identity, name: &str) -> Environment {
     of_profile("ci-small", nth, identity, name)
+}
+
+/// An environment of the first job, and the same open to its build.
+pub(crate) fn of_job_and_build() -> [Environment; 2] {
+    let of_job = environment(1, &job(1), "main");
+    let of_build = Environment {
+        scope: Scope::Build,
+        ..of_job.clone()
+    };
+    [of_job, of_build]
+}
+
+/// The first job, another of its build, and one of another build.
+pub(crate) fn maker_neighbour_stranger() -> [Owner; 3] {
+    let mut stranger = job(2);
+    stranger.run.id = "01945ecf-0000-4000-8000-0000000000ff".into();
+    [job(1).owner(), job(2).owner(), stranger.owner()]
 }
 
 /// A store in a folder of its own.

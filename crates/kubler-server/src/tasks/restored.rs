@@ -26,20 +26,18 @@ pub enum RestoreError {
     Store(#[from] StoreError),
 }
 
-impl Ledger {
-    /// Writes down what the store knows and the ledger does not, since the server was killed between the two: after
-    /// each start, before anything else happens.
-    pub async fn catch_up(&self, directory: &Directory) {
-        let mut stored = directory.remaining();
-        let known = |id: EnvironmentId| directory.get(id);
-        let ended = self.alive().into_iter().filter_map(known);
-        stored.extend(
-            ended
-                .filter(|environment| environment.phase == Phase::Gone)
-                .map(|environment| environment.as_ref().clone()),
-        );
-        self.catch_up_with(&stored).await;
-    }
+/// Writes down what the store knows and the ledger does not, since the server was killed between the two: after each
+/// start, before anything else happens.
+pub async fn catch_up(ledger: &Ledger, directory: &Directory) {
+    let mut stored = directory.remaining();
+    let known = |id: EnvironmentId| directory.get(id);
+    let ended = ledger.alive().into_iter().filter_map(known);
+    stored.extend(
+        ended
+            .filter(|environment| environment.phase == Phase::Gone)
+            .map(|environment| environment.as_ref().clone()),
+    );
+    ledger.catch_up_with(&stored).await;
 }
 
 /// Compares the store with what the ledger tells. Gives the environments that only the ledger knows: whatever is left of

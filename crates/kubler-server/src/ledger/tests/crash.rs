@@ -6,6 +6,7 @@ use kubler_core::ledger::merkle::leaf_hash;
 
 use super::*;
 use crate::directory::Directory;
+use crate::tasks::restored::catch_up;
 
 async fn some_events(ledger: &Ledger, count: usize) {
     for _ in 0..count {
@@ -317,7 +318,7 @@ async fn what_the_store_knows_and_the_ledger_does_not_is_recorded_once_at_the_ne
     directory.put(releasing);
     directory.put(untold);
     for _ in 0..2 {
-        world.open().unwrap().catch_up(&directory).await;
+        catch_up(&world.open().unwrap(), &directory).await;
     }
     let mut expected = vec![
         first,
@@ -329,7 +330,7 @@ async fn what_the_store_knows_and_the_ledger_does_not_is_recorded_once_at_the_ne
     assert_eq!(found, expected);
     directory.put(gone);
     for _ in 0..2 {
-        world.open().unwrap().catch_up(&directory).await;
+        catch_up(&world.open().unwrap(), &directory).await;
     }
     expected.push("\"releasing\" \"gone\" \"crash\"");
     let mut found = phases();
@@ -369,7 +370,7 @@ async fn an_orphan_that_was_taken_away_is_gone_and_nothing_is_caught_up_with() {
         directory.put(stored.clone());
         assert_eq!(reopened.alive(), []);
         assert!(reopened.tells_gone(stored.id).unwrap());
-        reopened.catch_up(&directory).await;
+        catch_up(&reopened, &directory).await;
         assert_eq!(world.lines(), told);
     }
 }
