@@ -3,6 +3,7 @@
 
 pub mod grants;
 pub mod mark;
+pub mod rbac;
 
 /// What the name of every role for tenants begins with. Kubler may bind these roles and no other.
 pub const TENANT_ROLE_PREFIX: &str = "kubler:tenant:";
