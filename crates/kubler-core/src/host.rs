@@ -1,9 +1,11 @@
 //! Environments on a host cluster: what may stand in one, and what Kubler itself may do there. Pure: the engine
 //! carries it out.
 
+pub mod drift;
 pub mod grants;
 pub mod mark;
 pub mod rbac;
+pub mod reaper;
 
 /// What the name of every role for tenants begins with. Kubler may bind these roles and no other.
 pub const TENANT_ROLE_PREFIX: &str = "kubler:tenant:";
