@@ -24,6 +24,7 @@ mod explain;
 mod faults;
 mod full_disk;
 mod gateway;
+mod host_rbac;
 mod hostile_network;
 mod informer;
 mod keeping;
