@@ -76,10 +76,12 @@ async fn a_host_cluster_knows_its_users_writes_what_they_do_and_leaves_nothing()
     assert!(may, "{said}");
     let event = cluster
         .wait_for_audit_event(BOUND, |event| {
-            event["verb"] == "create" && event["objectRef"]["name"] == "it"
+            event["verb"] == "create"
+                && event["objectRef"]["resource"] == "configmaps"
+                && event["user"]["username"] == "jane"
         })
         .await;
-    assert_eq!(event["user"]["username"], "jane");
+    assert_eq!(event["objectRef"]["name"], "it");
     assert_eq!(event["responseStatus"]["code"], 201);
     assert!(event["requestObject"].is_null(), "{event}");
 
