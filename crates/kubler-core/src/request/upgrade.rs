@@ -50,6 +50,7 @@ pub struct Upgrade {
     key: Option<HeaderValue>,
     /// What may be spoken inside, the client's favourite first.
     offered: Vec<String>,
+    is_command: bool,
 }
 
 /// Why a wish is not granted.
@@ -83,6 +84,8 @@ pub struct Agreed {
     pub protocol: Protocol,
     /// What is spoken inside, when they said.
     pub subprotocol: Option<String>,
+    /// Whether it is a command's: exec or attach.
+    pub is_command: bool,
 }
 
 impl Agreed {
@@ -153,12 +156,18 @@ pub fn read(
         protocol,
         key,
         offered,
+        is_command: is_command(understood),
     }))
 }
 
 fn is_proxy(understood: &ApiRequest) -> bool {
     let record = understood.record();
     record.verb == "proxy" || record.subresource.as_deref() == Some("proxy")
+}
+
+fn is_command(understood: &ApiRequest) -> bool {
+    let subresource = understood.record().subresource.as_deref();
+    matches!(subresource, Some("exec" | "attach"))
 }
 
 /// Kubernetes' own, in all their versions.
@@ -246,6 +255,7 @@ impl Upgrade {
         Ok(Agreed {
             protocol: self.protocol,
             subprotocol: chosen.transpose()?.cloned(),
+            is_command: self.is_command,
         })
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::Instant;
 
-use super::protocol::{CommandEnd, Frames};
+use super::protocol::{Frames, Notes};
 
 /// After so long without a byte a ping is sent, so that nobody on the way takes the connection for dead.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(20);
@@ -45,14 +45,14 @@ pub(super) struct Direction<R, W> {
     /// How far reading has come, and how far writing has.
     read: Frames,
     passed: Frames,
-    end: CommandEnd,
+    notes: Notes,
     bytes: u64,
     moved_at: Instant,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
     /// One on which nothing has passed.
-    pub(super) fn new(from: R, to: W, frames: Frames) -> Self {
+    pub(super) fn new(from: R, to: W, frames: Frames, notes: Notes) -> Self {
         Self {
             from,
             to,
@@ -62,7 +62,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
             ping: Vec::new(),
             read: frames.clone(),
             passed: frames,
-            end: CommandEnd::default(),
+            notes,
             bytes: 0,
             moved_at: Instant::now(),
         }
@@ -79,15 +79,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
         self.bytes
     }
 
-    /// How a command ended, as far as it was told.
-    pub(super) fn end(&self) -> &CommandEnd {
-        &self.end
-    }
-
     /// Carries bytes until there are no more.
     pub(super) async fn carry(&mut self) -> Stopped {
         let early = self.buffer.get(..self.filled).unwrap_or_default();
-        if self.written == 0 && self.read.read(early, &mut self.end).is_err() {
+        if self.written == 0 && self.read.read(early, Some(&self.notes)).is_err() {
             self.filled = 0;
             return Stopped::Garbage;
         }
@@ -175,7 +170,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
         };
         let part = part.get(..taken).unwrap_or_default();
         // It was read once already, and is what was agreed on.
-        let _ = self.passed.read(part, &mut CommandEnd::default());
+        let _ = self.passed.read(part, None);
         self.moved_at = Instant::now();
         match is_ping {
             true => drop(self.ping.drain(..taken)),
@@ -218,7 +213,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
         };
         self.filled = count;
         let bytes = self.buffer.get(..count).unwrap_or_default();
-        if self.read.read(bytes, &mut self.end).is_err() {
+        if self.read.read(bytes, Some(&self.notes)).is_err() {
             self.filled = 0;
             return Err(Stopped::Garbage);
         }

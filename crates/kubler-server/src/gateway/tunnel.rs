@@ -16,7 +16,7 @@ use super::admission::Admission;
 use super::direction::{Direction, Stopped};
 use super::gate::{Gate, Room};
 use super::load::Turn;
-use super::protocol::{Frames, last_words};
+use super::protocol::{Frames, Notes, last_words};
 use super::stream::Cut;
 use crate::ledger::Entry;
 
@@ -120,41 +120,42 @@ impl Tunnel {
     {
         let (from_client, to_client) = tokio::io::split(client);
         let (from_upstream, to_upstream) = tokio::io::split(upstream);
-        let frames = |sender| Frames::new(&self.agreed, sender);
-        let mut up = Direction::new(from_client, to_upstream, frames(Sender::Client));
-        let mut down = Direction::new(from_upstream, to_client, frames(Sender::Server));
+        let (frames, notes) = (|sender| Frames::new(&self.agreed, sender), Notes::default());
+        let mut up = Direction::new(
+            from_client,
+            to_upstream,
+            frames(Sender::Client),
+            notes.clone(),
+        );
+        let mut down = Direction::new(
+            from_upstream,
+            to_client,
+            frames(Sender::Server),
+            notes.clone(),
+        );
         down.begin_with(early);
         let ended = tokio::select! {
             biased;
-            () = self.open.is_cut.cancelled() => None,
-            ended = carry_both(&mut up, &mut down) => Some(ended),
+            () = self.open.is_cut.cancelled() => "shutdown",
+            ended = carry_both(&mut up, &mut down) => ended,
         };
         let bytes_in = up.bytes();
         // What the client says from here on goes nowhere.
         let from_client = up.into_source();
-        let close_reason = match (ended, self.open.cut.get()) {
-            (Some(reason), None) => reason,
-            (_, Some(cut)) => {
-                let words = last_words(&self.agreed, &cut.refused, self.request_id);
-                let _ = tokio::time::timeout(LAST_WORDS_MAX, down.end_with(&words)).await;
-                let (bytes_out, exit_code) = (down.bytes(), down.end().exit_code());
-                let _ =
-                    tokio::time::timeout(LAST_WORDS_MAX, farewell(from_client, down.into_sink()))
-                        .await;
-                return Carried {
-                    bytes_in,
-                    bytes_out,
-                    close_reason: cut.close_reason,
-                    exit_code,
-                };
-            }
-            (None, None) => "shutdown",
-        };
+        if let Some(cut) = self.open.cut.get() {
+            let words = last_words(&self.agreed, &notes, &cut.refused, self.request_id);
+            let _ = tokio::time::timeout(LAST_WORDS_MAX, down.end_with(&words)).await;
+        }
+        let bytes_out = down.bytes();
+        if self.open.cut.get().is_some() {
+            let goodbye = farewell(from_client, down.into_sink());
+            let _ = tokio::time::timeout(LAST_WORDS_MAX, goodbye).await;
+        }
         Carried {
             bytes_in,
-            bytes_out: down.bytes(),
-            close_reason,
-            exit_code: down.end().exit_code(),
+            bytes_out,
+            close_reason: self.cut_reason().unwrap_or(ended),
+            exit_code: notes.exit_code(),
         }
     }
 
