@@ -5,6 +5,7 @@
 //! seeds reach further than the first refusal. The seeds, in `fuzz/seeds/NAME/`, are run by ordinary tests.
 
 mod configuration;
+mod frames;
 mod ledger;
 mod policy;
 mod request;
@@ -14,7 +15,7 @@ mod token;
 pub type Property = fn(&[u8]) -> bool;
 
 /// Every property, by the name of its fuzz target and of its folder of seeds.
-pub const PROPERTIES: [(&str, Property); 9] = [
+pub const PROPERTIES: [(&str, Property); 11] = [
     ("token", token::token),
     ("path", request::path),
     ("headers", request::headers),
@@ -24,6 +25,8 @@ pub const PROPERTIES: [(&str, Property); 9] = [
     ("record", ledger::record),
     ("notes", ledger::notes),
     ("verify", ledger::verify),
+    ("websocket", frames::websocket),
+    ("spdy", frames::spdy),
 ];
 
 /// Runs one property.

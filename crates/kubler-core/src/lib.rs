@@ -8,6 +8,7 @@ pub mod configuration;
 pub mod difference;
 pub mod egress;
 pub mod environment;
+pub mod frames;
 #[cfg(any(test, fuzzing))]
 #[allow(
     clippy::expect_used,

@@ -7,6 +7,7 @@
 pub mod headers;
 mod path;
 mod query;
+pub mod upgrade;
 
 use http::Method;
 use http::uri::PathAndQuery;

@@ -2,21 +2,25 @@
 //!
 //! A session decides everything: who asks, and for which environment. Nothing is sent on before it was admitted
 //! by policy and its start is in the ledger; no credential of a client reaches an API server, and none of an
-//! API server reaches a client. Upgrades (exec, attach, port-forward) are refused with an explanation: they
-//! would take a connection of their own from `wire`, and the same admission, record and gate.
+//! API server reaches a client. Upgrades (exec, attach, port-forward) take a connection of their own and the same
+//! admission, record and gate; their bytes pass through a `tunnel`.
 
 mod admission;
 mod body;
 mod checks;
+mod direction;
 mod forward;
 mod framing;
 mod gate;
 mod load;
 mod pool;
 mod protobuf;
+mod protocol;
 mod refusals;
 mod status;
 mod stream;
+mod tunnel;
+mod upgrade;
 mod wire;
 
 use std::collections::HashMap;
@@ -51,6 +55,8 @@ use gate::Gate;
 use pool::Destination;
 use refusals::{Refusal, Refusals};
 use status::{Refused, Shown};
+use upgrade::Crossing;
+pub use upgrade::Held;
 
 /// Marks an answer of the gateway's own: nothing was sent on.
 #[derive(Debug, Clone, Copy)]
@@ -136,6 +142,8 @@ struct Arrival {
     now: Timestamp,
     head: Parts,
     body: Body,
+    /// When it asks for another protocol.
+    crossing: Option<Crossing>,
 }
 
 impl Gateway {
@@ -157,7 +165,7 @@ impl Gateway {
 
     /// Answers one request to `/k8s/{environment}/…`; `peer` is the address it came from. Answers that go on
     /// end by themselves when the environment does.
-    pub async fn handle<B>(&self, request: Request<B>, peer: IpAddr) -> Response<Body>
+    pub async fn handle<B>(&self, mut request: Request<B>, peer: IpAddr) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -167,6 +175,7 @@ impl Gateway {
             *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
             return response;
         };
+        let crossing = Crossing::of(&mut request);
         let (head, body) = request.into_parts();
         let arrival = Arrival {
             request_id,
@@ -174,6 +183,7 @@ impl Gateway {
             now: self.shared.parts.clock.now(),
             head,
             body: Body::new(body),
+            crossing,
         };
         let (id, understood) = read(&arrival.head);
         let shown = match &understood {
@@ -225,22 +235,24 @@ impl Shared {
         understood: Result<ApiRequest, RequestFault>,
     ) -> Result<Response<Body>, Refused> {
         let noted = understood.as_ref().ok().map(ApiRequest::record).cloned();
-        let (gate, admitted, turn) = match self.admit_in_turn(&mut arrival, id, understood).await {
-            Ok(passed) => passed,
-            Err(stop) => {
-                let refusal = Refusal {
-                    stop: &stop,
-                    request_id: arrival.request_id,
-                    peer: arrival.peer,
-                    now: arrival.now,
-                    request: noted,
-                };
-                let record = self.refusals.take(&self.parts.ledger, refusal);
-                drop(arrival);
-                refusals::write(&self.parts.ledger, record).await;
-                return Err(stop.refused);
-            }
-        };
+        let (gate, mut admitted, turn) =
+            match self.admit_in_turn(&mut arrival, id, understood).await {
+                Ok(passed) => passed,
+                Err(stop) => {
+                    let refusal = Refusal {
+                        stop: &stop,
+                        request_id: arrival.request_id,
+                        peer: arrival.peer,
+                        now: arrival.now,
+                        request: noted,
+                    };
+                    let record = self.refusals.take(&self.parts.ledger, refusal);
+                    drop(arrival);
+                    refusals::write(&self.parts.ledger, record).await;
+                    return Err(stop.refused);
+                }
+            };
+        admitted.crossing = arrival.crossing.take();
         let session = admitted.admission.session();
         let mut record = RecordBody::new(Kind::Start, LedgerAction::KubernetesRequest);
         record.request_id = Some(arrival.request_id);

@@ -267,6 +267,22 @@ pub struct Outcome {
     /// or why something else has no other end: `client` (the caller was gone), `crash`, `not_durable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_reason: Option<String>,
+    /// What was spoken, when the protocol was changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgraded: Option<Upgraded>,
+}
+
+/// A connection that spoke no HTTP after its beginning.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// `websocket` or `SPDY/3.1`.
+    pub protocol: String,
+    /// What was spoken inside, when both sides said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subprotocol: Option<String>,
+    /// How the command ended, when its API server said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
 }
 
 /// The one control character that JSON does not escape and that is ASCII.

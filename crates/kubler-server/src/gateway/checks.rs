@@ -4,11 +4,12 @@
 use std::sync::{Arc, PoisonError};
 
 use http::StatusCode;
-use http::header::{self, HeaderMap};
+use http::header::HeaderMap;
 use http_body::Body as _;
 use jiff::Timestamp;
 use kubler_core::environment::Environment;
 use kubler_core::ids::EnvironmentId;
+use kubler_core::request::upgrade;
 use kubler_core::request::{ApiRequest, Effect, RequestFault, Span};
 
 use super::admission::Denied;
@@ -17,6 +18,7 @@ use super::gate::Gate;
 use super::load::{Demand, Turn};
 use super::refusals::{Recorded, Stop};
 use super::status::Refused;
+use super::upgrade::refused as refused_upgrade;
 use super::{Arrival, Shared};
 use crate::bearer::{self, Bearer};
 use crate::session::Session;
@@ -83,8 +85,12 @@ impl Shared {
             })?;
         let profile = &environment.resolved.profile;
         let understood = understood.map_err(|fault| stop(refused_fault(&fault)))?;
-        if arrival.head.headers.contains_key(header::UPGRADE) || is_upgrade(&understood) {
-            return Err(stop(no_upgrade(&understood)));
+        let head = &arrival.head;
+        let upgrade = upgrade::read(&head.method, head.version, &head.headers, &understood)
+            .map_err(|fault| stop(refused_upgrade(fault)))?;
+        if upgrade.is_some() && !arrival.body.is_end_stream() {
+            let message = "a request that changes the protocol has no body";
+            return Err(stop(Refused::bad_request("UpgradeMalformed", message)));
         }
         if arrival.body.size_hint().lower() > profile.request_bytes_max {
             return Err(stop(Refused::too_large(profile.request_bytes_max)));
@@ -96,6 +102,7 @@ impl Shared {
             profile.engine,
             arrival.request_id,
         )
+        .map(|outgoing| outgoing.upgrading(upgrade))
         .map_err(|fault| stop(Refused::forbidden("HeaderRefused", fault.to_string())))?;
         let room = match understood.span() {
             Span::Short => None,
@@ -108,6 +115,7 @@ impl Shared {
             outgoing,
             bytes_max: profile.request_bytes_max,
             room,
+            crossing: None,
         };
         Ok((gate, admitted))
     }
@@ -170,11 +178,23 @@ impl Shared {
                 decision: None,
             }))
         };
-        let Bearer::Token(token) = bearer::token(headers) else {
-            return stop(
-                "NoSession",
-                "no session was given; `kubler kubeconfig` writes a kubeconfig that gets one",
-            );
+        // A browser can set no header of its own, and hides it among the subprotocols.
+        let hidden = upgrade::bearer(headers);
+        let token = match (bearer::token(headers), &hidden) {
+            (Bearer::Token(token), Ok(None)) => token,
+            (Bearer::Absent, Ok(Some(token))) => token.as_str(),
+            (Bearer::Absent | Bearer::Malformed, Ok(None)) => {
+                return stop(
+                    "NoSession",
+                    "no session was given; `kubler kubeconfig` writes a kubeconfig that gets one",
+                );
+            }
+            (_, Ok(Some(_)) | Err(_)) => {
+                return stop(
+                    "InvalidSession",
+                    "the session is given in more than one way, or in a broken one",
+                );
+            }
         };
         match self.parts.sessions.verify(token) {
             Ok(session) => Ok(session),
@@ -184,28 +204,6 @@ impl Shared {
             ),
         }
     }
-}
-
-fn is_upgrade(understood: &ApiRequest) -> bool {
-    let subresource = understood.record().subresource.as_deref();
-    understood.effect() == Effect::Connect && subresource.is_some_and(|word| word != "proxy")
-}
-
-fn no_upgrade(understood: &ApiRequest) -> Refused {
-    let what = understood
-        .record()
-        .subresource
-        .as_deref()
-        .unwrap_or("a changed protocol");
-    let message = format!(
-        "`{what}` is not carried by this gateway yet: it takes a connection that is not HTTP; logs, watches and all other requests are"
-    );
-    Refused::other(
-        StatusCode::NOT_IMPLEMENTED,
-        "NotImplemented",
-        "UpgradeNotSupported",
-        message,
-    )
 }
 
 fn refused_fault(fault: &RequestFault) -> Refused {

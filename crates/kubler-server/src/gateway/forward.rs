@@ -12,6 +12,7 @@ use kubler_core::ids::RequestId;
 use kubler_core::ledger::record::Outcome;
 use kubler_core::profile::EngineKind;
 use kubler_core::request::headers::{self, AUDIT_ID, Impersonation, Seal};
+use kubler_core::request::upgrade::{Agreed, Upgrade};
 use kubler_core::request::{ApiRequest, Span};
 use tokio::time::Instant;
 
@@ -22,6 +23,7 @@ use super::gate::{Gate, Room};
 use super::load::Turn;
 use super::status::{Refused, audit_id};
 use super::stream::{AnswerBody, OpenStream, Running};
+use super::upgrade::{Crossing, Ready, cross};
 use super::wire::{SendError, Wire};
 use crate::ledger::Entry;
 
@@ -34,6 +36,8 @@ pub(super) struct Admitted {
     pub(super) bytes_max: u64,
     /// When its answer goes on.
     pub(super) room: Option<Room>,
+    /// When it changes the protocol.
+    pub(super) crossing: Option<Crossing>,
 }
 
 /// What is sent to the API server besides the body. Built before anything is recorded, so that a request whose
@@ -44,6 +48,7 @@ pub(super) struct Outgoing {
     headers: HeaderMap,
     seal: Seal,
     impersonation: Impersonation,
+    upgrade: Option<Upgrade>,
 }
 
 impl Outgoing {
@@ -71,7 +76,13 @@ impl Outgoing {
             headers,
             seal,
             impersonation,
+            upgrade: None,
         })
+    }
+
+    /// The same with a wish to change the protocol.
+    pub(super) fn upgrading(self, upgrade: Option<Upgrade>) -> Self {
+        Self { upgrade, ..self }
     }
 
     /// As if something had slipped through the rules.
@@ -94,6 +105,10 @@ impl Outgoing {
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
+        // What was checked holds nothing of the kind; this is all there will be of it.
+        if let Some(upgrade) = &self.upgrade {
+            upgrade.write(request.headers_mut());
+        }
         Ok(request)
     }
 
@@ -121,7 +136,19 @@ pub(super) async fn forward(
     };
     turn.sent(progress.bytes());
     match answered {
-        Ok((answer, wire)) => {
+        Ok(Answered::Switched(head, agreed, wire)) => {
+            let ready = Ready {
+                gate,
+                admission: admitted.admission,
+                request_id: admitted.request_id,
+                audit_id: admitted.outgoing.seal.audit_id.clone(),
+                entry,
+                started,
+                shares: (turn, admitted.room),
+            };
+            Ok(cross(ready, admitted.crossing, head, agreed, wire))
+        }
+        Ok(Answered::Answer(answer, wire)) => {
             let (head, incoming) = answer.into_parts();
             let framing = Framing::of(span, &head.headers);
             let status = head.status.as_u16();
@@ -180,18 +207,27 @@ async fn answer_in_time(
     progress: &Progress,
     bytes_max: u64,
     span: Span,
-) -> Result<(Response<Incoming>, Wire), Refused> {
+) -> Result<Answered, Refused> {
     let answer = answer(gate, outgoing, body, progress, bytes_max);
     match span {
-        Span::Short => {
+        // A connection goes on, but the answer that it begins with is a short one.
+        _ if outgoing.upgrade.is_none() && span != Span::Short => answer.await,
+        Span::Short | Span::Watch | Span::Long => {
             let limit = gate.bounds().answer_max;
             tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| {
                 let message = format!("the environment's API server did not answer within {} s; what it did is not known", limit.as_secs());
                 Err(Refused::other(StatusCode::GATEWAY_TIMEOUT, "Timeout", "UpstreamTimeout", message))
             })
         }
-        Span::Watch | Span::Long => answer.await,
     }
+}
+
+/// What the API server answered.
+enum Answered {
+    /// An answer like others.
+    Answer(Response<Incoming>, Wire),
+    /// From now on the connection speaks another protocol; the client is told so by these headers.
+    Switched(HeaderMap, Agreed, Wire),
 }
 
 async fn answer(
@@ -200,12 +236,17 @@ async fn answer(
     body: RequestBody,
     progress: &Progress,
     bytes_max: u64,
-) -> Result<(Response<Incoming>, Wire), Refused> {
+) -> Result<Answered, Refused> {
     let is_repeatable = outgoing.is_repeatable(&body);
     let mut request = outgoing.request(body)?;
-    if let Some(mut wire) = gate.pool().reuse().await {
+    // A change of protocol gets a connection of its own.
+    let reused = match outgoing.upgrade {
+        Some(_) => None,
+        None => gate.pool().reuse().await,
+    };
+    if let Some(mut wire) = reused {
         match wire.send(request).await {
-            Ok(answer) => return accept(answer, wire),
+            Ok(answer) => return accept(outgoing, answer, wire),
             // The API server closed a resting connection just now: that says nothing about the request.
             Err(SendError::Unsent(unsent)) => request = *unsent,
             Err(SendError::Unknown(_)) if is_repeatable => {
@@ -221,7 +262,7 @@ async fn answer(
         )
     })?;
     match wire.send(request).await {
-        Ok(answer) => accept(answer, wire),
+        Ok(answer) => accept(outgoing, answer, wire),
         Err(SendError::Unsent(_)) => Err(Refused::unavailable(
             "UpstreamUnreachable",
             "the environment closed the connection before the request was sent",
@@ -230,7 +271,11 @@ async fn answer(
     }
 }
 
-fn accept(answer: Response<Incoming>, wire: Wire) -> Result<(Response<Incoming>, Wire), Refused> {
+fn accept(
+    outgoing: &Outgoing,
+    answer: Response<Incoming>,
+    wire: Wire,
+) -> Result<Answered, Refused> {
     match answer.status() {
         // A 401 passed on would send the client for a new session, which is not what is missing.
         StatusCode::UNAUTHORIZED => {
@@ -244,16 +289,26 @@ fn accept(answer: Response<Incoming>, wire: Wire) -> Result<(Response<Incoming>,
             ))
         }
         StatusCode::SWITCHING_PROTOCOLS => {
-            let message = "the environment changed the protocol without being asked";
-            Err(Refused::other(
-                StatusCode::BAD_GATEWAY,
-                "InternalError",
-                "UpstreamProtocol",
-                message,
-            ))
+            let Some(upgrade) = &outgoing.upgrade else {
+                let message = "the environment changed the protocol without being asked";
+                return Err(wrong_protocol(message));
+            };
+            let agreed = upgrade
+                .agreed(answer.status(), answer.headers())
+                .map_err(|fault| wrong_protocol(fault.to_string()))?;
+            Ok(Answered::Switched(upgrade.answer(&agreed), agreed, wire))
         }
-        _ => Ok((answer, wire)),
+        _ => Ok(Answered::Answer(answer, wire)),
     }
+}
+
+fn wrong_protocol(message: impl Into<String>) -> Refused {
+    Refused::other(
+        StatusCode::BAD_GATEWAY,
+        "InternalError",
+        "UpstreamProtocol",
+        message,
+    )
 }
 
 /// The connection broke in the middle: because of the client's body, or because of the API server.

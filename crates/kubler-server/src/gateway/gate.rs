@@ -21,6 +21,7 @@ use super::load::Load;
 use super::pool::{Destination, Pool};
 use super::status::Refused;
 use super::stream::{Cut, OpenStream};
+use super::tunnel::OpenTunnel;
 use super::{Bounds, GatewayParts};
 use crate::session::Session;
 
@@ -50,7 +51,43 @@ pub(super) struct Gate {
 #[derive(Default)]
 struct Open {
     next: u64,
-    streams: HashMap<u64, Arc<OpenStream>>,
+    streams: HashMap<u64, Watched>,
+}
+
+/// What is open, as far as it may have to be ended.
+#[derive(Clone)]
+pub(super) enum Watched {
+    /// An answer.
+    Answer(Arc<OpenStream>),
+    /// A connection whose protocol was changed.
+    Tunnel(Arc<OpenTunnel>),
+}
+
+impl Watched {
+    fn admission(&self) -> Arc<Admission> {
+        match self {
+            Self::Answer(stream) => stream.admission(),
+            Self::Tunnel(tunnel) => tunnel.admission(),
+        }
+    }
+
+    fn readmit(&self, admission: Arc<Admission>) {
+        match self {
+            Self::Answer(stream) => stream.readmit(admission),
+            Self::Tunnel(tunnel) => tunnel.readmit(admission),
+        }
+    }
+
+    fn session_is_over(&self, now: Timestamp) -> bool {
+        self.admission().session().has_expired(now)
+    }
+
+    fn cut(&self, cut: &Cut) {
+        match self {
+            Self::Answer(stream) => stream.cut(cut),
+            Self::Tunnel(tunnel) => tunnel.cut(cut),
+        }
+    }
 }
 
 impl Gate {
@@ -121,12 +158,12 @@ impl Gate {
     }
 
     /// Takes an answer under watch; gives its place.
-    pub(super) fn enter(&self, stream: &Arc<OpenStream>) -> u64 {
+    pub(super) fn enter(&self, stream: Watched) -> u64 {
         let place = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             open.next += 1;
             let place = open.next;
-            open.streams.insert(place, Arc::clone(stream));
+            open.streams.insert(place, stream.clone());
             place
         };
         // Closing sets the reason first and looks for answers second, so one of the two finds this one.
@@ -145,9 +182,9 @@ impl Gate {
             .remove(&place);
     }
 
-    fn streams(&self) -> Vec<Arc<OpenStream>> {
+    fn streams(&self) -> Vec<Watched> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.streams.values().map(Arc::clone).collect()
+        open.streams.values().cloned().collect()
     }
 
     /// Ends everything that is open, and whatever would come.

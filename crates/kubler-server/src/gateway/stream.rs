@@ -7,7 +7,6 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
-use jiff::Timestamp;
 use kubler_core::ids::RequestId;
 use kubler_core::ledger::record::Outcome;
 use kubler_core::request::Span;
@@ -16,7 +15,7 @@ use tokio::time::Instant;
 use super::admission::Admission;
 use super::body::{BodyState, Progress};
 use super::framing::Framing;
-use super::gate::{Gate, Room};
+use super::gate::{Gate, Room, Watched};
 use super::load::Turn;
 use super::status::Refused;
 use super::wire::Wire;
@@ -170,11 +169,6 @@ impl OpenStream {
         self.state().admission = admission;
     }
 
-    /// Whether its session was over at `now`.
-    pub(super) fn session_is_over(&self, now: Timestamp) -> bool {
-        self.state().admission.session().has_expired(now)
-    }
-
     /// Ends it: the way to the API server is closed before this returns, and the client learns of it at once
     /// unless it has stopped reading.
     pub(super) fn cut(&self, cut: &Cut) {
@@ -208,7 +202,7 @@ pub(super) struct AnswerBody {
 impl AnswerBody {
     /// The body of `stream`, under watch from the beginning: a client that does not read must not keep it open.
     pub(super) fn new(stream: Arc<OpenStream>, gate: Arc<Gate>, length: Option<u64>) -> Self {
-        let place = Some(gate.enter(&stream));
+        let place = Some(gate.enter(Watched::Answer(Arc::clone(&stream))));
         Self {
             stream,
             gate,

@@ -7,3 +7,4 @@ mod passing;
 mod protobuf;
 mod refusing;
 mod streams;
+mod tunnels;

@@ -26,7 +26,7 @@ const CONNECT_SECONDS_MAX: u64 = 5;
 /// Most bytes that one connection holds of an answer that nobody reads yet.
 const BUFFER_BYTES_MAX: usize = 128 * 1024;
 
-trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
 
 type Connection = http1::Connection<TokioIo<TlsStream<Box<dyn Socket>>>, RequestBody>;
@@ -96,6 +96,12 @@ impl Wire {
             is_over: false,
             idle_since: Instant::now(),
         })
+    }
+
+    /// The connection itself, when it speaks no HTTP any more, and what came on it already.
+    pub(super) fn into_parts(self) -> (TlsStream<Box<dyn Socket>>, bytes::Bytes) {
+        let parts = Pin::into_inner(self.connection).into_parts();
+        (parts.io.into_inner(), parts.read_buf)
     }
 
     /// Moves bytes as far as they go now.

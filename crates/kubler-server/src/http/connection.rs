@@ -8,7 +8,6 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper_util::server::graceful::GracefulConnection;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +31,12 @@ pub(super) struct Requests(Arc<watch::Sender<usize>>);
 pub(super) struct OpenRequest(Requests);
 
 impl Requests {
+    /// Resolves once none is open.
+    pub(super) async fn over(&self) {
+        // The sender lives as long as this does.
+        let _ = self.0.subscribe().wait_for(|open| *open == 0).await;
+    }
+
     pub(super) fn open(&self) -> OpenRequest {
         self.0.send_modify(|open| *open = open.saturating_add(1));
         OpenRequest(self.clone())
@@ -45,6 +50,11 @@ impl Drop for OpenRequest {
 }
 
 impl OpenRequest {
+    /// One more on the same connection: for what goes on behind the answer.
+    pub(super) fn another(&self) -> Self {
+        self.0.open()
+    }
+
     /// The request stays open until its answer is taken: for answers that go on, such as watches.
     pub(super) fn until_taken(self, body: Body) -> Body {
         Body::new(Kept { body, _open: self })
@@ -77,9 +87,11 @@ impl HttpBody for Kept {
 }
 
 /// Drives a connection to its end. One that rests too long, or is in the way of a stop, is told to go: what is open
-/// is answered, and nothing new is begun. One that does not go although nothing is open is dropped.
-pub(super) async fn drive<C: GracefulConnection>(
+/// is answered, and nothing new is begun. One that does not go although nothing is open is dropped. `leave` tells it
+/// to go. A connection whose protocol was changed is over, as far as HTTP goes: what is spoken on it now stays open.
+pub(super) async fn drive<C: Future>(
     connection: C,
+    leave: impl FnOnce(Pin<&mut C>),
     requests: &Requests,
     patience: Patience,
     stop: &CancellationToken,
@@ -92,7 +104,7 @@ pub(super) async fn drive<C: GracefulConnection>(
         () = rested(&mut open, patience.first, patience.rest) => {}
         () = stop.cancelled() => {}
     }
-    connection.as_mut().graceful_shutdown();
+    leave(connection.as_mut());
     tokio::select! {
         _ = &mut connection => {}
         () = rested(&mut open, patience.goodbye, patience.goodbye) => {}

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::http::header::UPGRADE;
 use axum::http::{HeaderName, HeaderValue, Request, Response};
 use axum::response::IntoResponse as _;
 use hyper::body::Incoming;
@@ -26,7 +27,7 @@ use super::connection::{OpenRequest, Patience, Requests, drive};
 use super::error::ApiError;
 use super::tls::Presented;
 use super::{Api, Arrival, Certificate, Peer};
-use crate::gateway::RefusedHere;
+use crate::gateway::{Held, RefusedHere};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -137,17 +138,25 @@ impl Door {
             })
         };
         let builder = protocols();
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
-        drive(connection, &requests, PATIENCE, &stop).await;
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let leave = auto::UpgradeableConnection::graceful_shutdown;
+        drive(connection, leave, &requests, PATIENCE, &stop).await;
+        // A connection whose protocol was changed keeps its place until that is over, too.
+        requests.over().await;
     }
 
     async fn answer(
         self: Arc<Self>,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         caller: Arc<Caller>,
         open: OpenRequest,
     ) -> Result<Response<Body>, Infallible> {
         if request.uri().path().starts_with(paths::GATEWAY) {
+            if request.headers().contains_key(UPGRADE) {
+                request
+                    .extensions_mut()
+                    .insert(Held(Arc::new(open.another())));
+            }
             let answer = self.api.gateway.handle(request, caller.address).await;
             // Who was refused has no place here until they deign to take the answer.
             return Ok(match answer.extensions().get::<RefusedHere>() {

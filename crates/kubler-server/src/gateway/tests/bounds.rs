@@ -204,6 +204,7 @@ async fn h1_a_header_that_slipped_through_is_stopped_before_a_byte_is_sent(
         now: world.clock_now(),
         head,
         body: Body::empty(),
+        crossing: None,
     };
     let Ok((gate, mut admitted)) = world.gateway.shared.admit(&arrival, id, understood) else {
         panic!("it is admitted");

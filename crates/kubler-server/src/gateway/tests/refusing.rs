@@ -309,19 +309,17 @@ async fn h7_a_path_with_two_readings_does_not_pass(
 
 #[rstest]
 #[tokio::test]
-async fn v1_a_way_into_a_pod_is_refused_in_words(
+async fn v1_a_way_into_a_pod_is_a_connect_whatever_the_method_and_needs_another_protocol(
     #[values("exec", "attach", "portforward")] subresource: &str,
     #[values("GET", "POST")] method: &str,
 ) {
     let world = World::new().await;
     let below = format!("/api/v1/namespaces/default/pods/a/{subresource}?command=sh");
-    let request = world
-        .request(method, &below)
-        .header("connection", "Upgrade")
-        .header("upgrade", "websocket");
-    let (status, reason, _, message) = refusal(world.send(request).await).await;
-    assert_eq!((status, reason.as_str()), (501, "NotImplemented"));
-    assert!(message.contains(subresource));
+    let answer = world.send(world.request(method, &below)).await;
+    let (status, reason, code, message) = refusal(answer).await;
+    assert_eq!((status, reason.as_str()), (400, "BadRequest"));
+    assert_eq!(code, "UpgradeRequired");
+    assert!(message.contains("WebSocket or SPDY/3.1"), "{message}");
     assert_eq!(
         records(&world.ledger).remove(0).body.request.unwrap().verb,
         "connect"

@@ -41,7 +41,11 @@ pub(super) struct Seen {
     pub(super) connections: AtomicUsize,
     pub(super) open: AtomicUsize,
     events: Mutex<Vec<mpsc::UnboundedSender<Result<Bytes, Infallible>>>>,
+    tunnels: Mutex<Vec<mpsc::UnboundedSender<Switched>>>,
 }
+
+/// The API server's side of a connection whose protocol was changed.
+pub(super) type Switched = TokioIo<hyper::upgrade::Upgraded>;
 
 pub(super) struct TestUpstream {
     pub(super) seen: Arc<Seen>,
@@ -137,6 +141,13 @@ impl TestUpstream {
         self.seen.events.lock().unwrap().clear();
     }
 
+    /// From now on, the connections whose protocol is changed.
+    pub(super) fn tunnels(&self) -> mpsc::UnboundedReceiver<Switched> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.seen.tunnels.lock().unwrap().push(sender);
+        receiver
+    }
+
     /// Closes every connection.
     pub(super) fn hang_up(&self) {
         self.hang_up.notify_waiters();
@@ -177,7 +188,8 @@ impl Accepting {
                     answer(request, Arc::clone(&seen), Arc::clone(&count))
                 });
                 let connection = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service);
+                    .serve_connection(TokioIo::new(stream), service)
+                    .with_upgrades();
                 tokio::select! {
                     _ = connection => {}
                     () = hang_up.notified() => {}
@@ -189,11 +201,15 @@ impl Accepting {
 }
 
 async fn answer(
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     seen: Arc<Seen>,
     count: Arc<dyn Fn() -> usize + Send + Sync>,
 ) -> Result<Response<Body>, Infallible> {
     let records = count();
+    let switching = request
+        .headers()
+        .contains_key("upgrade")
+        .then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
     let body = body
         .collect()
@@ -205,6 +221,7 @@ async fn answer(
         .headers
         .get("accept")
         .is_some_and(|value| value.as_bytes().starts_with(PROTOBUF.as_bytes()));
+    let switched = switching.map(|switching| switch(&head, switching, &seen));
     seen.arrived.lock().unwrap().push(Arrived {
         method: head.method.to_string(),
         target: target.clone(),
@@ -217,7 +234,11 @@ async fn answer(
         .header("audit-id", "theirs")
         .header("set-cookie", "a=b")
         .header("x-kubernetes-pf-flowschema-uid", "flow");
-    let response = if target.contains("watch=1") {
+    let response = if let Some(switched) = switched.filter(|_| !target.contains("/refused/")) {
+        Ok(switched)
+    } else if let Some(discovery) = discovery(&target) {
+        json.body(Body::from(discovery.to_string()))
+    } else if target.contains("watch=1") {
         let (sender, receiver) = mpsc::unbounded_channel();
         seen.events.lock().unwrap().push(sender);
         let content_type = if wants_protobuf {
@@ -274,4 +295,73 @@ async fn answer(
         json.body(Body::from(r#"{"kind":"ConfigMap"}"#))
     };
     Ok(response.unwrap())
+}
+
+/// Changes the protocol as it was asked to, with the first thing that was offered, and gives the connection to the
+/// test. A path with `/junk/` in it makes it do that wrongly.
+fn switch(
+    head: &http::request::Parts,
+    switching: hyper::upgrade::OnUpgrade,
+    seen: &Arc<Seen>,
+) -> Response<Body> {
+    let header = |name: &str| {
+        head.headers
+            .get(name)
+            .map(|value| value.to_str().unwrap().to_owned())
+    };
+    let protocol = header("upgrade").unwrap();
+    let mut response = Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header("connection", "Upgrade")
+        .header("set-cookie", "a=b")
+        .header("upgrade", &protocol);
+    if let Some(key) = header("sec-websocket-key") {
+        let key = if head.uri.path().contains("/junk/") {
+            "AAAAAAAAAAAAAAAAAAAAAA==".to_owned()
+        } else {
+            key
+        };
+        response = response.header(
+            "sec-websocket-accept",
+            kubler_core::frames::websocket::accept(key.as_bytes()),
+        );
+    }
+    for name in ["sec-websocket-protocol", "x-stream-protocol-version"] {
+        if let Some(offered) = header(name) {
+            response = response.header(name, offered.split(", ").next().unwrap());
+        }
+    }
+    let tunnels = seen.tunnels.lock().unwrap().clone();
+    let open = OpenConnection(Arc::clone(seen));
+    seen.open.fetch_add(1, Ordering::SeqCst);
+    tokio::spawn(async move {
+        if let Ok(upgraded) = switching.await {
+            for tunnel in tunnels {
+                // There is one at most.
+                let _ = tunnel.send(TokioIo::new(upgraded));
+                break;
+            }
+        }
+        drop(open);
+    });
+    response.body(Body::empty()).unwrap()
+}
+
+/// So much as kubectl wants to know before it opens a pod.
+fn discovery(target: &str) -> Option<serde_json::Value> {
+    use serde_json::json;
+    Some(match target.split('?').next().unwrap_or_default() {
+        "/api" => json!({ "kind": "APIVersions", "versions": ["v1"] }),
+        "/apis" => json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [] }),
+        "/api/v1" => json!({
+            "kind": "APIResourceList", "groupVersion": "v1",
+            "resources": [{ "name": "pods", "singularName": "pod", "namespaced": true, "kind": "Pod", "verbs": ["get", "list"] }],
+        }),
+        "/api/v1/namespaces/default/pods/web" => json!({
+            "kind": "Pod", "apiVersion": "v1", "metadata": { "name": "web", "namespace": "default" },
+            "spec": { "containers": [{ "name": "main", "image": "busybox", "ports": [{ "containerPort": 80 }] }] },
+            "status": { "phase": "Running" },
+        }),
+        _ => return None,
+    })
 }

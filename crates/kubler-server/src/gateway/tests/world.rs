@@ -1,7 +1,7 @@
 //! One environment with its API server behind a gateway, and a clock that stands still.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +44,7 @@ pub(super) struct World {
     pub(super) upstream: TestUpstream,
     pub(super) gateway: Gateway,
     pub(super) id: EnvironmentId,
+    doors: CancellationToken,
     sessions: Arc<Sessions>,
     sessions_issued: std::sync::atomic::AtomicU8,
 }
@@ -232,6 +233,7 @@ impl World {
             upstream,
             gateway,
             id,
+            doors: CancellationToken::new(),
             sessions,
             sessions_issued,
         }
@@ -304,6 +306,31 @@ impl World {
         self.directory.put(next);
     }
 
+    /// A door in front of the gateway for clients that need a connection of their own.
+    pub(super) async fn door(&self) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let (gateway, shutdown) = (self.gateway.clone(), self.doors.clone());
+        tokio::spawn(shutdown.run_until_cancelled_owned(async move {
+            while let Ok((stream, peer)) = listener.accept().await {
+                let gateway = gateway.clone();
+                let service = hyper::service::service_fn(move |request| {
+                    let gateway = gateway.clone();
+                    async move {
+                        Ok::<_, std::convert::Infallible>(gateway.handle(request, peer.ip()).await)
+                    }
+                });
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
+                    .with_upgrades();
+                tokio::spawn(connection);
+            }
+        }));
+        address
+    }
+
     pub(super) fn clock_now(&self) -> Timestamp {
         self.clock.now()
     }
@@ -322,6 +349,12 @@ impl World {
         };
         eventually(|| ended().is_some()).await;
         ended().unwrap().body.outcome.unwrap()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.doors.cancel();
     }
 }
 

@@ -53,8 +53,9 @@ fn connection(patience: Patience, stop: &CancellationToken) -> Connection {
             }
         });
         let builder = crate::http::listen::protocols();
-        let connection = builder.serve_connection(TokioIo::new(server), service);
-        drive(connection, &requests, patience, &stop).await;
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(server), service);
+        let leave = hyper_util::server::conn::auto::UpgradeableConnection::graceful_shutdown;
+        drive(connection, leave, &requests, patience, &stop).await;
     });
     Connection {
         client,

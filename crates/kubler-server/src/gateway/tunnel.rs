@@ -1,0 +1,241 @@
+//! A connection whose protocol was changed: bytes pass in both directions as they come, each direction as slow as
+//! its reader, and both end with the environment.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use kubler_core::frames::websocket::Sender;
+use kubler_core::ids::RequestId;
+use kubler_core::ledger::record::{Outcome, Upgraded as UpgradeRecord};
+use kubler_core::request::upgrade::Agreed;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::admission::Admission;
+use super::direction::{Direction, Stopped};
+use super::gate::{Gate, Room};
+use super::load::Turn;
+use super::protocol::{Frames, Notes, last_words};
+use super::stream::Cut;
+use crate::ledger::Entry;
+
+/// How long the end of a connection may take: the rest of a frame, and the words that say why.
+const LAST_WORDS_MAX: Duration = Duration::from_millis(500);
+
+/// A changed connection as the gate sees it.
+pub(super) struct OpenTunnel {
+    admission: Mutex<Arc<Admission>>,
+    cut: OnceLock<Cut>,
+    is_cut: CancellationToken,
+}
+
+impl OpenTunnel {
+    /// One that begins.
+    pub(super) fn new(admission: Arc<Admission>) -> Arc<Self> {
+        Arc::new(Self {
+            admission: Mutex::new(admission),
+            cut: OnceLock::new(),
+            is_cut: CancellationToken::new(),
+        })
+    }
+
+    /// On what ground it is open.
+    pub(super) fn admission(&self) -> Arc<Admission> {
+        Arc::clone(
+            &self
+                .admission
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    /// It was allowed again.
+    pub(super) fn readmit(&self, admission: Arc<Admission>) {
+        *self
+            .admission
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = admission;
+    }
+
+    /// Ends it, and lets its task say why.
+    pub(super) fn cut(&self, cut: &Cut) {
+        // Whoever came first says why.
+        let _ = self.cut.set(cut.clone());
+        self.is_cut.cancel();
+    }
+}
+
+/// What a tunnel needs to be carried, and to be written into the ledger when it is over.
+pub(super) struct Tunnel {
+    pub(super) open: Arc<OpenTunnel>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) place: u64,
+    pub(super) agreed: Agreed,
+    pub(super) request_id: RequestId,
+    pub(super) entry: Entry,
+    pub(super) started: Instant,
+    /// Its share of what may be open at once, and of what may be asked; free again when this is dropped.
+    pub(super) shares: (Turn, Option<Room>),
+}
+
+/// What passed, and why no more does.
+struct Carried {
+    bytes_in: u64,
+    bytes_out: u64,
+    close_reason: &'static str,
+    exit_code: Option<i32>,
+}
+
+impl Tunnel {
+    /// Carries bytes until one side or we have had enough; `early` is what the API server said already.
+    pub(super) async fn run<C, U>(self, client: C, upstream: U, early: &[u8])
+    where
+        C: AsyncRead + AsyncWrite,
+        U: AsyncRead + AsyncWrite,
+    {
+        let carried = self.carry(client, upstream, early).await;
+        self.over(carried);
+    }
+
+    /// There never was a client at the other end.
+    pub(super) fn nobody_came(self) {
+        let close_reason = self.cut_reason().unwrap_or("client");
+        self.over(Carried {
+            bytes_in: 0,
+            bytes_out: 0,
+            close_reason,
+            exit_code: None,
+        });
+    }
+
+    fn cut_reason(&self) -> Option<&'static str> {
+        self.open.cut.get().map(|cut| cut.close_reason)
+    }
+
+    async fn carry<C, U>(&self, client: C, upstream: U, early: &[u8]) -> Carried
+    where
+        C: AsyncRead + AsyncWrite,
+        U: AsyncRead + AsyncWrite,
+    {
+        let (from_client, to_client) = tokio::io::split(client);
+        let (from_upstream, to_upstream) = tokio::io::split(upstream);
+        let (frames, notes) = (|sender| Frames::new(&self.agreed, sender), Notes::default());
+        let mut up = Direction::new(
+            from_client,
+            to_upstream,
+            frames(Sender::Client),
+            notes.clone(),
+        );
+        let mut down = Direction::new(
+            from_upstream,
+            to_client,
+            frames(Sender::Server),
+            notes.clone(),
+        );
+        down.begin_with(early);
+        let ended = tokio::select! {
+            biased;
+            () = self.open.is_cut.cancelled() => "shutdown",
+            ended = carry_both(&mut up, &mut down) => ended,
+        };
+        let bytes_in = up.bytes();
+        // What the client says from here on goes nowhere.
+        let from_client = up.into_source();
+        if let Some(cut) = self.open.cut.get() {
+            let words = last_words(&self.agreed, &notes, &cut.refused, self.request_id);
+            let _ = tokio::time::timeout(LAST_WORDS_MAX, down.end_with(&words)).await;
+        }
+        let bytes_out = down.bytes();
+        if self.open.cut.get().is_some() {
+            let goodbye = farewell(from_client, down.into_sink());
+            let _ = tokio::time::timeout(LAST_WORDS_MAX, goodbye).await;
+        }
+        Carried {
+            bytes_in,
+            bytes_out,
+            close_reason: self.cut_reason().unwrap_or(ended),
+            exit_code: notes.exit_code(),
+        }
+    }
+
+    fn over(self, carried: Carried) {
+        self.gate.leave(self.place);
+        let outcome = Outcome {
+            status: 101,
+            bytes_in: carried.bytes_in,
+            bytes_out: carried.bytes_out,
+            duration_us: u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            close_reason: Some(carried.close_reason.to_owned()),
+            upgraded: Some(UpgradeRecord {
+                protocol: self.agreed.protocol.as_str().to_owned(),
+                subprotocol: self.agreed.subprotocol.clone(),
+                exit_code: carried.exit_code,
+            }),
+            ..Outcome::default()
+        };
+        self.entry.end_now(outcome);
+        drop(self.shares);
+    }
+}
+
+/// Closes a connection so that what was said last is read: a socket that is closed with unread bytes takes back
+/// what it has not delivered.
+async fn farewell(mut from_client: impl AsyncRead + Unpin, mut to_client: impl AsyncWrite + Unpin) {
+    if to_client.shutdown().await.is_ok() {
+        let _ = tokio::io::copy(&mut from_client, &mut tokio::io::sink()).await;
+    }
+}
+
+/// Carries both directions to their ends; gives the ledger's word for why.
+async fn carry_both<A, B, C, D>(
+    up: &mut Direction<A, B>,
+    down: &mut Direction<C, D>,
+) -> &'static str
+where
+    A: AsyncRead + Unpin,
+    B: AsyncWrite + Unpin,
+    C: AsyncRead + Unpin,
+    D: AsyncWrite + Unpin,
+{
+    let mut carrying_up = std::pin::pin!(up.carry());
+    let mut carrying_down = std::pin::pin!(down.carry());
+    tokio::select! {
+        ended = &mut carrying_up => match ended {
+            // The client has said all it will; it may still listen.
+            Stopped::Finished => match carrying_down.await {
+                Stopped::Finished => "client",
+                stopped => reason_down(stopped),
+            },
+            stopped => reason_up(stopped),
+        },
+        ended = &mut carrying_down => match ended {
+            Stopped::Finished => {
+                let _ = tokio::time::timeout(FAREWELL_MAX, carrying_up).await;
+                "upstream"
+            }
+            stopped => reason_down(stopped),
+        },
+    }
+}
+
+/// How long a client may go on to talk to an API server that has said all it will.
+const FAREWELL_MAX: Duration = Duration::from_secs(5);
+
+const fn reason_up(stopped: Stopped) -> &'static str {
+    match stopped {
+        Stopped::Finished | Stopped::SourceBroke => "client",
+        Stopped::SinkBroke => "upstream",
+        Stopped::Garbage => "client_garbage",
+        Stopped::Stalled => "slow_upstream",
+    }
+}
+
+const fn reason_down(stopped: Stopped) -> &'static str {
+    match stopped {
+        Stopped::Finished | Stopped::SourceBroke => "upstream",
+        Stopped::SinkBroke => "client",
+        Stopped::Garbage => "upstream_garbage",
+        Stopped::Stalled => "slow_reader",
+    }
+}
