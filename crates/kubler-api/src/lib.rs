@@ -120,6 +120,12 @@ pub struct Environment {
     /// The other jobs of its build that attached to it, in the order in which they came.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attached: Vec<AttachedJob>,
+    /// In lists and traces: the images that the pod templates sent to it named, in the order in which they came.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
+    /// As many images as are kept: there may have been more, and the ledger has them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub images_truncated: bool,
     /// When it was asked for.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,

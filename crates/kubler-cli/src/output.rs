@@ -278,11 +278,25 @@ pub fn environments(found: &Environments, now: Timestamp) -> String {
             })
         })
         .collect();
-    if attached.is_empty() {
-        return environments;
+    let mut tables = vec![environments];
+    if !attached.is_empty() {
+        let head = ["ENVIRONMENT", "ATTACHED JOB", "STEP", "ATTACHED"];
+        tables.push(table(&head, attached));
     }
-    let head = ["ENVIRONMENT", "ATTACHED JOB", "STEP", "ATTACHED"];
-    format!("{environments}\n\n{}", table(&head, attached))
+    let images: Vec<_> = found.environments.iter().flat_map(images).collect();
+    if !images.is_empty() {
+        tables.push(table(&["ENVIRONMENT", "IMAGE"], images));
+    }
+    tables.join("\n\n")
+}
+
+/// One row for each image that an environment was asked to run.
+fn images(environment: &Environment) -> impl Iterator<Item = Vec<String>> {
+    let more = environment
+        .images_truncated
+        .then_some("… there may be more in the ledger");
+    let all = environment.images.iter().map(String::as_str).chain(more);
+    all.map(|image| vec![environment.id.clone(), image.to_owned()])
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! would take a connection of their own from `wire`, and the same admission, record and gate.
 
 mod admission;
+mod artifacts;
 mod body;
 mod checks;
 mod forward;
@@ -46,6 +47,7 @@ use crate::entropy;
 use crate::ledger::{Durability, Ledger, LedgerError};
 use crate::policy::Policies;
 use crate::session::Sessions;
+use crate::store::Store;
 use forward::forward;
 use gate::Gate;
 use pool::Destination;
@@ -66,6 +68,8 @@ pub struct GatewayParts {
     pub policies: Arc<Policies>,
     /// What was done.
     pub ledger: Ledger,
+    /// Which images ran where.
+    pub store: Arc<Store>,
     /// Where the API servers are.
     pub engines: Vec<Arc<dyn Engine>>,
     /// What time it is.
@@ -225,22 +229,23 @@ impl Shared {
         understood: Result<ApiRequest, RequestFault>,
     ) -> Result<Response<Body>, Refused> {
         let noted = understood.as_ref().ok().map(ApiRequest::record).cloned();
-        let (gate, admitted, turn) = match self.admit_in_turn(&mut arrival, id, understood).await {
-            Ok(passed) => passed,
-            Err(stop) => {
-                let refusal = Refusal {
-                    stop: &stop,
-                    request_id: arrival.request_id,
-                    peer: arrival.peer,
-                    now: arrival.now,
-                    request: noted,
-                };
-                let record = self.refusals.take(&self.parts.ledger, refusal);
-                drop(arrival);
-                refusals::write(&self.parts.ledger, record).await;
-                return Err(stop.refused);
-            }
-        };
+        let (gate, admitted, turn, artifact) =
+            match self.admit_whole(&mut arrival, id, understood).await {
+                Ok(passed) => passed,
+                Err(stop) => {
+                    let refusal = Refusal {
+                        stop: &stop,
+                        request_id: arrival.request_id,
+                        peer: arrival.peer,
+                        now: arrival.now,
+                        request: noted,
+                    };
+                    let record = self.refusals.take(&self.parts.ledger, refusal);
+                    drop(arrival);
+                    refusals::write(&self.parts.ledger, record).await;
+                    return Err(stop.refused);
+                }
+            };
         let session = admitted.admission.session();
         let mut record = RecordBody::new(Kind::Start, LedgerAction::KubernetesRequest);
         record.request_id = Some(arrival.request_id);
@@ -251,6 +256,7 @@ impl Shared {
         record.peer = Some(arrival.peer.to_string());
         record.decision = Some(admitted.admission.decision().clone());
         record.request = noted;
+        record.artifact = artifact.clone();
         let durability = match admitted.understood.effect() {
             Effect::Read => Durability::Process,
             Effect::Change | Effect::Connect => Durability::Disk,
@@ -262,7 +268,24 @@ impl Shared {
                 _ => Refused::unavailable("NotRecorded", "the request could not be recorded, so it was not sent on; try again in a moment"),
             }
         })?;
-        forward(gate, admitted, turn, arrival.body, entry).await
+        let Some(artifact) = artifact else {
+            return forward(gate, admitted, turn, arrival.body, entry).await;
+        };
+        let noted = self.named(&gate, &admitted, *artifact, arrival.now).await;
+        let noted = match noted {
+            Ok(noted) => noted,
+            Err(refused) => {
+                entry.end(refused.outcome()).await;
+                return Err(refused);
+            }
+        };
+        let answered = forward(gate, admitted, turn, arrival.body, entry).await;
+        noted.answered(
+            answered
+                .as_ref()
+                .is_ok_and(|answer| answer.status().is_success()),
+        );
+        answered
     }
 
     /// The gate of a living environment, opened when it is first used and again when its API server moved.

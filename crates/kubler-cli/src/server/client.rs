@@ -54,6 +54,8 @@ pub struct Filter {
     pub job: Option<String>,
     /// Commit.
     pub commit: Option<String>,
+    /// Image.
+    pub image: Option<String>,
     /// Phase.
     pub phase: Option<String>,
     /// Only what is not gone.
@@ -373,6 +375,7 @@ fn query(filter: &Filter) -> String {
         ("build", filter.build.map(|number| number.to_string())),
         ("job", filter.job.clone()),
         ("commit", filter.commit.clone()),
+        ("image", filter.image.clone()),
         ("phase", filter.phase.clone()),
         ("remaining", filter.remaining.then(|| "true".to_owned())),
     ];

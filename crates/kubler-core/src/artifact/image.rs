@@ -54,6 +54,23 @@ pub struct ImageQuery {
 }
 
 impl ImageQuery {
+    /// The same by the end of the name alone, in whatever registry; `None` when a registry was given.
+    pub fn anywhere(self) -> Option<Self> {
+        self.ending.is_some().then_some(Self {
+            repository: None,
+            ..self
+        })
+    }
+
+    /// The same in the one repository that a name means to a container runtime.
+    #[must_use]
+    pub fn exactly(self) -> Self {
+        Self {
+            ending: None,
+            ..self
+        }
+    }
+
     /// Reads `name`, `name:tag`, `name@digest` or a digest alone; `None` when it can be none of them.
     pub fn parse(text: &str) -> Option<Self> {
         let bare = text.strip_prefix('@').unwrap_or(text);

@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use http::StatusCode;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
+
+use super::status::Refused;
 
 /// A request's body.
 pub(super) enum RequestBody {
@@ -49,6 +52,26 @@ pub(super) enum BodyState {
     Silent = 3,
     /// The client went away.
     Broken = 4,
+}
+
+impl BodyState {
+    /// What the caller is told whose body did not come whole; `None` when it is not the body's fault.
+    pub(super) fn refused(self, bytes_max: u64) -> Option<Refused> {
+        match self {
+            Self::TooLarge => Some(Refused::too_large(bytes_max)),
+            Self::Silent => Some(Refused::other(
+                StatusCode::REQUEST_TIMEOUT,
+                "Timeout",
+                "BodyTimeout",
+                "the request's body stopped coming; send it again",
+            )),
+            Self::Broken => Some(Refused::bad_request(
+                "BodyBroken",
+                "the request's body broke off",
+            )),
+            Self::Coming | Self::Done => None,
+        }
+    }
 }
 
 /// Why the rest of a body is not sent on. The reason is in [`Progress`].

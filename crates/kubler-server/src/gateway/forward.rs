@@ -16,7 +16,7 @@ use kubler_core::request::{ApiRequest, Span};
 use tokio::time::Instant;
 
 use super::admission::Admission;
-use super::body::{BodyState, Progress, RequestBody};
+use super::body::{Progress, RequestBody};
 use super::framing::Framing;
 use super::gate::{Gate, Room};
 use super::load::Turn;
@@ -258,30 +258,17 @@ fn accept(answer: Response<Incoming>, wire: Wire) -> Result<(Response<Incoming>,
 
 /// The connection broke in the middle: because of the client's body, or because of the API server.
 fn broken(error: &hyper::Error, progress: &Progress, bytes_max: u64) -> Refused {
-    match progress.state() {
-        BodyState::TooLarge => Refused::too_large(bytes_max),
-        BodyState::Silent => {
-            let message = "the request's body stopped coming; send it again";
-            Refused::other(
-                StatusCode::REQUEST_TIMEOUT,
-                "Timeout",
-                "BodyTimeout",
-                message,
-            )
-        }
-        BodyState::Broken => Refused::bad_request("BodyBroken", "the request's body broke off"),
-        BodyState::Coming | BodyState::Done => {
-            tracing::warn!(%error, "a request broke off on its way to an environment");
-            let message =
-                "the environment's API server broke off the connection; what it did is not known";
-            Refused::other(
-                StatusCode::BAD_GATEWAY,
-                "InternalError",
-                "UpstreamBroken",
-                message,
-            )
-        }
-    }
+    progress.state().refused(bytes_max).unwrap_or_else(|| {
+        tracing::warn!(%error, "a request broke off on its way to an environment");
+        let message =
+            "the environment's API server broke off the connection; what it did is not known";
+        Refused::other(
+            StatusCode::BAD_GATEWAY,
+            "InternalError",
+            "UpstreamBroken",
+            message,
+        )
+    })
 }
 
 fn answer_headers(

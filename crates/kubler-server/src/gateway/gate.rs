@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Admissions, Denied};
+use super::artifacts::Artifacts;
 use super::load::Load;
 use super::pool::{Destination, Pool};
 use super::status::Refused;
@@ -40,6 +41,7 @@ pub(super) struct Gate {
     bounds: Bounds,
     room: Arc<Semaphore>,
     load: Arc<Load>,
+    artifacts: Artifacts,
     pool: Pool,
     admissions: Admissions,
     open: Mutex<Open>,
@@ -61,6 +63,7 @@ impl Gate {
             bounds,
             room: Arc::new(Semaphore::new(bounds.open_max)),
             load: Load::new(bounds, &environment.resolved.profile),
+            artifacts: Artifacts::default(),
             pool: Pool::new(destination),
             admissions: Admissions::default(),
             open: Mutex::default(),
@@ -93,6 +96,11 @@ impl Gate {
     /// How much of the API server is used.
     pub(super) fn load(&self) -> &Arc<Load> {
         &self.load
+    }
+
+    /// What is known of what it runs.
+    pub(super) fn artifacts(&self) -> &Artifacts {
+        &self.artifacts
     }
 
     /// The connections.

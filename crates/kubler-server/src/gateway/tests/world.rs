@@ -31,6 +31,7 @@ use crate::gateway::{Bounds, Gateway, GatewayParts};
 use crate::ledger::Ledger;
 use crate::policy::{Policies, read_set};
 use crate::session::{NewSession, Sessions};
+use crate::store::Store;
 
 pub(super) const ORGANIZATION: &str = "01945ecf-0000-4000-8000-000000000001";
 
@@ -211,6 +212,7 @@ impl World {
             sessions: Arc::clone(&sessions),
             policies: Arc::clone(&policies),
             ledger: ledger.clone(),
+            store: open_store(folder.path(), &directory).await,
             engines: vec![Arc::new(OneUpstream(Arc::clone(&upstream.upstream)))],
             clock: Arc::clone(&clock) as _,
             shutdown: shutdown.clone(),
@@ -323,6 +325,12 @@ impl World {
         eventually(|| ended().is_some()).await;
         ended().unwrap().body.outcome.unwrap()
     }
+}
+
+async fn open_store(folder: &std::path::Path, directory: &Arc<Directory>) -> Arc<Store> {
+    let limits = kubler_core::configuration::Limits::default();
+    let store = Store::open(&folder.join("store.db"), Arc::clone(directory), limits).await;
+    Arc::new(store.unwrap())
 }
 
 pub(super) fn open_ledger(folder: &std::path::Path, clock: &Arc<ManualClock>) -> Ledger {
