@@ -293,6 +293,53 @@ pub struct ReleaseEnvironment {
     pub wait_seconds: u64,
 }
 
+/// `GET /v1/approvals`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Approvals {
+    /// Oldest first.
+    pub approvals: Vec<Approval>,
+}
+
+/// A request that needs the approval of an operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Approval {
+    /// `apr_…`.
+    pub id: String,
+    /// `pending`, `approved` or `refused`.
+    pub state: String,
+    /// The operator who answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// What was asked for, in one line.
+    pub what: String,
+    /// The verb: of Kubernetes, or `connect` or `proxy`.
+    pub verb: String,
+    /// API group; empty for the core group.
+    pub group: Option<String>,
+    /// Resource.
+    pub resource: Option<String>,
+    /// Subresource.
+    pub subresource: Option<String>,
+    /// Namespace.
+    pub namespace: Option<String>,
+    /// Name.
+    pub name: Option<String>,
+    /// SHA-256 of the request's body, in hex; none for a Secret.
+    pub body_sha256: Option<String>,
+    /// `env_…`.
+    pub environment_id: String,
+    /// The job that asks.
+    pub job_id: String,
+    /// Its page.
+    pub job_url: String,
+    /// When it was asked for.
+    #[schema(value_type = String, format = DateTime)]
+    pub asked_at: Timestamp,
+    /// Until when it can be answered; once approved, until when the request can be repeated.
+    #[schema(value_type = String, format = DateTime)]
+    pub until: Timestamp,
+}
+
 /// `GET /v1/tombstones/{id}`: what anybody who knows the id may know of a dead environment, and nothing else.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Tombstone {

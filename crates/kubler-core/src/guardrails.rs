@@ -111,11 +111,9 @@ pub enum Refusal {
     },
     /// It is too large.
     #[error(
-        "guardrail `object_bytes_max` of profile `{profile}` refuses a body of more than {bytes_max} bytes; send a smaller object, or several"
+        "guardrail `object_bytes_max` of this environment\'s profile refuses a body of more than {bytes_max} bytes; send a smaller object, or several"
     )]
     TooLarge {
-        /// The profile's name.
-        profile: String,
         /// The bound.
         bytes_max: u64,
     },
@@ -177,7 +175,7 @@ impl Guardrails {
                 return Err(self.dry_run_only(place, profile, request));
             }
         }
-        if let Some(refusal) = self.too_large(profile, request, bytes_min) {
+        if let Some(refusal) = self.too_large(request, bytes_min) {
             return Err(refusal);
         }
         needs.approval = matched(&self.approval, record);
@@ -185,12 +183,9 @@ impl Guardrails {
     }
 
     /// The refusal of a body with so many bytes, if it is one.
-    pub fn too_large(&self, profile: &str, request: &ApiRequest, bytes: u64) -> Option<Refusal> {
+    fn too_large(&self, request: &ApiRequest, bytes: u64) -> Option<Refusal> {
         let bytes_max = self.object_bytes_of(request)?;
-        (bytes > bytes_max).then(|| Refusal::TooLarge {
-            profile: profile.to_owned(),
-            bytes_max,
-        })
+        (bytes > bytes_max).then_some(Refusal::TooLarge { bytes_max })
     }
 
     /// The bound on the object that a request carries, when it may carry one.

@@ -12,12 +12,14 @@ mod checks;
 mod forward;
 mod framing;
 mod gate;
+mod guardrails;
 mod load;
 mod pool;
 mod protobuf;
 mod refusals;
 mod status;
 mod stream;
+mod whole;
 mod wire;
 
 use std::collections::HashMap;
@@ -40,6 +42,7 @@ use kubler_core::ledger::record::{Body as RecordBody, Kind, LedgerAction};
 use kubler_core::request::{ApiRequest, Effect, RequestFault};
 use tokio_util::sync::CancellationToken;
 
+use crate::approvals::Approvals;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::engine::Engine;
@@ -53,6 +56,7 @@ use gate::Gate;
 use pool::Destination;
 use refusals::{Refusal, Refusals};
 use status::{Refused, Shown};
+use whole::Whole;
 
 /// Marks an answer of the gateway's own: nothing was sent on.
 #[derive(Debug, Clone, Copy)]
@@ -70,6 +74,8 @@ pub struct GatewayParts {
     pub ledger: Ledger,
     /// Which images ran where.
     pub store: Arc<Store>,
+    /// What operators said to single requests.
+    pub approvals: Arc<Approvals>,
     /// Where the API servers are.
     pub engines: Vec<Arc<dyn Engine>>,
     /// What time it is.
@@ -229,23 +235,29 @@ impl Shared {
         understood: Result<ApiRequest, RequestFault>,
     ) -> Result<Response<Body>, Refused> {
         let noted = understood.as_ref().ok().map(ApiRequest::record).cloned();
-        let (gate, admitted, turn, artifact) =
-            match self.admit_whole(&mut arrival, id, understood).await {
-                Ok(passed) => passed,
-                Err(stop) => {
-                    let refusal = Refusal {
-                        stop: &stop,
-                        request_id: arrival.request_id,
-                        peer: arrival.peer,
-                        now: arrival.now,
-                        request: noted,
-                    };
-                    let record = self.refusals.take(&self.parts.ledger, refusal);
-                    drop(arrival);
-                    refusals::write(&self.parts.ledger, record).await;
-                    return Err(stop.refused);
-                }
-            };
+        let whole = match self.admit_whole(&mut arrival, id, understood).await {
+            Ok(passed) => passed,
+            Err(stop) => {
+                let refusal = Refusal {
+                    stop: &stop,
+                    request_id: arrival.request_id,
+                    peer: arrival.peer,
+                    now: arrival.now,
+                    request: noted,
+                };
+                let record = self.refusals.take(&self.parts.ledger, refusal);
+                drop(arrival);
+                refusals::write(&self.parts.ledger, record).await;
+                return Err(stop.refused);
+            }
+        };
+        let Whole {
+            gate,
+            admitted,
+            turn,
+            artifact,
+            approval,
+        } = whole;
         let session = admitted.admission.session();
         let mut record = RecordBody::new(Kind::Start, LedgerAction::KubernetesRequest);
         record.request_id = Some(arrival.request_id);
@@ -257,6 +269,8 @@ impl Shared {
         record.decision = Some(admitted.admission.decision().clone());
         record.request = noted;
         record.artifact = artifact.clone();
+        let approved = approval.map(|id| ("approval".to_owned(), id.to_string().into()));
+        record.details.extend(approved);
         let durability = match admitted.understood.effect() {
             Effect::Read => Durability::Process,
             Effect::Change | Effect::Connect => Durability::Disk,
@@ -311,6 +325,7 @@ impl Shared {
             .engines
             .iter()
             .find(|engine| engine.kind() == kind);
+        let namespace = engine.and_then(|engine| engine.namespace(environment.id));
         let upstream = engine
             .and_then(|engine| engine.upstream(environment.id))
             .ok_or_else(not_ready)?;
@@ -325,7 +340,8 @@ impl Shared {
         }
         let destination = Destination::new(upstream)
             .map_err(|error| Refused::unavailable("UnusableUpstream", error.to_string()))?;
-        let gate = Arc::new(Gate::new(environment, destination, self.bounds));
+        let gate = Gate::new(environment, destination, self.bounds);
+        let gate = Arc::new(gate.within(namespace));
         gates.insert(environment.id, Arc::clone(&gate));
         drop(gates);
         tokio::spawn(Arc::clone(self).keep(Arc::clone(&gate)));

@@ -244,6 +244,11 @@ impl Approvals {
         Ok(approval.clone())
     }
 
+    /// Takes one back that could not be asked for.
+    pub fn withdraw(&mut self, id: ApprovalId) {
+        self.all.remove(&id);
+    }
+
     /// Those that are not over, oldest first.
     pub fn list(&mut self, now: Timestamp) -> Vec<Approval> {
         self.forget(now);

@@ -233,7 +233,7 @@ fn an_object_is_bounded_and_a_read_is_not() {
     };
     assert!(!refused("POST", 1000) && refused("POST", 1001) && !refused("GET", 1001));
     let told = bounded
-        .too_large("ci", &request("POST", "/api/v1/namespaces/a/pods"), 1001)
+        .too_large(&request("POST", "/api/v1/namespaces/a/pods"), 1001)
         .unwrap();
     assert!(told.to_string().contains("more than 1000 bytes"), "{told}");
 }

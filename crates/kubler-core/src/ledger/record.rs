@@ -85,6 +85,12 @@ actions! {
     SessionIssue = "session.issue";
     /// A request to an environment's Kubernetes API.
     KubernetesRequest = "kubernetes.request";
+    /// A request was stopped until an operator approves it.
+    ApprovalAsk = "approval.ask";
+    /// An operator approved or refused a request.
+    ApprovalAnswer = "approval.answer";
+    /// Approvals were listed.
+    ApprovalRead = "approval.read";
     /// A connection out of an environment was refused or allowed.
     EnvironmentEgress = "environment.egress";
     /// A webhook came in.

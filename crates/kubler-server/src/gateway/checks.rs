@@ -14,6 +14,7 @@ use kubler_core::request::{ApiRequest, Effect, RequestFault, Span};
 use super::admission::Denied;
 use super::forward::{Admitted, Outgoing, stopped};
 use super::gate::Gate;
+use super::guardrails;
 use super::load::{Demand, Turn};
 use super::refusals::{Recorded, Stop};
 use super::status::Refused;
@@ -83,6 +84,7 @@ impl Shared {
             })?;
         let profile = &environment.resolved.profile;
         let understood = understood.map_err(|fault| stop(refused_fault(&fault)))?;
+        let needs = guardrails::check(&gate, profile, &understood, arrival).map_err(stop)?;
         if arrival.head.headers.contains_key(header::UPGRADE) || is_upgrade(&understood) {
             return Err(stop(no_upgrade(&understood)));
         }
@@ -104,9 +106,10 @@ impl Shared {
         let admitted = Admitted {
             request_id: arrival.request_id,
             admission,
-            understood,
             outgoing,
-            bytes_max: profile.request_bytes_max,
+            bytes_max: guardrails::bytes_max(profile, &understood),
+            needs,
+            understood,
             room,
         };
         Ok((gate, admitted))

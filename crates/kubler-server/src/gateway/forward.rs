@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use kubler_core::guardrails::Needs;
 use kubler_core::ids::RequestId;
 use kubler_core::ledger::record::Outcome;
 use kubler_core::profile::EngineKind;
@@ -16,7 +17,7 @@ use kubler_core::request::{ApiRequest, Span};
 use tokio::time::Instant;
 
 use super::admission::Admission;
-use super::body::{Progress, RequestBody};
+use super::body::{BytesMax, Progress, RequestBody};
 use super::framing::Framing;
 use super::gate::{Gate, Room};
 use super::load::Turn;
@@ -31,7 +32,9 @@ pub(super) struct Admitted {
     pub(super) admission: Arc<Admission>,
     pub(super) understood: ApiRequest,
     pub(super) outgoing: Outgoing,
-    pub(super) bytes_max: u64,
+    pub(super) bytes_max: BytesMax,
+    /// What a guardrail wants to see in its body, or have approved.
+    pub(super) needs: Needs,
     /// When its answer goes on.
     pub(super) room: Option<Room>,
 }
@@ -112,7 +115,8 @@ pub(super) async fn forward(
     entry: Entry,
 ) -> Result<Response<Body>, Refused> {
     let started = Instant::now();
-    let (body, progress) = RequestBody::new(body, admitted.bytes_max, gate.bounds().silence_max);
+    let (body, progress) =
+        RequestBody::new(body, admitted.bytes_max.bytes(), gate.bounds().silence_max);
     let span = admitted.understood.span();
     let answered = tokio::select! {
         biased;
@@ -178,7 +182,7 @@ async fn answer_in_time(
     outgoing: &Outgoing,
     body: RequestBody,
     progress: &Progress,
-    bytes_max: u64,
+    bytes_max: BytesMax,
     span: Span,
 ) -> Result<(Response<Incoming>, Wire), Refused> {
     let answer = answer(gate, outgoing, body, progress, bytes_max);
@@ -199,7 +203,7 @@ async fn answer(
     outgoing: &Outgoing,
     body: RequestBody,
     progress: &Progress,
-    bytes_max: u64,
+    bytes_max: BytesMax,
 ) -> Result<(Response<Incoming>, Wire), Refused> {
     let is_repeatable = outgoing.is_repeatable(&body);
     let mut request = outgoing.request(body)?;
@@ -257,7 +261,7 @@ fn accept(answer: Response<Incoming>, wire: Wire) -> Result<(Response<Incoming>,
 }
 
 /// The connection broke in the middle: because of the client's body, or because of the API server.
-fn broken(error: &hyper::Error, progress: &Progress, bytes_max: u64) -> Refused {
+fn broken(error: &hyper::Error, progress: &Progress, bytes_max: BytesMax) -> Refused {
     progress.state().refused(bytes_max).unwrap_or_else(|| {
         tracing::warn!(%error, "a request broke off on its way to an environment");
         let message =

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::upstream::TestUpstream;
+use crate::approvals::Approvals;
 use crate::clock::{Clock as _, ManualClock};
 use crate::directory::Directory;
 use crate::engine::{Engine, EngineError, Evidence, Upstream};
@@ -44,6 +45,8 @@ pub(super) struct World {
     pub(super) shutdown: CancellationToken,
     pub(super) upstream: TestUpstream,
     pub(super) gateway: Gateway,
+    pub(super) approvals: Arc<Approvals>,
+    pub(super) namespace: Arc<OnceLock<String>>,
     pub(super) id: EnvironmentId,
     sessions: Arc<Sessions>,
     sessions_issued: std::sync::atomic::AtomicU8,
@@ -117,7 +120,11 @@ fn environment(id: EnvironmentId) -> Environment {
     environment
 }
 
-struct OneUpstream(Arc<Upstream>);
+struct OneUpstream {
+    upstream: Arc<Upstream>,
+    /// Set before the first request, it has no more of its cluster.
+    namespace: Arc<OnceLock<String>>,
+}
 
 #[async_trait]
 impl Engine for OneUpstream {
@@ -134,7 +141,10 @@ impl Engine for OneUpstream {
         Ok(Evidence::default())
     }
     fn upstream(&self, _: EnvironmentId) -> Option<Arc<Upstream>> {
-        Some(Arc::clone(&self.0))
+        Some(Arc::clone(&self.upstream))
+    }
+    fn namespace(&self, _: EnvironmentId) -> Option<String> {
+        self.namespace.get().cloned()
     }
     async fn changed(&self) {
         std::future::pending().await
@@ -207,13 +217,18 @@ impl World {
         let counted = ledger.clone();
         let upstream = TestUpstream::start(folder.path(), move || records(&counted).len());
         let shutdown = CancellationToken::new();
+        let (approvals, namespace) = (Arc::default(), Arc::default());
         let parts = GatewayParts {
             directory: Arc::clone(&directory),
             sessions: Arc::clone(&sessions),
             policies: Arc::clone(&policies),
             ledger: ledger.clone(),
             store: open_store(folder.path(), &directory).await,
-            engines: vec![Arc::new(OneUpstream(Arc::clone(&upstream.upstream)))],
+            approvals: Arc::clone(&approvals),
+            engines: vec![Arc::new(OneUpstream {
+                upstream: Arc::clone(&upstream.upstream),
+                namespace: Arc::clone(&namespace),
+            })],
             clock: Arc::clone(&clock) as _,
             shutdown: shutdown.clone(),
         };
@@ -233,6 +248,8 @@ impl World {
             shutdown,
             upstream,
             gateway,
+            approvals,
+            namespace,
             id,
             sessions,
             sessions_issued,
