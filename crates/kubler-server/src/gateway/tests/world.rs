@@ -302,6 +302,18 @@ impl World {
             .await
     }
 
+    /// A body that comes in pieces, with no length told.
+    pub(super) async fn send_pieces(
+        &self,
+        request: http::request::Builder,
+        pieces: Vec<bytes::Bytes>,
+    ) -> Response<Body> {
+        let pieces = pieces.into_iter().map(Ok::<_, std::convert::Infallible>);
+        let body = Body::from_stream(tokio_stream::iter(pieces));
+        let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        self.gateway.handle(request.body(body).unwrap(), peer).await
+    }
+
     pub(super) async fn get(&self, below: &str) -> Response<Body> {
         self.send(self.request("GET", below)).await
     }
