@@ -120,6 +120,12 @@ pub struct Environment {
     /// The other jobs of its build that attached to it, in the order in which they came.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attached: Vec<AttachedJob>,
+    /// In lists and traces: the images that the pod templates sent to it named, in the order in which they came.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
+    /// As many images as are kept: there may have been more, and the ledger has them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub images_truncated: bool,
     /// When it was asked for.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
@@ -285,6 +291,53 @@ pub struct ReleaseEnvironment {
     /// Seconds to wait until it is verified gone, at most 60; 0 answers at once.
     #[serde(deserialize_with = "seconds")]
     pub wait_seconds: u64,
+}
+
+/// `GET /v1/approvals`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Approvals {
+    /// Oldest first.
+    pub approvals: Vec<Approval>,
+}
+
+/// A request that needs the approval of an operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Approval {
+    /// `apr_…`.
+    pub id: String,
+    /// `pending`, `approved` or `refused`.
+    pub state: String,
+    /// The operator who answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// What was asked for, in one line.
+    pub what: String,
+    /// The verb: of Kubernetes, or `connect` or `proxy`.
+    pub verb: String,
+    /// API group; empty for the core group.
+    pub group: Option<String>,
+    /// Resource.
+    pub resource: Option<String>,
+    /// Subresource.
+    pub subresource: Option<String>,
+    /// Namespace.
+    pub namespace: Option<String>,
+    /// Name.
+    pub name: Option<String>,
+    /// SHA-256 of the request's body, in hex; none for a Secret.
+    pub body_sha256: Option<String>,
+    /// `env_…`.
+    pub environment_id: String,
+    /// The job that asks.
+    pub job_id: String,
+    /// Its page.
+    pub job_url: String,
+    /// When it was asked for.
+    #[schema(value_type = String, format = DateTime)]
+    pub asked_at: Timestamp,
+    /// Until when it can be answered; once approved, until when the request can be repeated.
+    #[schema(value_type = String, format = DateTime)]
+    pub until: Timestamp,
 }
 
 /// `GET /v1/tombstones/{id}`: what anybody who knows the id may know of a dead environment, and nothing else.

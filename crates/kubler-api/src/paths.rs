@@ -51,6 +51,19 @@ pub fn trace(anything: &str) -> String {
     format!("/v1/trace/{anything}")
 }
 
+/// Approvals that are asked for.
+pub const APPROVALS: &str = "/v1/approvals";
+
+/// Approves a request.
+pub fn approve(id: &str) -> String {
+    format!("{APPROVALS}/{id}/approve")
+}
+
+/// Refuses a request.
+pub fn refuse(id: &str) -> String {
+    format!("{APPROVALS}/{id}/refuse")
+}
+
 /// An environment's Kubernetes API.
 pub fn gateway(id: &str) -> String {
     format!("{GATEWAY}{id}")

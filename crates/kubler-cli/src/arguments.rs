@@ -180,8 +180,11 @@ pub enum Command {
     Credential(commands::credential::Arguments),
     /// Run a command with an environment around it: kept alive while it runs, gone after it.
     Run(commands::run::Arguments),
-    /// Find environments, alive or dead, by pipeline, build, job or commit.
+    /// Find environments, alive or dead, by pipeline, build, job, commit or image.
     Trace(commands::trace::Arguments),
+    /// See, approve and refuse requests that wait for an operator.
+    #[command(subcommand)]
+    Approval(commands::approval::Command),
     /// Ask policies: check, test, explain.
     #[command(subcommand)]
     Policy(commands::policy::Command),

@@ -1,5 +1,6 @@
 //! One module per group of commands.
 
+pub mod approval;
 pub mod completions;
 pub mod credential;
 pub mod doctor;

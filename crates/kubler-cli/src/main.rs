@@ -55,6 +55,7 @@ fn run(arguments: &Arguments) -> Outcome<ExitCode> {
             return Ok(ExitCode::from(commands::run::run(arguments, connection)?));
         }
         Command::Trace(arguments) => commands::trace::run(arguments, connection, *output)?,
+        Command::Approval(command) => commands::approval::run(command, connection, *output)?,
         Command::Policy(command) => {
             return Ok(ended(commands::policy::run(command, connection, *output)?));
         }

@@ -12,7 +12,7 @@ use std::io::{ErrorKind, Write as _};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use jiff::{SignedDuration, Timestamp};
-use kubler_api::{Differences, Environment, Environments, Phase};
+use kubler_api::{Approval, Approvals, Differences, Environment, Environments, Phase};
 use kubler_core::text;
 use serde::Serialize;
 use signal_hook::consts::SIGPIPE;
@@ -278,11 +278,62 @@ pub fn environments(found: &Environments, now: Timestamp) -> String {
             })
         })
         .collect();
-    if attached.is_empty() {
-        return environments;
+    let mut tables = vec![environments];
+    if !attached.is_empty() {
+        let head = ["ENVIRONMENT", "ATTACHED JOB", "STEP", "ATTACHED"];
+        tables.push(table(&head, attached));
     }
-    let head = ["ENVIRONMENT", "ATTACHED JOB", "STEP", "ATTACHED"];
-    format!("{environments}\n\n{}", table(&head, attached))
+    let images: Vec<_> = found.environments.iter().flat_map(images).collect();
+    if !images.is_empty() {
+        tables.push(table(&["ENVIRONMENT", "IMAGE"], images));
+    }
+    tables.join("\n\n")
+}
+
+/// One row for each image that an environment was asked to run.
+fn images(environment: &Environment) -> impl Iterator<Item = Vec<String>> {
+    let more = environment
+        .images_truncated
+        .then_some("… there may be more in the ledger");
+    let all = environment.images.iter().map(String::as_str).chain(more);
+    all.map(|image| vec![environment.id.clone(), image.to_owned()])
+}
+
+/// Requests that wait for an operator.
+pub fn approvals(found: &Approvals, now: Timestamp) -> String {
+    let head = [
+        "APPROVAL",
+        "STATE",
+        "WHAT",
+        "ENVIRONMENT",
+        "JOB",
+        "ASKED",
+        "UNTIL",
+    ];
+    table(
+        &head,
+        found.approvals.iter().map(|approval| {
+            vec![
+                approval.id.clone(),
+                approval.state.clone(),
+                approval.what.clone(),
+                approval.environment_id.clone(),
+                approval.job_url.clone(),
+                moment(approval.asked_at, now),
+                round(approval.until).to_string(),
+            ]
+        }),
+    )
+}
+
+/// What was said to one of them.
+pub fn answered(approval: &Approval) -> String {
+    let (what, until) = (plain(&approval.what), round(approval.until));
+    if approval.state == "approved" {
+        format!("approved: `{what}`; the job may repeat exactly this request, once, until {until}")
+    } else {
+        format!("refused: `{what}`; the job cannot ask for it again before {until}")
+    }
 }
 
 #[cfg(test)]

@@ -99,6 +99,11 @@ identifier!(
     RequestId,
     "req"
 );
+identifier!(
+    /// An approval of one request: `apr_` and 32 hex digits.
+    ApprovalId,
+    "apr"
+);
 
 /// SHA-256 of a token, the only form in which a token is ever kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

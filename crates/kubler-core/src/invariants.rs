@@ -113,6 +113,7 @@ pub(crate) mod fixtures {
     use jiff::Timestamp;
 
     use crate::environment::{Environment, Phase, Scope};
+    use crate::guardrails::Guardrails;
     use crate::identity::{Identity, Job, Named, Run, Runner, Source, VerifiedToken};
     use crate::ids::{EnvironmentId, TokenDigest};
     use crate::profile::{Profile, ResolvedProfile};
@@ -182,6 +183,7 @@ pub(crate) mod fixtures {
             bytes_per_second_max: crate::profile::BYTES_PER_SECOND_DEFAULT,
             manifests: Vec::new(),
             egress: Vec::new(),
+            guardrails: Guardrails::default(),
         }
     }
 

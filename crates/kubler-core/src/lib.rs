@@ -3,6 +3,7 @@
 //! No runtime, no files, no network, no clock, no randomness: what a decision needs comes in as
 //! an argument, and what should happen comes out as a value. The shell (`kubler-server`) carries it out.
 
+pub mod artifact;
 pub mod bucket;
 pub mod configuration;
 pub mod difference;
@@ -17,6 +18,7 @@ pub mod frames;
     reason = "a property that does not hold stops the run"
 )]
 pub mod fuzz;
+pub mod guardrails;
 pub mod host;
 pub mod identity;
 pub mod ids;

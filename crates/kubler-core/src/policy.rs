@@ -106,6 +106,10 @@ actions! {
     ReadCheckpoint = "read_checkpoint" on Server;
     /// Read metrics.
     ReadMetrics = "read_metrics" on Server;
+    /// See which requests wait for an approval.
+    ReadApprovals = "read_approvals" on Server;
+    /// Approve or refuse one of them. No job ever may, whatever policy says.
+    AnswerApproval = "answer_approval" on Server;
 }
 
 impl Action {
@@ -130,7 +134,9 @@ impl Action {
             | Self::ReadTrace
             | Self::ReadLedger
             | Self::ReadCheckpoint
-            | Self::ReadMetrics => false,
+            | Self::ReadMetrics
+            | Self::ReadApprovals
+            | Self::AnswerApproval => false,
         }
     }
 }

@@ -8,6 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::guardrails::Guardrails;
+
 /// Most environments that any limit may allow: what one machine could ever hold, with room.
 pub const ENVIRONMENTS_MAX: u32 = 10_000;
 /// Shortest lease, in seconds: below it a renewal has no time to be tried twice.
@@ -152,6 +154,9 @@ pub struct Profile {
     /// Loopback, link-local and metadata addresses are faults here; the server's own are refused when they are dialled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub egress: Vec<String>,
+    /// What jobs may not do inside, whatever the cluster's own rights say.
+    #[serde(default, skip_serializing_if = "Guardrails::is_empty")]
+    pub guardrails: Guardrails,
 }
 
 impl Profile {
@@ -229,7 +234,7 @@ mod tests {
     #[test]
     fn the_digest_changes_with_profile_version_and_manifests_and_with_nothing_else() {
         let resolved = environment().resolved;
-        let changes: [fn(&mut ResolvedProfile); 10] = [
+        let changes: [fn(&mut ResolvedProfile); 11] = [
             |_| {},
             |it| it.profile.lease_seconds += 1,
             |it| it.profile.memory_bytes_max += 1,
@@ -237,6 +242,7 @@ mod tests {
             |it| it.profile.changes_per_second_max += 1,
             |it| it.profile.bytes_per_second_max += 1,
             |it| it.profile.egress.push("hooks.example:443".into()),
+            |it| it.profile.guardrails.read_only = true,
             |it| it.kubernetes_version = "v1.34.5".into(),
             |it| drop(it.manifests.insert("a.yaml".into(), "kind: A".into())),
             |it| drop(it.manifests.insert("a.yaml".into(), "kind: B".into())),

@@ -231,6 +231,8 @@ fn gateway(broker: &Broker, engine: Arc<dyn Engine>, shutdown: &CancellationToke
         sessions: Arc::clone(&broker.sessions),
         policies: Arc::clone(&broker.policies),
         ledger: broker.ledger.clone(),
+        store: Arc::clone(&broker.store),
+        approvals: Arc::clone(&broker.approvals),
         engines: vec![engine],
         clock: Arc::clone(&broker.clock),
         shutdown: shutdown.clone(),

@@ -1,6 +1,7 @@
 //! What Kubler does for its callers, one screen per operation. Every operation reads the same way: open a ledger
 //! record, decide, write down the intent, wake the reconciler, close the record. Nothing here touches a cluster.
 
+mod approvals;
 mod attach;
 mod call;
 mod error;
@@ -27,6 +28,7 @@ pub use self::job_bounds::JobBounds;
 pub use self::likeness::Compared;
 use self::making::{new_environment, note_asked, scope_of};
 pub use self::trace::Found;
+use crate::approvals::Approvals;
 use crate::clock::Clock;
 use crate::crash::{self, Point};
 use crate::directory::Directory;
@@ -49,6 +51,8 @@ pub struct Broker {
     pub ledger: Ledger,
     /// What each job may still ask.
     pub jobs: JobBounds,
+    /// What operators said to single requests.
+    pub approvals: Arc<Approvals>,
     /// Credentials.
     pub sessions: Arc<Sessions>,
     /// Wakes the reconciler.
@@ -522,6 +526,7 @@ const fn durability(action: LedgerAction) -> Durability {
     match action {
         LedgerAction::EnvironmentRead
         | LedgerAction::TraceRead
+        | LedgerAction::ApprovalRead
         | LedgerAction::LedgerRead
         | LedgerAction::MetricsRead => Durability::Process,
         _ => Durability::Disk,

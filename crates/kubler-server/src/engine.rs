@@ -33,6 +33,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Where the environment's API server is, once it is usable.
     fn upstream(&self, id: EnvironmentId) -> Option<Arc<Upstream>>;
 
+    /// All that the environment has of a cluster that others use as well. The gateway lets nothing else through then.
+    fn namespace(&self, _id: EnvironmentId) -> Option<String> {
+        None
+    }
+
     /// Resolves when something in the world changed that a new look should find, such as a process that died.
     async fn changed(&self);
 }

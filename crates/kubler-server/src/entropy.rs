@@ -1,6 +1,6 @@
 //! The one place that asks the machine for randomness.
 
-use kubler_core::ids::{EnvironmentId, ID_BYTES, RequestId, SessionId};
+use kubler_core::ids::{ApprovalId, EnvironmentId, ID_BYTES, RequestId, SessionId};
 
 /// The machine has no randomness to give: nothing safe can be made.
 #[derive(Debug, thiserror::Error)]
@@ -39,4 +39,12 @@ pub fn session_id() -> Result<SessionId, NoEntropy> {
 /// Without randomness.
 pub fn request_id() -> Result<RequestId, NoEntropy> {
     random_bytes::<ID_BYTES>().map(RequestId::from_random)
+}
+
+/// A new approval's id.
+///
+/// # Errors
+/// Without randomness.
+pub fn approval_id() -> Result<ApprovalId, NoEntropy> {
+    random_bytes::<ID_BYTES>().map(ApprovalId::from_random)
 }

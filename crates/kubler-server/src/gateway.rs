@@ -6,12 +6,14 @@
 //! admission, record and gate; their bytes pass through a `tunnel`.
 
 mod admission;
+mod artifacts;
 mod body;
 mod checks;
 mod direction;
 mod forward;
 mod framing;
 mod gate;
+mod guardrails;
 mod load;
 mod pool;
 mod protobuf;
@@ -21,6 +23,7 @@ mod status;
 mod stream;
 mod tunnel;
 mod upgrade;
+mod whole;
 mod wire;
 
 use std::collections::HashMap;
@@ -43,6 +46,7 @@ use kubler_core::ledger::record::{Body as RecordBody, Kind, LedgerAction};
 use kubler_core::request::{ApiRequest, Effect, RequestFault};
 use tokio_util::sync::CancellationToken;
 
+use crate::approvals::Approvals;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::engine::Engine;
@@ -50,6 +54,7 @@ use crate::entropy;
 use crate::ledger::{Durability, Ledger, LedgerError};
 use crate::policy::Policies;
 use crate::session::Sessions;
+use crate::store::Store;
 use forward::forward;
 use gate::Gate;
 use pool::Destination;
@@ -57,6 +62,7 @@ use refusals::{Refusal, Refusals};
 use status::{Refused, Shown};
 use upgrade::Crossing;
 pub use upgrade::Held;
+use whole::Whole;
 
 /// Marks an answer of the gateway's own: nothing was sent on.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +78,10 @@ pub struct GatewayParts {
     pub policies: Arc<Policies>,
     /// What was done.
     pub ledger: Ledger,
+    /// Which images ran where.
+    pub store: Arc<Store>,
+    /// What operators said to single requests.
+    pub approvals: Arc<Approvals>,
     /// Where the API servers are.
     pub engines: Vec<Arc<dyn Engine>>,
     /// What time it is.
@@ -235,23 +245,29 @@ impl Shared {
         understood: Result<ApiRequest, RequestFault>,
     ) -> Result<Response<Body>, Refused> {
         let noted = understood.as_ref().ok().map(ApiRequest::record).cloned();
-        let (gate, mut admitted, turn) =
-            match self.admit_in_turn(&mut arrival, id, understood).await {
-                Ok(passed) => passed,
-                Err(stop) => {
-                    let refusal = Refusal {
-                        stop: &stop,
-                        request_id: arrival.request_id,
-                        peer: arrival.peer,
-                        now: arrival.now,
-                        request: noted,
-                    };
-                    let record = self.refusals.take(&self.parts.ledger, refusal);
-                    drop(arrival);
-                    refusals::write(&self.parts.ledger, record).await;
-                    return Err(stop.refused);
-                }
-            };
+        let whole = match self.admit_whole(&mut arrival, id, understood).await {
+            Ok(passed) => passed,
+            Err(stop) => {
+                let refusal = Refusal {
+                    stop: &stop,
+                    request_id: arrival.request_id,
+                    peer: arrival.peer,
+                    now: arrival.now,
+                    request: noted,
+                };
+                let record = self.refusals.take(&self.parts.ledger, refusal);
+                drop(arrival);
+                refusals::write(&self.parts.ledger, record).await;
+                return Err(stop.refused);
+            }
+        };
+        let Whole {
+            gate,
+            mut admitted,
+            turn,
+            artifact,
+            approval,
+        } = whole;
         admitted.crossing = arrival.crossing.take();
         let session = admitted.admission.session();
         let mut record = RecordBody::new(Kind::Start, LedgerAction::KubernetesRequest);
@@ -263,6 +279,9 @@ impl Shared {
         record.peer = Some(arrival.peer.to_string());
         record.decision = Some(admitted.admission.decision().clone());
         record.request = noted;
+        record.artifact = artifact.clone();
+        let approved = approval.map(|id| ("approval".to_owned(), id.to_string().into()));
+        record.details.extend(approved);
         let durability = match admitted.understood.effect() {
             Effect::Read => Durability::Process,
             Effect::Change | Effect::Connect => Durability::Disk,
@@ -274,7 +293,24 @@ impl Shared {
                 _ => Refused::unavailable("NotRecorded", "the request could not be recorded, so it was not sent on; try again in a moment"),
             }
         })?;
-        forward(gate, admitted, turn, arrival.body, entry).await
+        let Some(artifact) = artifact else {
+            return forward(gate, admitted, turn, arrival.body, entry).await;
+        };
+        let noted = self.named(&gate, &admitted, *artifact, arrival.now).await;
+        let noted = match noted {
+            Ok(noted) => noted,
+            Err(refused) => {
+                entry.end(refused.outcome()).await;
+                return Err(refused);
+            }
+        };
+        let answered = forward(gate, admitted, turn, arrival.body, entry).await;
+        noted.answered(
+            answered
+                .as_ref()
+                .is_ok_and(|answer| answer.status().is_success()),
+        );
+        answered
     }
 
     /// The gate of a living environment, opened when it is first used and again when its API server moved.
@@ -300,6 +336,7 @@ impl Shared {
             .engines
             .iter()
             .find(|engine| engine.kind() == kind);
+        let namespace = engine.and_then(|engine| engine.namespace(environment.id));
         let upstream = engine
             .and_then(|engine| engine.upstream(environment.id))
             .ok_or_else(not_ready)?;
@@ -314,7 +351,8 @@ impl Shared {
         }
         let destination = Destination::new(upstream)
             .map_err(|error| Refused::unavailable("UnusableUpstream", error.to_string()))?;
-        let gate = Arc::new(Gate::new(environment, destination, self.bounds));
+        let gate = Gate::new(environment, destination, self.bounds);
+        let gate = Arc::new(gate.within(namespace));
         gates.insert(environment.id, Arc::clone(&gate));
         drop(gates);
         tokio::spawn(Arc::clone(self).keep(Arc::clone(&gate)));

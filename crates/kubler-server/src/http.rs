@@ -1,5 +1,6 @@
 //! The HTTP API: reads a request, finds out who calls, asks the broker, writes the answer. Decides nothing.
 
+mod approvals;
 mod bodies;
 mod connection;
 mod environments;

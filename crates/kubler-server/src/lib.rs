@@ -3,6 +3,7 @@
 //! `broker` is the file to read first.
 
 pub mod app;
+pub mod approvals;
 mod bearer;
 pub mod broker;
 pub mod clock;

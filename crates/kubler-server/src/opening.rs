@@ -57,6 +57,7 @@ pub async fn open(
         store: Arc::new(store),
         directory,
         ledger,
+        approvals: Arc::default(),
         sessions: Arc::new(sessions),
         wake: Wake::default(),
         clock: Arc::clone(clock),

@@ -5,6 +5,7 @@
 mod attached;
 mod environments;
 mod exchanges;
+mod images;
 mod rows;
 mod search;
 mod writer;
@@ -32,6 +33,7 @@ use tokio::sync::Mutex;
 pub use self::attached::{ATTACHED_JOBS_MAX, Attached};
 pub use self::environments::Created;
 pub use self::exchanges::{EXCHANGE_REPEAT_SECONDS, Exchange, Exchanged};
+pub use self::images::{IMAGES_PER_ENVIRONMENT_MAX, Images};
 pub use self::search::{Place, SEARCH_MAX, SEARCH_PAGE, Search};
 use self::writer::Writer;
 use crate::directory::Directory;
@@ -415,6 +417,7 @@ fn migrations() -> Migrator {
             "attached",
             include_str!("../migrations/0005_attached.sql"),
         ),
+        file(7, "images", include_str!("../migrations/0007_images.sql")),
     ])
 }
 

@@ -67,6 +67,9 @@ pub struct List {
     /// Only of this commit.
     #[arg(long, value_name = "COMMIT")]
     commit: Option<String>,
+    /// Only those that were asked to run this image: `name`, `name:tag`, `name@digest` or a digest.
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
     /// Only in this phase.
     #[arg(long, value_name = "PHASE", value_parser = ["requested", "provisioning", "ready", "failed", "releasing", "gone"])]
     phase: Option<String>,
@@ -174,6 +177,7 @@ fn list(list: &List, connected: &Connected, deadline: Deadline, format: Format) 
         build: list.build,
         job: list.job.clone(),
         commit: list.commit.clone(),
+        image: list.image.clone(),
         phase: list.phase.clone(),
         remaining: !list.all && list.phase.is_none(),
     };

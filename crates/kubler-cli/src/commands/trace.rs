@@ -1,4 +1,5 @@
-//! `kubler trace`: from a pipeline, a build, a job or a commit to environments, alive or dead.
+//! `kubler trace`: from a pipeline, a build, a job, a commit or an image to environments, alive or dead, and to their
+//! images.
 
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use crate::server::connected::Connected;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// An environment, pipeline, `pipeline/number`, build, job, or the beginning of a commit.
+    /// An environment, pipeline, `pipeline/number`, build, job, the beginning of a commit, or an image: `name`,
+    /// `name:tag`, `name@digest` or a digest.
     #[arg(value_name = "ANYTHING")]
     anything: String,
 }
@@ -27,7 +29,7 @@ pub fn run(arguments: &Arguments, connection: &Connection, format: Format) -> Ou
         .trace(proof.caller(), &arguments.anything, deadline)?;
     if found.environments.is_empty() && format == Format::Text {
         return Err(Failure::new(Exit::Ended, format!("nothing was found for `{}`", arguments.anything))
-            .hint("give a pipeline, `pipeline/number`, a job's id or a commit; a job sees its own pipeline only"));
+            .hint("give a pipeline, `pipeline/number`, a job's id, a commit or an image; a job sees its own pipeline only"));
     }
     environment::print(&found, format)
 }

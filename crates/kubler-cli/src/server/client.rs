@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use kubler_api::{
-    CreateEnvironment, Differences, Environment, Environments, GRANT_TOKEN_EXCHANGE, Health,
-    IssuedToken, ReleaseEnvironment, TOKEN_TYPE_JWT, Tombstone, ledger, paths,
+    Approval, Approvals, CreateEnvironment, Differences, Environment, Environments,
+    GRANT_TOKEN_EXCHANGE, Health, IssuedToken, ReleaseEnvironment, TOKEN_TYPE_JWT, Tombstone,
+    ledger, paths,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
@@ -54,6 +55,8 @@ pub struct Filter {
     pub job: Option<String>,
     /// Commit.
     pub commit: Option<String>,
+    /// Image.
+    pub image: Option<String>,
     /// Phase.
     pub phase: Option<String>,
     /// Only what is not gone.
@@ -166,6 +169,28 @@ impl Client {
         retrying(deadline, || {
             self.get(caller, &paths::trace(&segment(anything)), deadline)
         })
+    }
+
+    /// Approvals that are asked for.
+    pub fn approvals(&self, caller: Caller<'_>, deadline: Deadline) -> Outcome<Approvals> {
+        retrying(deadline, || self.get(caller, paths::APPROVALS, deadline))
+    }
+
+    /// Approves or refuses one request. One try: repeated, it would say that it was answered already.
+    pub fn answer_approval(
+        &self,
+        caller: Caller<'_>,
+        id: &str,
+        approve: bool,
+        deadline: Deadline,
+    ) -> Outcome<Approval> {
+        let id = segment(id);
+        let path = if approve {
+            paths::approve(&id)
+        } else {
+            paths::refuse(&id)
+        };
+        self.post(caller, &path, &serde_json::json!({}), deadline)
     }
 
     /// Proves life. One try: whoever renews knows when to try again.
@@ -373,6 +398,7 @@ fn query(filter: &Filter) -> String {
         ("build", filter.build.map(|number| number.to_string())),
         ("job", filter.job.clone()),
         ("commit", filter.commit.clone()),
+        ("image", filter.image.clone()),
         ("phase", filter.phase.clone()),
         ("remaining", filter.remaining.then(|| "true".to_owned())),
     ];

@@ -355,6 +355,10 @@ impl Profile {
         ] {
             bound(faults, at(key), value, min, max);
         }
+        for found in self.guardrails.faults(self.request_bytes_max) {
+            let key = at(&format!("guardrails.{}", found.key));
+            faults.push(fault(key, found.message, found.hint));
+        }
         for (nth, listed) in self.egress.iter().enumerate() {
             let key = || at(&format!("egress[{nth}]"));
             match Target::parse(listed) {

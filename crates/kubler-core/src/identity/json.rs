@@ -33,15 +33,23 @@ pub fn object(text: &[u8], bytes_max: usize) -> Result<Map<String, Value>, JsonF
     if text.len() > bytes_max {
         return Err(JsonFault::TooLarge);
     }
+    match value(text)? {
+        Value::Object(object) => Ok(object),
+        _ => Err(JsonFault::NotAnObject),
+    }
+}
+
+/// Reads any JSON value; whoever calls has bounded the text.
+///
+/// # Errors
+/// See [`JsonFault`].
+pub(crate) fn value(text: &[u8]) -> Result<Value, JsonFault> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let value = Strict
         .deserialize(&mut deserializer)
         .map_err(|error| fault(&error))?;
     deserializer.end().map_err(|_| JsonFault::NotJson)?;
-    match value {
-        Value::Object(object) => Ok(object),
-        _ => Err(JsonFault::NotAnObject),
-    }
+    Ok(value)
 }
 
 /// Not a word that a JSON parser says of its own accord.

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::artifact::Artifact;
 use crate::environment::Phase;
 use crate::identity::Identity;
 use crate::ids::{EnvironmentId, RequestId, SessionId};
@@ -84,6 +85,12 @@ actions! {
     SessionIssue = "session.issue";
     /// A request to an environment's Kubernetes API.
     KubernetesRequest = "kubernetes.request";
+    /// A request was stopped until an operator approves it.
+    ApprovalAsk = "approval.ask";
+    /// An operator approved or refused a request.
+    ApprovalAnswer = "approval.answer";
+    /// Approvals were listed.
+    ApprovalRead = "approval.read";
     /// A connection out of an environment was refused or allowed.
     EnvironmentEgress = "environment.egress";
     /// A webhook came in.
@@ -155,6 +162,9 @@ pub struct Body {
     /// The Kubernetes request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<KubernetesRequest>,
+    /// The object with a pod template that the request carries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<Box<Artifact>>,
     /// The change of phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<PhaseChange>,
@@ -412,6 +422,9 @@ impl Body {
         if let Some(Decision::Deny { closest, .. }) = &mut self.decision {
             closest.clear();
         }
+        if let Some(artifact) = &mut self.artifact {
+            artifact.shorten();
+        }
         let request = self.request.as_mut();
         let texts = request
             .map(|r| {
@@ -464,6 +477,7 @@ impl Body {
             peer: None,
             decision: None,
             request: None,
+            artifact: None,
             phase: None,
             outcome: None,
             details: serde_json::Map::new(),

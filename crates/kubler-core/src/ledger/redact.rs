@@ -53,7 +53,7 @@ fn redact_value(value: &mut Value) {
 }
 
 /// The text without its secrets; `None` when it has none.
-fn redact_text(text: &str) -> Option<String> {
+pub(crate) fn redact_text(text: &str) -> Option<String> {
     if text.contains(PRIVATE_KEY_MARK) {
         return Some(REDACTED.to_owned());
     }

@@ -277,5 +277,7 @@ const fn words(action: Action) -> &'static str {
         Action::ReadLedger => "read the ledger of",
         Action::ReadCheckpoint => "read the ledger's checkpoint of",
         Action::ReadMetrics => "read the metrics of",
+        Action::ReadApprovals => "see what waits for an approval on",
+        Action::AnswerApproval => "answer approvals of",
     }
 }

@@ -204,7 +204,7 @@ fn may_reach_upstream(name: &str) -> bool {
 
 /// Any spelling that some server on the way could take for impersonation: `_` counts as `-` (rule H2).
 /// Header names are already in lower case here.
-fn looks_like_impersonation(name: &str) -> bool {
+pub(crate) fn looks_like_impersonation(name: &str) -> bool {
     let folded = |byte: u8| {
         if byte == b'_' {
             b'-'

@@ -97,6 +97,22 @@ impl BrokerError {
         }
     }
 
+    pub(super) fn only_operators(what: &str) -> Self {
+        Self::Invalid {
+            detail: format!("only operators {what}"),
+            hint: "call with an operator's client certificate, not with the identity token of a CI job"
+                .into(),
+        }
+    }
+
+    pub(super) fn no_approval(id: &str) -> Self {
+        let shown: String = id.chars().take(64).collect();
+        Self::NotFound {
+            detail: format!("nothing waits for approval `{shown}`"),
+            hint: "it may be used or over; `kubler approval list` shows those that are not, and whoever repeats the request asks anew".into(),
+        }
+    }
+
     pub(super) fn invalid_name(name: &str) -> Self {
         let shown: String = name.chars().take(64).collect();
         Self::Invalid {

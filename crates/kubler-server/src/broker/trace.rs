@@ -1,14 +1,15 @@
-//! Finding environments by whatever somebody has at hand: an id, a job, a build, a pipeline, a commit.
+//! Finding environments by whatever somebody has at hand: an id, a job, a build, a pipeline, a commit, an image.
 
 use std::collections::HashMap;
 
+use kubler_core::artifact::ImageQuery;
 use kubler_core::environment::Environment;
 use kubler_core::ids::EnvironmentId;
 use kubler_core::ledger::record::LedgerAction;
 use kubler_core::policy::{Action, Target};
 
 use super::{Broker, BrokerError, Call, Who};
-use crate::store::{Attached, Place, SEARCH_MAX, SEARCH_PAGE, Search};
+use crate::store::{Attached, Images, Place, SEARCH_MAX, SEARCH_PAGE, Search};
 
 /// Most pages that one search looks through for environments that its caller may see.
 const SEARCH_PAGES_MAX: usize = 50;
@@ -22,6 +23,8 @@ pub struct Found {
     pub truncated: bool,
     /// The jobs that attached to each of them.
     pub attached: HashMap<EnvironmentId, Vec<Attached>>,
+    /// The images that each of them was asked to run.
+    pub images: HashMap<EnvironmentId, Images>,
 }
 
 impl Broker {
@@ -46,8 +49,10 @@ impl Broker {
     pub async fn trace(&self, call: &Call, anything: &str) -> Result<Found, BrokerError> {
         if let Ok(id) = anything.parse::<EnvironmentId>() {
             let (environment, attached) = self.environment(call, id).await?;
+            let environments = vec![environment];
             return Ok(Found {
-                environments: vec![environment],
+                images: self.store.images(&environments).await?,
+                environments,
                 attached: HashMap::from([(id, attached)]),
                 truncated: false,
             });
@@ -67,6 +72,7 @@ impl Broker {
 
     async fn with_jobs(&self, mut found: Found) -> Result<Found, BrokerError> {
         found.attached = self.store.attached(&found.environments).await?;
+        found.images = self.store.images(&found.environments).await?;
         Ok(found)
     }
 
@@ -129,6 +135,12 @@ fn meanings(anything: &str) -> Vec<Search> {
     meanings.push(one(&|search| search.name_pipeline(text)));
     if text.len() >= 7 {
         meanings.push(one(&|search| search.commit = Some(text.to_owned())));
+    }
+    if let Some(image) = ImageQuery::parse(text) {
+        let anywhere = image.clone().anywhere();
+        for image in [Some(image.exactly()), anywhere].into_iter().flatten() {
+            meanings.push(one(&|search| search.image = Some(image.clone())));
+        }
     }
     meanings
 }

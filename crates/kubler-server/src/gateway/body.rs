@@ -8,8 +8,12 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use http::StatusCode;
 use http_body::{Body as _, Frame, SizeHint};
+use kubler_core::guardrails::Refusal;
 use tokio::time::{Instant, Sleep};
+
+use super::status::Refused;
 
 /// A request's body.
 pub(super) enum RequestBody {
@@ -35,6 +39,35 @@ pub(super) struct Progress {
     state: AtomicU8,
 }
 
+/// How long a body may be, and by what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BytesMax {
+    /// By the bound on every request.
+    Request(u64),
+    /// By the guardrail on objects.
+    Object(u64),
+}
+
+impl BytesMax {
+    /// The bound.
+    pub(super) const fn bytes(self) -> u64 {
+        match self {
+            Self::Request(bytes) | Self::Object(bytes) => bytes,
+        }
+    }
+
+    /// What the caller is told whose body is longer.
+    pub(super) fn refused(self) -> Refused {
+        match self {
+            Self::Request(bytes) => Refused::too_large(bytes),
+            Self::Object(bytes_max) => {
+                let refusal = Refusal::TooLarge { bytes_max };
+                Refused::forbidden(refusal.code(), refusal.to_string())
+            }
+        }
+    }
+}
+
 /// Where a body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -49,6 +82,26 @@ pub(super) enum BodyState {
     Silent = 3,
     /// The client went away.
     Broken = 4,
+}
+
+impl BodyState {
+    /// What the caller is told whose body did not come whole; `None` when it is not the body's fault.
+    pub(super) fn refused(self, bytes_max: BytesMax) -> Option<Refused> {
+        match self {
+            Self::TooLarge => Some(bytes_max.refused()),
+            Self::Silent => Some(Refused::other(
+                StatusCode::REQUEST_TIMEOUT,
+                "Timeout",
+                "BodyTimeout",
+                "the request's body stopped coming; send it again",
+            )),
+            Self::Broken => Some(Refused::bad_request(
+                "BodyBroken",
+                "the request's body broke off",
+            )),
+            Self::Coming | Self::Done => None,
+        }
+    }
 }
 
 /// Why the rest of a body is not sent on. The reason is in [`Progress`].

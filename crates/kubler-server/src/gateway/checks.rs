@@ -15,6 +15,7 @@ use kubler_core::request::{ApiRequest, Effect, RequestFault, Span};
 use super::admission::Denied;
 use super::forward::{Admitted, Outgoing, stopped};
 use super::gate::Gate;
+use super::guardrails;
 use super::load::{Demand, Turn};
 use super::refusals::{Recorded, Stop};
 use super::status::Refused;
@@ -85,6 +86,7 @@ impl Shared {
             })?;
         let profile = &environment.resolved.profile;
         let understood = understood.map_err(|fault| stop(refused_fault(&fault)))?;
+        let needs = guardrails::check(&gate, profile, &understood, arrival).map_err(stop)?;
         let head = &arrival.head;
         let upgrade = upgrade::read(&head.method, head.version, &head.headers, &understood)
             .map_err(|fault| stop(refused_upgrade(fault)))?;
@@ -111,9 +113,10 @@ impl Shared {
         let admitted = Admitted {
             request_id: arrival.request_id,
             admission,
-            understood,
             outgoing,
-            bytes_max: profile.request_bytes_max,
+            bytes_max: guardrails::bytes_max(profile, &understood),
+            needs,
+            understood,
             room,
             crossing: None,
         };

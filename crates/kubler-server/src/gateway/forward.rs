@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use kubler_core::guardrails::Needs;
 use kubler_core::ids::RequestId;
 use kubler_core::ledger::record::Outcome;
 use kubler_core::profile::EngineKind;
@@ -17,7 +18,7 @@ use kubler_core::request::{ApiRequest, Span};
 use tokio::time::Instant;
 
 use super::admission::Admission;
-use super::body::{BodyState, Progress, RequestBody};
+use super::body::{BytesMax, Progress, RequestBody};
 use super::framing::Framing;
 use super::gate::{Gate, Room};
 use super::load::Turn;
@@ -33,7 +34,9 @@ pub(super) struct Admitted {
     pub(super) admission: Arc<Admission>,
     pub(super) understood: ApiRequest,
     pub(super) outgoing: Outgoing,
-    pub(super) bytes_max: u64,
+    pub(super) bytes_max: BytesMax,
+    /// What a guardrail wants to see in its body, or have approved.
+    pub(super) needs: Needs,
     /// When its answer goes on.
     pub(super) room: Option<Room>,
     /// When it changes the protocol.
@@ -127,7 +130,8 @@ pub(super) async fn forward(
     entry: Entry,
 ) -> Result<Response<Body>, Refused> {
     let started = Instant::now();
-    let (body, progress) = RequestBody::new(body, admitted.bytes_max, gate.bounds().silence_max);
+    let (body, progress) =
+        RequestBody::new(body, admitted.bytes_max.bytes(), gate.bounds().silence_max);
     let span = admitted.understood.span();
     let answered = tokio::select! {
         biased;
@@ -205,7 +209,7 @@ async fn answer_in_time(
     outgoing: &Outgoing,
     body: RequestBody,
     progress: &Progress,
-    bytes_max: u64,
+    bytes_max: BytesMax,
     span: Span,
 ) -> Result<Answered, Refused> {
     let answer = answer(gate, outgoing, body, progress, bytes_max);
@@ -235,7 +239,7 @@ async fn answer(
     outgoing: &Outgoing,
     body: RequestBody,
     progress: &Progress,
-    bytes_max: u64,
+    bytes_max: BytesMax,
 ) -> Result<Answered, Refused> {
     let is_repeatable = outgoing.is_repeatable(&body);
     let mut request = outgoing.request(body)?;
@@ -312,31 +316,18 @@ fn wrong_protocol(message: impl Into<String>) -> Refused {
 }
 
 /// The connection broke in the middle: because of the client's body, or because of the API server.
-fn broken(error: &hyper::Error, progress: &Progress, bytes_max: u64) -> Refused {
-    match progress.state() {
-        BodyState::TooLarge => Refused::too_large(bytes_max),
-        BodyState::Silent => {
-            let message = "the request's body stopped coming; send it again";
-            Refused::other(
-                StatusCode::REQUEST_TIMEOUT,
-                "Timeout",
-                "BodyTimeout",
-                message,
-            )
-        }
-        BodyState::Broken => Refused::bad_request("BodyBroken", "the request's body broke off"),
-        BodyState::Coming | BodyState::Done => {
-            tracing::warn!(%error, "a request broke off on its way to an environment");
-            let message =
-                "the environment's API server broke off the connection; what it did is not known";
-            Refused::other(
-                StatusCode::BAD_GATEWAY,
-                "InternalError",
-                "UpstreamBroken",
-                message,
-            )
-        }
-    }
+fn broken(error: &hyper::Error, progress: &Progress, bytes_max: BytesMax) -> Refused {
+    progress.state().refused(bytes_max).unwrap_or_else(|| {
+        tracing::warn!(%error, "a request broke off on its way to an environment");
+        let message =
+            "the environment's API server broke off the connection; what it did is not known";
+        Refused::other(
+            StatusCode::BAD_GATEWAY,
+            "InternalError",
+            "UpstreamBroken",
+            message,
+        )
+    })
 }
 
 fn answer_headers(

@@ -17,11 +17,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Admissions, Denied};
+use super::artifacts::Artifacts;
 use super::load::Load;
 use super::pool::{Destination, Pool};
 use super::status::Refused;
 use super::stream::{Cut, OpenStream};
 use super::tunnel::OpenTunnel;
+use super::whole::BodyRoom;
 use super::{Bounds, GatewayParts};
 use crate::session::Session;
 
@@ -41,6 +43,9 @@ pub(super) struct Gate {
     bounds: Bounds,
     room: Arc<Semaphore>,
     load: Arc<Load>,
+    artifacts: Artifacts,
+    body_room: BodyRoom,
+    namespace: Option<String>,
     pool: Pool,
     admissions: Admissions,
     open: Mutex<Open>,
@@ -98,12 +103,27 @@ impl Gate {
             bounds,
             room: Arc::new(Semaphore::new(bounds.open_max)),
             load: Load::new(bounds, &environment.resolved.profile),
+            artifacts: Artifacts::default(),
+            body_room: BodyRoom::default(),
+            namespace: None,
             pool: Pool::new(destination),
             admissions: Admissions::default(),
             open: Mutex::default(),
             cut: OnceLock::new(),
             closed: CancellationToken::new(),
         }
+    }
+
+    /// The same in front of a cluster of which the environment has only this namespace; none has all of it.
+    #[must_use]
+    pub(super) fn within(mut self, namespace: Option<String>) -> Self {
+        self.namespace = namespace;
+        self
+    }
+
+    /// All that the environment has of a cluster that others use as well; none when the cluster is its own.
+    pub(super) fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     /// Whose gate it is.
@@ -130,6 +150,16 @@ impl Gate {
     /// How much of the API server is used.
     pub(super) fn load(&self) -> &Arc<Load> {
         &self.load
+    }
+
+    /// What is known of what it runs.
+    pub(super) fn artifacts(&self) -> &Artifacts {
+        &self.artifacts
+    }
+
+    /// Room for bodies that are kept until they are whole.
+    pub(super) fn body_room(&self) -> &BodyRoom {
+        &self.body_room
     }
 
     /// The connections.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::{SignedDuration, Timestamp};
 use kubler_core::ids::{RequestId, SessionId};
 use kubler_core::ledger::record::{
-    Body as RecordBody, Decision, Kind, KubernetesRequest, LedgerAction, Outcome,
+    Body as RecordBody, Decision, Kind, KubernetesRequest, LedgerAction,
 };
 
 use super::status::Refused;
@@ -123,12 +123,7 @@ fn record(refusal: Refusal<'_>, session: &Session) -> RecordBody {
     record.peer = Some(refusal.peer.to_string());
     record.decision.clone_from(decision);
     record.request = refusal.request;
-    record.outcome = Some(Outcome {
-        status: refused.status.as_u16(),
-        code: Some(refused.code.to_owned()),
-        message: Some(refused.message.clone()),
-        ..Outcome::default()
-    });
+    record.outcome = Some(refused.outcome());
     record
 }
 

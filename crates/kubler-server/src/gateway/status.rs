@@ -8,6 +8,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use jiff::Timestamp;
 use kubler_core::ids::{EnvironmentId, RequestId};
+use kubler_core::ledger::record::Outcome;
 use kubler_core::request::headers::AUDIT_ID;
 use kubler_core::tombstone::Tombstone;
 use serde_json::{Value, json};
@@ -172,6 +173,16 @@ impl Refused {
         message: impl Into<String>,
     ) -> Self {
         Self::new(status, reason, code, message)
+    }
+
+    /// As the ledger records it.
+    pub(super) fn outcome(&self) -> Outcome {
+        Outcome {
+            status: self.status.as_u16(),
+            code: Some(self.code.to_owned()),
+            message: Some(self.message.clone()),
+            ..Outcome::default()
+        }
     }
 
     /// The Status object.

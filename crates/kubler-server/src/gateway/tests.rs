@@ -1,7 +1,9 @@
 mod upstream;
 mod world;
 
+mod artifacts;
 mod bounds;
+mod guardrails;
 mod load;
 mod passing;
 mod protobuf;

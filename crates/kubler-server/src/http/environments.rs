@@ -9,8 +9,10 @@ use kubler_api::{
     CreateEnvironment, Difference, Differences, Environment, Environments, ReleaseEnvironment,
     Tombstone,
 };
+use kubler_core::artifact::ImageQuery;
 use kubler_core::environment::Phase;
 use kubler_core::ids::EnvironmentId;
+use kubler_core::text::UntrustedText;
 use serde::Deserialize;
 
 use super::error::ApiError;
@@ -40,7 +42,13 @@ fn show_with(
 fn show_all(call: &Call, found: &Found) -> Environments {
     let shown = found.environments.iter().map(|environment| {
         let attached = found.attached.get(&environment.id);
-        show_with(call, environment, attached.map_or(&[], Vec::as_slice))
+        let images = found.images.get(&environment.id).cloned();
+        let images = images.unwrap_or_default();
+        Environment {
+            images: images.named,
+            images_truncated: images.truncated,
+            ..show_with(call, environment, attached.map_or(&[], Vec::as_slice))
+        }
     });
     Environments {
         environments: shown.collect(),
@@ -86,6 +94,8 @@ pub(super) struct ListQuery {
     job: Option<String>,
     /// Commit, or its beginning.
     commit: Option<String>,
+    /// Image: `name`, `name:tag`, `name@digest` or a digest, as container runtimes read names.
+    image: Option<String>,
     /// Phase.
     #[param(inline, value_type = kubler_api::Phase, required = false)]
     phase: Option<String>,
@@ -115,10 +125,27 @@ pub(super) async fn list(
             .with_id(call.request_id)
         })?),
     };
+    let image = match &query.image {
+        None => None,
+        Some(text) => Some(
+            ImageQuery::parse(text)
+                .map(ImageQuery::exactly)
+                .ok_or_else(|| {
+                    let shown = UntrustedText::new(text);
+                    ApiError::new(
+                        ErrorCode::InvalidRequest,
+                        format!("`{shown}` is not the name of an image"),
+                    )
+                    .hint("give `name`, `name:tag`, `name@digest` or a digest such as `sha256:…`")
+                    .with_id(call.request_id)
+                })?,
+        ),
+    };
     let mut search = Search {
         build_number: query.build,
         job_id: query.job,
         commit: query.commit,
+        image,
         phase,
         remaining: query.remaining,
         ..Search::default()
@@ -215,7 +242,7 @@ pub(super) async fn release(
     Ok(Json(show(&call, &released)))
 }
 
-/// Finds environments by id, job, build (`pipeline/number` or id), pipeline or commit.
+/// Finds environments by id, job, build (`pipeline/number` or id), pipeline, commit or image.
 #[utoipa::path(get, path = "/v1/trace/{anything}", params(("anything" = String, Path)), responses(
     (status = 200, body = Environments), Refused))]
 pub(super) async fn trace(

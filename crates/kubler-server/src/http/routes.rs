@@ -10,7 +10,7 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Api, ApiError, Arrival, environments, health, records, sessions, webhooks};
+use super::{Api, ApiError, Arrival, approvals, environments, health, records, sessions, webhooks};
 
 /// Who may call a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +86,21 @@ pub const ACCESS: &[RouteAccess] = &[
         "/v1/ledger/records",
         Access::Policy(Action::ReadLedger),
     ),
+    row(
+        "get",
+        "/v1/approvals",
+        Access::Policy(Action::ReadApprovals),
+    ),
+    row(
+        "post",
+        "/v1/approvals/{approval}/approve",
+        Access::Policy(Action::AnswerApproval),
+    ),
+    row(
+        "post",
+        "/v1/approvals/{approval}/refuse",
+        Access::Policy(Action::AnswerApproval),
+    ),
     row("get", "/metrics", Access::Policy(Action::ReadMetrics)),
     row("post", "/v1/hooks/buildkite", Access::Signed),
     row("get", "/v1/tombstones/{id}", Access::Anybody),
@@ -113,6 +128,9 @@ fn documented() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(sessions::exchange))
         .routes(routes!(records::checkpoint))
         .routes(routes!(records::read))
+        .routes(routes!(approvals::list))
+        .routes(routes!(approvals::approve))
+        .routes(routes!(approvals::refuse))
         .routes(routes!(webhooks::buildkite))
         .routes(routes!(health::metrics))
         .routes(routes!(health::healthz))

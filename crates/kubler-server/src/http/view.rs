@@ -35,6 +35,8 @@ pub(super) fn environment(
         digest: environment.digest.clone(),
         owner: owner(environment),
         attached: Vec::new(),
+        images: Vec::new(),
+        images_truncated: false,
         created_at: environment.created_at,
         ready_at: environment.ready_at,
         lease_end: environment.lease_end,

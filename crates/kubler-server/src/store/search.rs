@@ -1,6 +1,9 @@
 //! Searching: by page, newest first.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
+use kubler_core::artifact::ImageQuery;
 use kubler_core::environment::{Environment, Phase};
 use kubler_core::ids::EnvironmentId;
 
@@ -30,6 +33,8 @@ pub struct Search {
     pub job_id: Option<String>,
     /// Commit, or its beginning (at least 7 digits).
     pub commit: Option<String>,
+    /// An image that it ran, or was asked to run.
+    pub image: Option<ImageQuery>,
     /// Phase.
     pub phase: Option<Phase>,
     /// Only what is not gone.
@@ -67,7 +72,7 @@ impl Place {
 
 /// Conditions with a `?` for each value.
 struct Conditions {
-    texts: Vec<&'static str>,
+    texts: Vec<Cow<'static, str>>,
     values: Vec<String>,
 }
 
@@ -78,13 +83,41 @@ impl Conditions {
             let marks = condition.matches('?').count();
             self.values
                 .extend(std::iter::repeat_n(value.to_string(), marks));
-            self.texts.push(condition);
+            self.texts.push(condition.into());
         }
+    }
+
+    /// All of it about one image. Repository, last part and digest have an index each.
+    fn add_image(&mut self, image: &ImageQuery) {
+        let ending = image.ending.as_deref();
+        let last = ending.and_then(|ending| ending.rsplit('/').next());
+        let parts = [
+            ("repository = ?", image.repository.as_deref()),
+            ("last = ?", last),
+            ("substr(repository, -length(?) - 1) = '/' || ?", ending),
+            ("tag = ?", image.tag.as_deref()),
+            ("digest = ?", image.digest.as_deref()),
+        ];
+        let mut of_one = Self {
+            texts: Vec::new(),
+            values: Vec::new(),
+        };
+        for (condition, value) in parts {
+            of_one.add(condition, value);
+        }
+        self.texts.push(
+            format!(
+                "id IN (SELECT environment_id FROM images WHERE {})",
+                of_one.texts.join(" AND ")
+            )
+            .into(),
+        );
+        self.values.extend(of_one.values);
     }
 
     fn of(search: &Search) -> Self {
         let mut conditions = Self {
-            texts: vec!["1=1"],
+            texts: vec!["1=1".into()],
             values: Vec::new(),
         };
         let it = &mut conditions;
@@ -109,6 +142,9 @@ impl Conditions {
             search.commit.as_deref(),
         );
         it.add("phase = ?", search.phase.map(Phase::as_str));
+        if let Some(image) = &search.image {
+            it.add_image(image);
+        }
         let gone = search.remaining.then_some(Phase::Gone.as_str());
         it.add("phase <> ?", gone);
         conditions
@@ -132,7 +168,8 @@ impl Store {
                 .values
                 .extend([moment.clone(), moment, place.id.to_string()]);
             conditions.texts.push(
-                "(created_at < CAST(? AS INTEGER) OR (created_at = CAST(? AS INTEGER) AND id > ?))",
+                "(created_at < CAST(? AS INTEGER) OR (created_at = CAST(? AS INTEGER) AND id > ?))"
+                    .into(),
             );
         }
         let sql = format!(

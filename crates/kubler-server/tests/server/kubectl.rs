@@ -18,6 +18,8 @@ use tempfile::TempDir;
 
 use crate::SOON;
 
+mod artifacts;
+
 /// A job with its environment, and a folder with what its kubectl needs.
 pub(crate) struct Desk {
     folder: TempDir,

@@ -297,7 +297,9 @@ fn operators_observe_and_end_and_do_nothing_in_a_jobs_name() {
             Action::ReadTrace
             | Action::ReadLedger
             | Action::ReadCheckpoint
-            | Action::ReadMetrics => (Target::Server, true),
+            | Action::ReadMetrics
+            | Action::ReadApprovals
+            | Action::AnswerApproval => (Target::Server, true),
         };
         assert_eq!(
             allows(&set, &operator(), *action, target),
@@ -315,6 +317,8 @@ fn jobs_search_and_keep_the_checkpoint_and_read_no_ledger() {
         (Action::ReadCheckpoint, true),
         (Action::ReadLedger, false),
         (Action::ReadMetrics, false),
+        (Action::ReadApprovals, false),
+        (Action::AnswerApproval, false),
     ] {
         assert_eq!(
             allows(&set, &job(|_| ()), action, Target::Server),

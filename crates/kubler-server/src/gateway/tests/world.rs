@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::upstream::TestUpstream;
+use crate::approvals::Approvals;
 use crate::clock::{Clock as _, ManualClock};
 use crate::directory::Directory;
 use crate::engine::{Engine, EngineError, Evidence, Upstream};
@@ -31,6 +32,7 @@ use crate::gateway::{Bounds, Gateway, GatewayParts};
 use crate::ledger::Ledger;
 use crate::policy::{Policies, read_set};
 use crate::session::{NewSession, Sessions};
+use crate::store::Store;
 
 pub(super) const ORGANIZATION: &str = "01945ecf-0000-4000-8000-000000000001";
 
@@ -43,6 +45,8 @@ pub(super) struct World {
     pub(super) shutdown: CancellationToken,
     pub(super) upstream: TestUpstream,
     pub(super) gateway: Gateway,
+    pub(super) approvals: Arc<Approvals>,
+    pub(super) namespace: Arc<OnceLock<String>>,
     pub(super) id: EnvironmentId,
     doors: CancellationToken,
     sessions: Arc<Sessions>,
@@ -117,7 +121,11 @@ fn environment(id: EnvironmentId) -> Environment {
     environment
 }
 
-struct OneUpstream(Arc<Upstream>);
+struct OneUpstream {
+    upstream: Arc<Upstream>,
+    /// Set before the first request, it has no more of its cluster.
+    namespace: Arc<OnceLock<String>>,
+}
 
 #[async_trait]
 impl Engine for OneUpstream {
@@ -134,7 +142,10 @@ impl Engine for OneUpstream {
         Ok(Evidence::default())
     }
     fn upstream(&self, _: EnvironmentId) -> Option<Arc<Upstream>> {
-        Some(Arc::clone(&self.0))
+        Some(Arc::clone(&self.upstream))
+    }
+    fn namespace(&self, _: EnvironmentId) -> Option<String> {
+        self.namespace.get().cloned()
     }
     async fn changed(&self) {
         std::future::pending().await
@@ -207,12 +218,18 @@ impl World {
         let counted = ledger.clone();
         let upstream = TestUpstream::start(folder.path(), move || records(&counted).len());
         let shutdown = CancellationToken::new();
+        let (approvals, namespace) = (Arc::default(), Arc::default());
         let parts = GatewayParts {
             directory: Arc::clone(&directory),
             sessions: Arc::clone(&sessions),
             policies: Arc::clone(&policies),
             ledger: ledger.clone(),
-            engines: vec![Arc::new(OneUpstream(Arc::clone(&upstream.upstream)))],
+            store: open_store(folder.path(), &directory).await,
+            approvals: Arc::clone(&approvals),
+            engines: vec![Arc::new(OneUpstream {
+                upstream: Arc::clone(&upstream.upstream),
+                namespace: Arc::clone(&namespace),
+            })],
             clock: Arc::clone(&clock) as _,
             shutdown: shutdown.clone(),
         };
@@ -232,6 +249,8 @@ impl World {
             shutdown,
             upstream,
             gateway,
+            approvals,
+            namespace,
             id,
             doors: CancellationToken::new(),
             sessions,
@@ -283,6 +302,18 @@ impl World {
                 peer,
             )
             .await
+    }
+
+    /// A body that comes in pieces, with no length told.
+    pub(super) async fn send_pieces(
+        &self,
+        request: http::request::Builder,
+        pieces: Vec<bytes::Bytes>,
+    ) -> Response<Body> {
+        let pieces = pieces.into_iter().map(Ok::<_, std::convert::Infallible>);
+        let body = Body::from_stream(tokio_stream::iter(pieces));
+        let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        self.gateway.handle(request.body(body).unwrap(), peer).await
     }
 
     pub(super) async fn get(&self, below: &str) -> Response<Body> {
@@ -356,6 +387,12 @@ impl Drop for World {
     fn drop(&mut self) {
         self.doors.cancel();
     }
+}
+
+async fn open_store(folder: &std::path::Path, directory: &Arc<Directory>) -> Arc<Store> {
+    let limits = kubler_core::configuration::Limits::default();
+    let store = Store::open(&folder.join("store.db"), Arc::clone(directory), limits).await;
+    Arc::new(store.unwrap())
 }
 
 pub(super) fn open_ledger(folder: &std::path::Path, clock: &Arc<ManualClock>) -> Ledger {
