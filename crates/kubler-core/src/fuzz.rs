@@ -4,6 +4,7 @@
 //! bytes and panics when it does not hold. It says whether the input was taken, so that a test can see that the
 //! seeds reach further than the first refusal. The seeds, in `fuzz/seeds/NAME/`, are run by ordinary tests.
 
+mod artifact;
 mod configuration;
 mod ledger;
 mod policy;
@@ -14,7 +15,7 @@ mod token;
 pub type Property = fn(&[u8]) -> bool;
 
 /// Every property, by the name of its fuzz target and of its folder of seeds.
-pub const PROPERTIES: [(&str, Property); 9] = [
+pub const PROPERTIES: [(&str, Property); 10] = [
     ("token", token::token),
     ("path", request::path),
     ("headers", request::headers),
@@ -24,6 +25,7 @@ pub const PROPERTIES: [(&str, Property); 9] = [
     ("record", ledger::record),
     ("notes", ledger::notes),
     ("verify", ledger::verify),
+    ("artifact", artifact::artifact),
 ];
 
 /// Runs one property.
