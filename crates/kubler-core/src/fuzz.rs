@@ -4,6 +4,7 @@
 //! bytes and panics when it does not hold. It says whether the input was taken, so that a test can see that the
 //! seeds reach further than the first refusal. The seeds, in `fuzz/seeds/NAME/`, are run by ordinary tests.
 
+mod artifact;
 mod configuration;
 mod frames;
 mod ledger;
@@ -15,7 +16,7 @@ mod token;
 pub type Property = fn(&[u8]) -> bool;
 
 /// Every property, by the name of its fuzz target and of its folder of seeds.
-pub const PROPERTIES: [(&str, Property); 11] = [
+pub const PROPERTIES: [(&str, Property); 12] = [
     ("token", token::token),
     ("path", request::path),
     ("headers", request::headers),
@@ -27,6 +28,7 @@ pub const PROPERTIES: [(&str, Property); 11] = [
     ("verify", ledger::verify),
     ("websocket", frames::websocket),
     ("spdy", frames::spdy),
+    ("artifact", artifact::artifact),
 ];
 
 /// Runs one property.

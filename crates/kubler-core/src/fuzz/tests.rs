@@ -88,7 +88,8 @@ fn every_seed_and_what_is_near_it_keeps_its_property(
         "configuration",
         "record",
         "notes",
-        "verify"
+        "verify",
+        "artifact"
     )]
     name: &str,
 ) {

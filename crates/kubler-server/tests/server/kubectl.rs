@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use crate::SOON;
 
 mod artifacts;
+mod guardrails;
 
 /// A job with its environment, and a folder with what its kubectl needs.
 pub(crate) struct Desk {
