@@ -24,6 +24,7 @@ type target struct {
 	authority  string
 	serverName string
 	tokenFile  string
+	pair       string
 	http2      bool
 }
 
@@ -34,6 +35,7 @@ func (t *target) flags(flags *flag.FlagSet, prefix string) {
 	flags.StringVar(&t.authority, prefix+"ca", "", "PEM file of the CA to trust")
 	flags.StringVar(&t.serverName, prefix+"server-name", "", "name in the server's certificate, if not the URL's host")
 	flags.StringVar(&t.tokenFile, prefix+"token-file", "", "file with a bearer token")
+	flags.StringVar(&t.pair, prefix+"pair", "", "PEM file with a client certificate and its key")
 	flags.BoolVar(&t.http2, prefix+"http2", false, "offer HTTP/2")
 }
 
@@ -63,6 +65,13 @@ func (t *target) asker(ctx context.Context) (*asker, error) {
 	}
 	if !t.http2 {
 		transport.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
+	}
+	if t.pair != "" {
+		pair, err := tls.LoadX509KeyPair(t.pair, t.pair)
+		if err != nil {
+			return nil, err
+		}
+		transport.TLSClientConfig.Certificates = []tls.Certificate{pair}
 	}
 	if t.socket != "" {
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
