@@ -24,16 +24,19 @@ type target struct {
 	authority  string
 	serverName string
 	tokenFile  string
+	pair       string
 	http2      bool
 }
 
-func (t *target) flags(flags *flag.FlagSet) {
-	flags.StringVar(&t.url, "url", "", "what to get (required)")
-	flags.StringVar(&t.socket, "socket", "", "dial this Unix socket instead of the URL's host")
-	flags.StringVar(&t.authority, "ca", "", "PEM file of the CA to trust")
-	flags.StringVar(&t.serverName, "server-name", "", "name in the server's certificate, if not the URL's host")
-	flags.StringVar(&t.tokenFile, "token-file", "", "file with a bearer token")
-	flags.BoolVar(&t.http2, "http2", false, "offer HTTP/2")
+// flags declares what says where; a second target of one command has a prefix.
+func (t *target) flags(flags *flag.FlagSet, prefix string) {
+	flags.StringVar(&t.url, prefix+"url", "", "what to get (required)")
+	flags.StringVar(&t.socket, prefix+"socket", "", "dial this Unix socket instead of the URL's host")
+	flags.StringVar(&t.authority, prefix+"ca", "", "PEM file of the CA to trust")
+	flags.StringVar(&t.serverName, prefix+"server-name", "", "name in the server's certificate, if not the URL's host")
+	flags.StringVar(&t.tokenFile, prefix+"token-file", "", "file with a bearer token")
+	flags.StringVar(&t.pair, prefix+"pair", "", "PEM file with a client certificate and its key")
+	flags.BoolVar(&t.http2, prefix+"http2", false, "offer HTTP/2")
 }
 
 // asker is one client with one kept-alive connection.
@@ -62,6 +65,13 @@ func (t *target) asker(ctx context.Context) (*asker, error) {
 	}
 	if !t.http2 {
 		transport.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
+	}
+	if t.pair != "" {
+		pair, err := tls.LoadX509KeyPair(t.pair, t.pair)
+		if err != nil {
+			return nil, err
+		}
+		transport.TLSClientConfig.Certificates = []tls.Certificate{pair}
 	}
 	if t.socket != "" {
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -103,7 +113,7 @@ func (a *asker) ask() error {
 func measureGet(ctx context.Context, arguments []string) (any, error) {
 	var aimed target
 	flags := flag.NewFlagSet("get", flag.ContinueOnError)
-	aimed.flags(flags)
+	aimed.flags(flags, "")
 	count := flags.Int("count", 1000, "how many samples")
 	warmUp := flags.Int("warm-up", 100, "how many requests before the first sample")
 	if err := required(flags, arguments, "url"); err != nil {
@@ -130,7 +140,7 @@ func measureGet(ctx context.Context, arguments []string) (any, error) {
 func measureThroughput(ctx context.Context, arguments []string) (any, error) {
 	var aimed target
 	flags := flag.NewFlagSet("throughput", flag.ContinueOnError)
-	aimed.flags(flags)
+	aimed.flags(flags, "")
 	connections := flags.Int("connections", 32, "how many connections")
 	span := flags.Duration("for", 5*time.Second, "how long")
 	warmUp := flags.Duration("warm-up", time.Second, "how long before counting begins")

@@ -28,6 +28,8 @@ var commands = map[string]command{
 	"start-variant": startVariant,
 	"get":           measureGet,
 	"throughput":    measureThroughput,
+	"watch":         measureWatch,
+	"replay":        measureReplay,
 	"forward":       forward,
 	"fdatasync":     measureSync,
 }
@@ -41,7 +43,7 @@ func main() {
 
 func run(arguments []string) error {
 	if len(arguments) == 0 || commands[arguments[0]] == nil {
-		return fmt.Errorf("usage: baseline start-stock|start-variant|get|throughput|forward|fdatasync [FLAGS]")
+		return fmt.Errorf("usage: baseline start-stock|start-variant|get|throughput|watch|replay|forward|fdatasync [FLAGS]")
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()

@@ -135,6 +135,12 @@ pub(crate) const FIGURES: &[Figure] = &[
         "the same on the API server's own socket; baseline: through the forwarder",
     ),
     figure(
+        "watch_latency",
+        "ms",
+        &[Number::P50.at_most(0.3), Number::P99.at_most(2.0)],
+        "by how much an event of a watch comes later through the gateway than directly, event by event",
+    ),
+    figure(
         "ledger_append",
         "records/s",
         &[Number::P50.at_least(10_000.0)],

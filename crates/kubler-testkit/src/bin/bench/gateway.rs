@@ -26,6 +26,10 @@ pub(crate) const LATENCY_IDS: &[&str] = &[
     "get_gateway_http2",
 ];
 pub(crate) const THROUGHPUT_IDS: &[&str] = &["gateway_throughput", "throughput_direct"];
+pub(crate) const WATCH_IDS: &[&str] = &["watch_latency"];
+/// Rounds, and events in one round.
+const WATCH_ROUNDS: usize = 6;
+const EVENTS: usize = 500;
 /// Rounds and requests of each side in one round.
 const LATENCY_ROUNDS: usize = 12;
 const REQUESTS: usize = 500;
@@ -109,6 +113,25 @@ pub(crate) async fn throughput(world: World) -> Vec<Measured> {
         Measured::of("gateway_throughput", &gateway).against(kubectl_proxy.median()),
         Measured::of("throughput_direct", &direct).against(forwarded.median()),
     ]
+}
+
+/// One object is watched in both ways at once, so that each event has its own difference.
+pub(crate) async fn watch(world: World) -> Vec<Measured> {
+    let scene = Scene::new(&world).await;
+    let mut samples = Samples::default();
+    for _ in 0..world.length.rounds(WATCH_ROUNDS) {
+        let sides = scene.sides().await;
+        let via = sides
+            .gateway
+            .iter()
+            .map(|flag| flag.replacen("--", "--via-", 1));
+        let mut arguments = [sides.direct.clone(), via.collect()].concat();
+        arguments.push(format!("--count={EVENTS}"));
+        let measured = world.baseline("watch", &arguments).await;
+        let later = measured["milliseconds"].as_array().expect("samples");
+        samples.extend(later.iter().filter_map(Value::as_f64));
+    }
+    vec![Measured::of("watch_latency", &samples)]
 }
 
 /// Each of `count` sides once, another one first in each round: none is always the one after the pause.

@@ -73,6 +73,10 @@ const FAMILIES: &[Family] = &[
         measure: |world| Box::pin(gateway::throughput(world)),
     },
     Family {
+        ids: gateway::WATCH_IDS,
+        measure: |world| Box::pin(gateway::watch(world)),
+    },
+    Family {
         ids: flood::IDS,
         measure: |world| Box::pin(flood::measure(world)),
     },
