@@ -25,9 +25,7 @@ pub(super) fn websocket(input: &[u8]) -> bool {
                     payload.extend_from_slice(&part.payload());
                 }
             });
-            if let Err(fault) = read {
-                return Err(fault);
-            }
+            read?;
         }
         assert!(seen <= bytes.len());
         assert!(!frames.is_between_messages() || frames.is_between_frames());
@@ -73,9 +71,7 @@ pub(super) fn spdy(input: &[u8]) -> bool {
                     false => drop(streams.server_sent(&part)),
                 }
             });
-            if let Err(fault) = read {
-                return Err(fault);
-            }
+            read?;
         }
         // Eight bytes of each frame are its head.
         assert!(seen <= bytes.len());
