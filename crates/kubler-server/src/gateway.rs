@@ -55,6 +55,7 @@ use crate::ledger::{Durability, Ledger, LedgerError};
 use crate::policy::Policies;
 use crate::session::Sessions;
 use crate::store::Store;
+use direction::Patience;
 use forward::forward;
 use gate::Gate;
 use pool::Destination;
@@ -121,6 +122,8 @@ struct Bounds {
     in_flight_max: usize,
     /// Longest wait for a turn.
     wait_max: Duration,
+    /// How long a changed connection may be without a byte.
+    patience: Patience,
 }
 
 impl Default for Bounds {
@@ -135,6 +138,11 @@ impl Default for Bounds {
                 std::thread::available_parallelism().map_or(1, NonZero::get),
             ),
             wait_max: Duration::from_secs(5),
+            patience: Patience {
+                ping_every: Duration::from_secs(20),
+                // A person who reads a page of a command's output is slow, too.
+                stall_max: Duration::from_secs(300),
+            },
         }
     }
 }

@@ -7,10 +7,6 @@ use tokio::time::Instant;
 
 use super::protocol::{Frames, Notes};
 
-/// After so long without a byte a ping is sent, so that nobody on the way takes the connection for dead.
-pub(super) const PING_EVERY: Duration = Duration::from_secs(20);
-/// Longest time in which a reader takes not one byte of what waits for it.
-pub(super) const STALL_MAX: Duration = Duration::from_secs(300);
 /// What one direction holds at first, and again after a rest, in bytes.
 const BUFFER_BYTES_MIN: usize = 4 * 1024;
 /// Most that it holds, in bytes.
@@ -31,6 +27,15 @@ pub(super) enum Stopped {
     Stalled,
 }
 
+/// How long a direction may be without a byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Patience {
+    /// After so long without a byte a ping is sent, so that nobody on the way takes the connection for dead.
+    pub(super) ping_every: Duration,
+    /// Longest time in which a reader takes not one byte of what waits for it.
+    pub(super) stall_max: Duration,
+}
+
 /// One direction: from where, to where, and what is on its way. Whoever drops the future of [`Direction::carry`]
 /// loses nothing of it.
 pub(super) struct Direction<R, W> {
@@ -46,13 +51,14 @@ pub(super) struct Direction<R, W> {
     read: Frames,
     passed: Frames,
     notes: Notes,
+    patience: Patience,
     bytes: u64,
     moved_at: Instant,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
     /// One on which nothing has passed.
-    pub(super) fn new(from: R, to: W, frames: Frames, notes: Notes) -> Self {
+    pub(super) fn new(from: R, to: W, frames: Frames, notes: Notes, patience: Patience) -> Self {
         Self {
             from,
             to,
@@ -63,6 +69,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
             read: frames.clone(),
             passed: frames,
             notes,
+            patience,
             bytes: 0,
             moved_at: Instant::now(),
         }
@@ -144,7 +151,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
         while !self.ping.is_empty() || self.written < self.filled {
             self.write(usize::MAX).await?;
         }
-        let flushed = tokio::time::timeout(STALL_MAX, self.to.flush());
+        let flushed = tokio::time::timeout(self.patience.stall_max, self.to.flush());
         match flushed.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Stopped::SinkBroke),
@@ -163,7 +170,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
                 .unwrap_or_default(),
         };
         let part = waiting.get(..most.min(waiting.len())).unwrap_or_default();
-        let taken = match tokio::time::timeout(STALL_MAX, self.to.write(part)).await {
+        let taken = match tokio::time::timeout(self.patience.stall_max, self.to.write(part)).await {
             Ok(Ok(taken @ 1..)) => taken,
             Ok(Ok(0) | Err(_)) => return Err(Stopped::SinkBroke),
             Err(_) => return Err(Stopped::Stalled),
@@ -184,7 +191,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
 
     /// Waits for the next bytes, and makes a ping when there are none for long; `false` when there are no more.
     async fn next(&mut self) -> Result<bool, Stopped> {
-        let due = self.moved_at + PING_EVERY;
+        let due = self.moved_at + self.patience.ping_every;
         tokio::select! {
             read = self.next_bytes() => read.map(|count| count > 0),
             () = tokio::time::sleep_until(due) => {

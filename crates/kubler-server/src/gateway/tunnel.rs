@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use http::StatusCode;
 use kubler_core::frames::websocket::Sender;
 use kubler_core::ids::RequestId;
 use kubler_core::ledger::record::{Outcome, Upgraded as UpgradeRecord};
@@ -17,6 +18,7 @@ use super::direction::{Direction, Stopped};
 use super::gate::{Gate, Room};
 use super::load::Turn;
 use super::protocol::{Frames, Notes, last_words};
+use super::status::Refused;
 use super::stream::Cut;
 use crate::ledger::Entry;
 
@@ -120,19 +122,11 @@ impl Tunnel {
     {
         let (from_client, to_client) = tokio::io::split(client);
         let (from_upstream, to_upstream) = tokio::io::split(upstream);
-        let (frames, notes) = (|sender| Frames::new(&self.agreed, sender), Notes::default());
-        let mut up = Direction::new(
-            from_client,
-            to_upstream,
-            frames(Sender::Client),
-            notes.clone(),
-        );
-        let mut down = Direction::new(
-            from_upstream,
-            to_client,
-            frames(Sender::Server),
-            notes.clone(),
-        );
+        let (notes, patience) = (Notes::default(), self.gate.bounds().patience);
+        let frames = |sender| Frames::new(&self.agreed, sender);
+        let (up, down) = (frames(Sender::Client), frames(Sender::Server));
+        let mut up = Direction::new(from_client, to_upstream, up, notes.clone(), patience);
+        let mut down = Direction::new(from_upstream, to_client, down, notes.clone(), patience);
         down.begin_with(early);
         let ended = tokio::select! {
             biased;
@@ -142,12 +136,14 @@ impl Tunnel {
         let bytes_in = up.bytes();
         // What the client says from here on goes nowhere.
         let from_client = up.into_source();
-        if let Some(cut) = self.open.cut.get() {
-            let words = last_words(&self.agreed, &notes, &cut.refused, self.request_id);
+        let refused = self.open.cut.get().map(|cut| cut.refused.clone());
+        let refused = refused.or_else(|| told_of(ended));
+        if let Some(refused) = &refused {
+            let words = last_words(&self.agreed, &notes, refused, self.request_id);
             let _ = tokio::time::timeout(LAST_WORDS_MAX, down.end_with(&words)).await;
         }
         let bytes_out = down.bytes();
-        if self.open.cut.get().is_some() {
+        if refused.is_some() {
             let goodbye = farewell(from_client, down.into_sink());
             let _ = tokio::time::timeout(LAST_WORDS_MAX, goodbye).await;
         }
@@ -204,7 +200,8 @@ where
         ended = &mut carrying_up => match ended {
             // The client has said all it will; it may still listen.
             Stopped::Finished => match carrying_down.await {
-                Stopped::Finished => "client",
+                // However the API server goes then, the client went first.
+                Stopped::Finished | Stopped::SourceBroke => "client",
                 stopped => reason_down(stopped),
             },
             stopped => reason_up(stopped),
@@ -217,6 +214,20 @@ where
             stopped => reason_down(stopped),
         },
     }
+}
+
+/// What a client is told of an end that nobody told it of.
+fn told_of(reason: &'static str) -> Option<Refused> {
+    let message = match reason {
+        "upstream_garbage" => {
+            "the environment's API server sent something that is not of the protocol that it agreed to"
+        }
+        "client_garbage" => "what was sent is not of the protocol that was agreed on",
+        _ => return None,
+    };
+    let status = StatusCode::BAD_GATEWAY;
+    let refused = Refused::other(status, "InternalError", "ProtocolBroken", message);
+    Some(refused)
 }
 
 /// How long a client may go on to talk to an API server that has said all it will.

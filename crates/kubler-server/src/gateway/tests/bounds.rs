@@ -348,6 +348,8 @@ fn the_bounds_are_these() {
     assert_eq!(bounds.silence_max, Duration::from_secs(30));
     assert_eq!([1, 2, 8, 128].map(in_flight_max), [8, 16, 64, 64]);
     assert_eq!(bounds.wait_max, Duration::from_secs(5));
+    assert_eq!(bounds.patience.ping_every, Duration::from_secs(20));
+    assert_eq!(bounds.patience.stall_max, Duration::from_secs(300));
 }
 
 #[tokio::test]

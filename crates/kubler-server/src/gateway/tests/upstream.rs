@@ -206,10 +206,9 @@ async fn answer(
     count: Arc<dyn Fn() -> usize + Send + Sync>,
 ) -> Result<Response<Body>, Infallible> {
     let records = count();
-    let switching = request
-        .headers()
-        .contains_key("upgrade")
-        .then(|| hyper::upgrade::on(&mut request));
+    let is_switched =
+        request.headers().contains_key("upgrade") && !request.uri().path().contains("/refused/");
+    let switching = is_switched.then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
     let body = body
         .collect()
@@ -234,7 +233,7 @@ async fn answer(
         .header("audit-id", "theirs")
         .header("set-cookie", "a=b")
         .header("x-kubernetes-pf-flowschema-uid", "flow");
-    let response = if let Some(switched) = switched.filter(|_| !target.contains("/refused/")) {
+    let response = if let Some(switched) = switched {
         Ok(switched)
     } else if let Some(discovery) = discovery(&target) {
         json.body(Body::from(discovery.to_string()))
@@ -331,16 +330,12 @@ fn switch(
             response = response.header(name, offered.split(", ").next().unwrap());
         }
     }
-    let tunnels = seen.tunnels.lock().unwrap().clone();
+    let tunnel = seen.tunnels.lock().unwrap().last().cloned();
     let open = OpenConnection(Arc::clone(seen));
     seen.open.fetch_add(1, Ordering::SeqCst);
     tokio::spawn(async move {
-        if let Ok(upgraded) = switching.await {
-            for tunnel in tunnels {
-                // There is one at most.
-                let _ = tunnel.send(TokioIo::new(upgraded));
-                break;
-            }
+        if let (Ok(upgraded), Some(tunnel)) = (switching.await, tunnel) {
+            let _ = tunnel.send(TokioIo::new(upgraded));
         }
         drop(open);
     });
