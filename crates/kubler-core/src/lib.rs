@@ -16,6 +16,7 @@ pub mod environment;
     reason = "a property that does not hold stops the run"
 )]
 pub mod fuzz;
+pub mod host;
 pub mod identity;
 pub mod ids;
 pub mod invariants;
