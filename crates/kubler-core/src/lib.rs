@@ -4,6 +4,7 @@
 //! an argument, and what should happen comes out as a value. The shell (`kubler-server`) carries it out.
 
 pub mod bucket;
+pub mod build_facts;
 pub mod configuration;
 pub mod difference;
 pub mod egress;
