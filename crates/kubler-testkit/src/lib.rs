@@ -14,6 +14,7 @@
 
 pub mod agent;
 pub mod buildkite;
+pub mod cluster;
 pub mod disk;
 pub mod kubler;
 pub mod leaks;

@@ -243,7 +243,10 @@ impl HostRights {
         ]);
         let validations = json!([
             {
-                "expression": format!("request.userInfo.username == {broker} && request.resource.resource == 'serviceaccounts'"),
+                // Every namespace gets an account `default`, from a controller.
+                "expression": format!(
+                    "request.resource.resource == 'serviceaccounts' && (request.userInfo.username == {broker} || (request.name == 'default' && request.subResource == ''))"
+                ),
                 "message": "nothing runs here, and only Kubler makes accounts and their tokens: they are what tenants of the cluster are known by",
             },
         ]);

@@ -19,19 +19,19 @@ use tempfile::TempDir;
 use crate::SOON;
 
 /// A job with its environment, and a folder with what its kubectl needs.
-struct Desk {
+pub(crate) struct Desk {
     folder: TempDir,
-    job: Job,
-    id: String,
+    pub(crate) job: Job,
+    pub(crate) id: String,
     is_over: Arc<AtomicBool>,
     tokens: Option<std::thread::JoinHandle<()>>,
     // Ends last: everything above uses it.
-    server: Server,
+    pub(crate) server: Server,
     _buildkite: Buildkite,
 }
 
 impl Desk {
-    async fn new(change: impl FnOnce(ServerDraft) -> ServerDraft) -> Self {
+    pub(crate) async fn new(change: impl FnOnce(ServerDraft) -> ServerDraft) -> Self {
         let buildkite = Buildkite::start();
         let server = change(Server::of(&buildkite)).start().await;
         let job = buildkite.build("app").start().job("test").run();
@@ -53,7 +53,7 @@ impl Desk {
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -65,14 +65,19 @@ impl Desk {
 
     /// kubectl with the answer of the create for a kubeconfig, and nothing else but a token that is fresh.
     fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(kube_folder().join("kubectl"));
+        self.surround(&mut command).args(arguments);
+        command
+    }
+
+    /// What every client of the job's has around it.
+    pub(crate) fn surround<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         let path = [
             self.server.programs().folder(),
             Path::new("/usr/bin"),
             Path::new("/bin"),
         ];
-        let mut command = Command::new(kube_folder().join("kubectl"));
         command
-            .args(arguments)
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -82,8 +87,7 @@ impl Desk {
             .env("PATH", std::env::join_paths(path).unwrap())
             .env("KUBECONFIG", self.path("kubeconfig"))
             .env("KUBLER_JOBS_FOLDER", self.folder.path())
-            .env("KUBLER_TOKEN_FILE", self.path("token"));
-        command
+            .env("KUBLER_TOKEN_FILE", self.path("token"))
     }
 
     async fn run(&self, arguments: &[&str]) -> Output {
@@ -132,6 +136,14 @@ impl Desk {
     async fn exchanges(&self) -> usize {
         self.starts(|record| record["action"] == "session.issue")
             .await
+    }
+
+    /// Watches of config maps that were begun.
+    pub(crate) async fn watches(&self) -> usize {
+        self.starts(|record| {
+            record["request"]["verb"] == "watch" && record["request"]["resource"] == "configmaps"
+        })
+        .await
     }
 
     async fn watches_of(&self, name: &str) -> usize {

@@ -8,6 +8,7 @@
 )]
 
 mod agent;
+mod cluster;
 mod forge;
 mod issuer;
 mod leaks;
