@@ -282,12 +282,12 @@ impl Shared {
         if environment.phase != Phase::Ready {
             return Err(not_ready());
         }
-        let kind = environment.resolved.profile.engine;
+        let site = environment.site();
         let engine = self
             .parts
             .engines
             .iter()
-            .find(|engine| engine.kind() == kind);
+            .find(|engine| Some(engine.site()) == site);
         let upstream = engine
             .and_then(|engine| engine.upstream(environment.id))
             .ok_or_else(not_ready)?;
