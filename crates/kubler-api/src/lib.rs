@@ -111,8 +111,14 @@ pub struct Environment {
     pub profile: String,
     /// What makes and destroys it.
     pub engine: String,
-    /// The exact Kubernetes version.
+    /// The exact Kubernetes version; of an environment on a host cluster the host's, empty until a place is chosen.
     pub kubernetes_version: String,
+    /// The host cluster that it is on, if it is on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Its namespace there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
     /// Digest of all it is made of: same digest, same environment.
     pub digest: String,
     /// The job it belongs to.

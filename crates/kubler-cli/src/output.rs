@@ -163,10 +163,18 @@ pub fn environment(environment: &Environment, now: Timestamp) -> String {
         (
             "profile",
             format!(
-                "{} ({} engine, Kubernetes {})",
-                environment.profile, environment.engine, environment.kubernetes_version
+                "{} ({} engine{})",
+                environment.profile,
+                environment.engine,
+                version(environment)
             ),
         ),
+    ]);
+    if let (Some(host), Some(namespace)) = (&environment.host, &environment.namespace) {
+        rows.push(("host", host.clone()));
+        rows.push(("namespace", namespace.clone()));
+    }
+    rows.extend([
         (
             "job",
             format!(
@@ -207,6 +215,14 @@ pub fn environment(environment: &Environment, now: Timestamp) -> String {
     rows.push(("gateway", environment.gateway.url.clone()));
     rows.push(("digest", environment.digest.clone()));
     pairs(rows)
+}
+
+/// The version, as far as it is known: on a host cluster only when a place is chosen.
+fn version(environment: &Environment) -> String {
+    match environment.kubernetes_version.as_str() {
+        "" => String::new(),
+        version => format!(", Kubernetes {version}"),
+    }
 }
 
 /// What differs in two environments, for people.

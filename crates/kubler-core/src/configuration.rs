@@ -2,6 +2,7 @@
 //! so that `kubler policy` sees exactly what the server sees.
 
 mod faults;
+mod hosts;
 mod restart;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::faults::ConfigurationFault;
+pub(crate) use self::hosts::selects;
+pub use self::hosts::{HOSTS_MAX, Host};
 pub use self::restart::{Key, NEEDS_RESTART};
 use crate::profile::{ENVIRONMENTS_MAX, Profile};
 
@@ -52,6 +55,9 @@ pub struct Configuration {
     /// Kubernetes versions that profiles may name, such as `"1.34"`.
     #[serde(default)]
     pub kubernetes: BTreeMap<String, KubernetesVersion>,
+    /// Host clusters, where environments of the engine `namespace` live.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<Host>,
     /// What is offered.
     pub profiles: Vec<Profile>,
     /// Folder of `*.cedar` files.

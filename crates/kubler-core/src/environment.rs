@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::{Identity, Owner};
 use crate::ids::EnvironmentId;
-use crate::profile::ResolvedProfile;
+use crate::profile::{EngineKind, ResolvedProfile};
 
 /// Longest name of an environment, in bytes.
 pub const NAME_BYTES_MAX: usize = 40;
@@ -85,6 +85,38 @@ impl Scope {
     }
 }
 
+/// What of the world can be looked at by itself, and fail by itself.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Site {
+    /// This machine.
+    Here,
+    /// A host cluster, by its name in the configuration.
+    Host(String),
+}
+
+impl std::fmt::Display for Site {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Here => f.write_str("this machine"),
+            Self::Host(name) => write!(f, "host `{name}`"),
+        }
+    }
+}
+
+/// Where on a host cluster an environment is. Chosen once, and written down before anything is made there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The host, by its name in the configuration.
+    pub host: String,
+    /// The environment's namespace there.
+    pub namespace: String,
+    /// Where the tenant's service account lives there, which has the same name as the namespace.
+    pub accounts_namespace: String,
+    /// The host's Kubernetes version when the place was chosen; empty when the host had not said it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub kubernetes_version: String,
+}
+
 /// Why an environment ended or is ending. The first reason stays.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "code", rename_all = "snake_case")]
@@ -151,6 +183,9 @@ pub struct Environment {
     pub resolved: ResolvedProfile,
     /// Digest of `resolved`.
     pub digest: String,
+    /// Where on a host cluster it is; absent on this machine, and until a place is chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
     /// Where it is in its life.
     pub phase: Phase,
     /// Why it ended or is ending; from the first failure or release on.
@@ -174,8 +209,10 @@ pub struct Environment {
 /// What happens to an environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// An engine begins.
+    /// An engine begins on this machine.
     ProvisioningStarted,
+    /// An engine begins in this place on a host.
+    Placed(Placement),
     /// It is usable.
     BecameReady,
     /// It could not be made, or broke.
@@ -211,6 +248,10 @@ impl Environment {
         next.version += 1;
         match (self.phase, event) {
             (Phase::Requested, Event::ProvisioningStarted) => next.phase = Phase::Provisioning,
+            (Phase::Requested, Event::Placed(placement)) => {
+                next.phase = Phase::Provisioning;
+                next.placement = Some(placement);
+            }
             (Phase::Provisioning, Event::BecameReady) => {
                 next.phase = Phase::Ready;
                 next.ready_at = Some(now);
@@ -230,14 +271,18 @@ impl Environment {
                 next.phase = Phase::Gone;
                 next.gone_at = Some(now);
             }
-            (Phase::Provisioning, Event::ProvisioningStarted)
+            // The first place stays: something may have been made there.
+            (Phase::Provisioning, Event::ProvisioningStarted | Event::Placed(_))
             | (Phase::Ready, Event::BecameReady)
             | (Phase::Failed, Event::Broke(_))
             | (Phase::Releasing | Phase::Gone, Event::ReleaseRequested(_) | Event::Broke(_))
             | (Phase::Gone, Event::FoundGone) => return Ok(None),
             (
                 phase,
-                event @ (Event::ProvisioningStarted | Event::BecameReady | Event::FoundGone),
+                event @ (Event::ProvisioningStarted
+                | Event::Placed(_)
+                | Event::BecameReady
+                | Event::FoundGone),
             ) => {
                 return Err(TransitionError {
                     phase,
@@ -253,6 +298,23 @@ impl Environment {
         let born = self.ready_at.unwrap_or(self.created_at);
         self.reason.get_or_insert(reason);
         self.dead_at.get_or_insert(now.max(born));
+    }
+
+    /// Where in the world it is, or would be; `None` as long as no host has been chosen for it.
+    pub fn site(&self) -> Option<Site> {
+        match self.resolved.profile.engine {
+            EngineKind::Local => Some(Site::Here),
+            EngineKind::Namespace => {
+                let placement = self.placement.as_ref()?;
+                Some(Site::Host(placement.host.clone()))
+            }
+        }
+    }
+
+    /// Its namespace, where it is one of a host cluster.
+    pub fn namespace(&self) -> Option<&str> {
+        let placement = self.placement.as_ref()?;
+        Some(&placement.namespace)
     }
 
     /// What owns it.
@@ -291,6 +353,7 @@ impl Event {
     const fn word(&self) -> &'static str {
         match self {
             Self::ProvisioningStarted => "provisioning started",
+            Self::Placed(_) => "placed",
             Self::BecameReady => "became ready",
             Self::Broke(_) => "broke",
             Self::ReleaseRequested(_) => "release requested",

@@ -4,8 +4,14 @@
 pub mod drift;
 pub mod grants;
 pub mod mark;
+pub mod names;
+pub mod network;
+pub mod objects;
+pub mod placement;
+pub mod quantity;
 pub mod rbac;
 pub mod reaper;
+pub mod stuck;
 
 /// What the name of every role for tenants begins with. Kubler may bind these roles and no other.
 pub const TENANT_ROLE_PREFIX: &str = "kubler:tenant:";

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use crate::environment::{Environment, Phase};
+use crate::profile::EngineKind;
 
 /// A promise that a state breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +44,17 @@ pub fn check_environment(environment: &Environment) -> Result<(), Violation> {
     }
     if environment.phase == Phase::Ready && environment.ready_at.is_none() {
         return violated("what is ready became ready at some moment");
+    }
+    let is_placed = environment.placement.is_some();
+    let is_made = matches!(environment.phase, Phase::Provisioning | Phase::Ready);
+    match environment.resolved.profile.engine {
+        EngineKind::Local if is_placed => {
+            return violated("what lives on this machine has no place on a host");
+        }
+        EngineKind::Namespace if is_made && !is_placed => {
+            return violated("what is made on a host has its place written down before");
+        }
+        EngineKind::Local | EngineKind::Namespace => {}
     }
     Ok(())
 }
@@ -177,13 +189,14 @@ pub(crate) mod fixtures {
             streams_end_with: crate::profile::StreamEnd::Environment,
             environments_max: None,
             request_bytes_max: 3 * 1024 * 1024,
-            memory_bytes_max: crate::profile::MEMORY_BYTES_DEFAULT,
-            stored_bytes_max: crate::profile::STORED_BYTES_DEFAULT,
+            memory_bytes_max: Some(crate::profile::MEMORY_BYTES_DEFAULT),
+            stored_bytes_max: Some(crate::profile::STORED_BYTES_DEFAULT),
             changes_per_second_max: crate::profile::CHANGES_PER_SECOND_DEFAULT,
             bytes_per_second_max: crate::profile::BYTES_PER_SECOND_DEFAULT,
             manifests: Vec::new(),
             egress: Vec::new(),
             guardrails: Guardrails::default(),
+            namespace: None,
         }
     }
 
@@ -201,6 +214,7 @@ pub(crate) mod fixtures {
             identity: identity(),
             digest: resolved.digest(),
             resolved,
+            placement: None,
             phase: Phase::Requested,
             reason: None,
             created_at: timestamp(0),

@@ -5,6 +5,7 @@
 
 pub mod artifact;
 pub mod bucket;
+pub mod build_facts;
 pub mod configuration;
 pub mod difference;
 pub mod egress;

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use crate::environment::{EndReason, Environment, Phase};
+use crate::environment::{EndReason, Environment, Phase, Site};
 use crate::ids::EnvironmentId;
 use crate::lease::{self, ServingSince};
+use crate::profile::EngineKind;
 
 /// What an engine finds in the world for one environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,17 @@ pub struct Observed {
     pub id: EnvironmentId,
     /// Whether it works.
     pub condition: Condition,
+    /// Whether it may be ended when nobody remembers it.
+    pub unremembered: Unremembered,
+}
+
+/// What becomes of something that is found and that nobody remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unremembered {
+    /// It surely is ours, and over: it is taken away.
+    Ends,
+    /// It may be another's, or its time is still to come: it is left alone.
+    Stays,
 }
 
 /// Whether what was found works.
@@ -41,8 +53,8 @@ pub enum Step {
     End(EnvironmentId, EndReason),
     /// Take away what is there, look, and record that it is gone.
     Remove(EnvironmentId),
-    /// Take away something that belongs to nothing stored.
-    RemoveOrphan(EnvironmentId),
+    /// Take away something that belongs to nothing stored, from where it was found.
+    RemoveOrphan(Site, EnvironmentId),
 }
 
 /// Everything a plan looks at.
@@ -50,12 +62,12 @@ pub enum Step {
 pub struct Situation<'a> {
     /// Every environment that is not gone.
     pub stored: &'a [Environment],
-    /// What engines found. `None` when the world could not be looked at: then nothing is concluded from absence.
-    pub observed: Option<&'a [Observed]>,
+    /// What was found, by where it was looked for. About a place that could not be looked at nothing is concluded.
+    pub observed: &'a BTreeMap<Site, Vec<Observed>>,
     /// Environments that somebody is working on right now.
     pub busy: &'a BTreeSet<EnvironmentId>,
-    /// How many more may be made now, besides those that are being made.
-    pub places: usize,
+    /// How many more may be made now by each engine, besides those that are being made.
+    pub places: BTreeMap<EngineKind, usize>,
     /// Since when jobs could renew.
     pub serving_since: ServingSince,
     /// Now.
@@ -66,11 +78,10 @@ pub struct Situation<'a> {
 pub fn plan(situation: &Situation<'_>) -> Vec<Step> {
     let found: BTreeMap<_, _> = situation
         .observed
-        .unwrap_or_default()
         .iter()
-        .map(|found| (found.id, &found.condition))
+        .flat_map(|(site, found)| found.iter().map(move |it| ((site, it.id), &it.condition)))
         .collect();
-    let mut free = situation.places;
+    let mut free = situation.places.clone();
     let mut oldest_first: Vec<_> = situation.stored.iter().collect();
     oldest_first.sort_by_key(|environment| (environment.created_at, environment.id));
 
@@ -87,12 +98,13 @@ pub fn plan(situation: &Situation<'_>) -> Vec<Step> {
             // Ending waits for nobody: but work that is under way must notice first.
             _ if situation.busy.contains(&id) => {}
             Phase::Requested | Phase::Provisioning => {
-                if free > 0 {
-                    free -= 1;
+                let engine = environment.resolved.profile.engine;
+                if let Some(free) = free.get_mut(&engine).filter(|free| **free > 0) {
+                    *free -= 1;
                     steps.push(Step::Provision(id));
                 }
             }
-            Phase::Ready => steps.extend(broken(id, situation, &found)),
+            Phase::Ready => steps.extend(broken(environment, situation, &found)),
             Phase::Failed => {
                 let reason = environment.reason.clone().unwrap_or(EndReason::Revoked);
                 steps.push(Step::End(id, reason));
@@ -106,23 +118,37 @@ pub fn plan(situation: &Situation<'_>) -> Vec<Step> {
         .iter()
         .map(|environment| environment.id)
         .collect();
-    let orphans = found
-        .keys()
-        .filter(|id| !known.contains(id) && !situation.busy.contains(id));
-    steps.extend(orphans.map(|id| Step::RemoveOrphan(*id)));
+    for (site, found) in situation.observed {
+        let orphans = found.iter().filter(|found| {
+            found.unremembered == Unremembered::Ends
+                && !known.contains(&found.id)
+                && !situation.busy.contains(&found.id)
+        });
+        steps.extend(orphans.map(|found| Step::RemoveOrphan(site.clone(), found.id)));
+    }
     steps
 }
 
 fn broken(
-    id: EnvironmentId,
+    environment: &Environment,
     situation: &Situation<'_>,
-    found: &BTreeMap<EnvironmentId, &Condition>,
+    found: &BTreeMap<(&Site, EnvironmentId), &Condition>,
 ) -> Option<Step> {
-    situation.observed?;
-    let message = match found.get(&id) {
+    let (site, id) = (environment.site()?, environment.id);
+    if !situation.observed.contains_key(&site) {
+        return None;
+    }
+    let message = match found.get(&(&site, id)) {
         Some(Condition::Whole) => return None,
         Some(Condition::Broken { message }) => message.clone(),
-        None => "it had disappeared: neither its process nor its data was there".to_owned(),
+        None => match environment.resolved.profile.engine {
+            EngineKind::Local => {
+                "it had disappeared: neither its process nor its data was there".to_owned()
+            }
+            EngineKind::Namespace => {
+                "it had disappeared: its namespace was not on the host any more".to_owned()
+            }
+        },
     };
     Some(Step::Break(id, EndReason::Failed { message }))
 }

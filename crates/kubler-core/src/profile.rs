@@ -1,6 +1,8 @@
 //! What an operator offers: a profile says what an environment is made of and how long it lives.
 //! Which identity may use which profile is policy.
 
+mod namespace;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -8,6 +10,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+pub use self::namespace::{
+    ContainerLimits, Exception, Isolation, NamespaceProfile, Network, OnDrift, PodSecurity,
+    SecretOfFiles, Strippable,
+};
 use crate::guardrails::Guardrails;
 
 /// Most environments that any limit may allow: what one machine could ever hold, with room.
@@ -61,11 +67,15 @@ pub const REQUEST_BYTES_MIN: u64 = 1024;
 pub const REQUEST_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// What makes and destroys an environment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
     /// A control plane of its own, as processes of this server.
     Local,
+    /// A namespace of a host cluster.
+    Namespace,
 }
 
 impl EngineKind {
@@ -73,6 +83,7 @@ impl EngineKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Local => "local",
+            Self::Namespace => "namespace",
         }
     }
 }
@@ -100,7 +111,9 @@ pub struct Profile {
     /// What makes it.
     #[serde(default = "Profile::default_engine")]
     pub engine: EngineKind,
-    /// Kubernetes version, a key of the configuration's `kubernetes`.
+    /// Kubernetes version, a key of the configuration's `kubernetes`. Of the engine `local` only: on a host cluster it is
+    /// the host's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub kubernetes: String,
     /// For callers nobody vouches for: no secrets, tight limits. Policies look at it.
     #[serde(default)]
@@ -128,14 +141,16 @@ pub struct Profile {
     #[serde(default = "Profile::default_request_bytes_max")]
     #[schemars(range(min = REQUEST_BYTES_MIN, max = REQUEST_BYTES_MAX))]
     pub request_bytes_max: u64,
-    /// Memory that an environment's control plane may hold of its own, in bytes. One that holds more is ended.
-    #[serde(default = "Profile::default_memory_bytes_max")]
+    /// Memory that an environment's control plane may hold of its own, in bytes. One that holds more is ended. Of the
+    /// engine `local` only; 512 MiB when it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = MEMORY_BYTES_MIN, max = MEMORY_BYTES_MAX))]
-    pub memory_bytes_max: u64,
-    /// Bytes that an environment's objects may take in the store. One that holds more is ended.
-    #[serde(default = "Profile::default_stored_bytes_max")]
+    pub memory_bytes_max: Option<u64>,
+    /// Bytes that an environment's objects may take in the store. One that holds more is ended. Of the engine `local`
+    /// only; 128 MiB when it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = STORED_BYTES_MIN, max = STORED_BYTES_MAX))]
-    pub stored_bytes_max: u64,
+    pub stored_bytes_max: Option<u64>,
     /// Changes a second that an environment may be asked for in the long run; ten times as many after a rest. Whoever
     /// asks for more waits up to 5 s, and then gets 429, on which clients try again by themselves.
     #[serde(default = "Profile::default_changes_per_second_max")]
@@ -152,11 +167,15 @@ pub struct Profile {
     pub manifests: Vec<String>,
     /// Hosts (`name:port`) that the environment's API server may reach, for webhooks and aggregated APIs.
     /// Loopback, link-local and metadata addresses are faults here; the server's own are refused when they are dialled.
+    /// Of the engine `local` only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub egress: Vec<String>,
     /// What jobs may not do inside, whatever the cluster's own rights say.
     #[serde(default, skip_serializing_if = "Guardrails::is_empty")]
     pub guardrails: Guardrails,
+    /// What environments on a host cluster are made of. Of the engine `namespace` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<NamespaceProfile>,
 }
 
 impl Profile {
@@ -175,18 +194,38 @@ impl Profile {
     const fn default_request_bytes_max() -> u64 {
         3 * 1024 * 1024
     }
-    const fn default_memory_bytes_max() -> u64 {
-        MEMORY_BYTES_DEFAULT
-    }
-    const fn default_stored_bytes_max() -> u64 {
-        STORED_BYTES_DEFAULT
-    }
 
     const fn default_changes_per_second_max() -> u64 {
         CHANGES_PER_SECOND_DEFAULT
     }
     const fn default_bytes_per_second_max() -> u64 {
         BYTES_PER_SECOND_DEFAULT
+    }
+
+    /// Memory that a control plane of its own may hold, in bytes.
+    pub fn memory_bytes_max(&self) -> u64 {
+        self.memory_bytes_max.unwrap_or(MEMORY_BYTES_DEFAULT)
+    }
+
+    /// Bytes that its objects may take in the store.
+    pub fn stored_bytes_max(&self) -> u64 {
+        self.stored_bytes_max.unwrap_or(STORED_BYTES_DEFAULT)
+    }
+
+    /// The profile with every default written out that depends on the engine: what is stored with an environment says
+    /// all of it.
+    pub fn written_out(&self) -> Self {
+        let mut profile = self.clone();
+        match profile.engine {
+            EngineKind::Local => {
+                profile.memory_bytes_max = Some(self.memory_bytes_max());
+                profile.stored_bytes_max = Some(self.stored_bytes_max());
+            }
+            EngineKind::Namespace => {
+                profile.namespace.get_or_insert_default();
+            }
+        }
+        profile
     }
 
     /// The lease.
@@ -210,7 +249,7 @@ impl Profile {
 pub struct ResolvedProfile {
     /// The profile.
     pub profile: Profile,
-    /// The exact version, such as `v1.34.4`.
+    /// The exact version, such as `v1.34.4`; empty on a host cluster, which has its own.
     pub kubernetes_version: String,
     /// The text of each manifest file, by the name the profile gives it.
     pub manifests: BTreeMap<String, String>,
@@ -237,8 +276,8 @@ mod tests {
         let changes: [fn(&mut ResolvedProfile); 11] = [
             |_| {},
             |it| it.profile.lease_seconds += 1,
-            |it| it.profile.memory_bytes_max += 1,
-            |it| it.profile.stored_bytes_max += 1,
+            |it| it.profile.memory_bytes_max = Some(MEMORY_BYTES_MIN),
+            |it| it.profile.stored_bytes_max = Some(STORED_BYTES_MIN),
             |it| it.profile.changes_per_second_max += 1,
             |it| it.profile.bytes_per_second_max += 1,
             |it| it.profile.egress.push("hooks.example:443".into()),

@@ -14,8 +14,9 @@ use crate::clock::Clock;
 use crate::config::{Loaded, Surroundings};
 use crate::data_folder::DataFolder;
 use crate::engine::Engine;
+use crate::engine::local::StopMode;
 use crate::engine::local::binaries::Binaries;
-use crate::engine::local::{LocalEngine, LocalSettings, StopMode};
+use crate::engines::{self, Engines};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::http::places::Places;
 use crate::http::{Api, Told, listen::serve};
@@ -36,7 +37,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(30);
 /// A server that is ready to serve.
 pub struct App {
     api: Arc<Api>,
-    engine: Arc<LocalEngine>,
+    engines: Engines,
     reconciler: Arc<Reconciler>,
     binaries: Arc<Binaries>,
     listener: TcpListener,
@@ -68,25 +69,37 @@ impl App {
             log: _, // from the first line on
         } = everything;
         verifier.install(issuers);
+        let connections = engines::connections(loaded).await?;
         // Before anything is opened or started: a server that cannot be reached leaves nothing behind.
         let listener = bind(&in_force.configuration.listen).await?;
         let configuration = Arc::clone(&in_force.configuration);
         let data = DataFolder::make(loaded)?;
         let Opened { broker, lost } =
             opening::open(&data, &configuration, policies, &sinks, &clock).await?;
-        let mut settings = LocalSettings::new(&data.local(), binaries.clone());
-        settings.run = loaded.run().unwrap_or(settings.run);
-        let engine =
-            LocalEngine::start(settings, Arc::clone(&clock), broker.ledger.clone()).await?;
+        engines::check_sites(&broker.directory, &configuration)?;
+        let engines = Engines::start(
+            loaded,
+            &data,
+            &binaries,
+            connections,
+            &clock,
+            &broker.ledger,
+        )
+        .await?;
         let (shutdown, gauges) = (CancellationToken::new(), Arc::new(Gauges::default()));
-        let bounds = engine.bounds_in_force();
-        tracing::info!(?bounds, "what the system holds each environment to");
-        gauges.set_bounds(bounds);
-        let as_engine: Arc<dyn Engine> = Arc::<LocalEngine>::clone(&engine);
+        match &engines.local {
+            Some(local) => {
+                let bounds = local.bounds_in_force();
+                tracing::info!(?bounds, "what the system holds each environment to");
+                gauges.set_bounds(bounds);
+            }
+            // There is nothing here that could be looked at.
+            None => gauges.engine_worked(true),
+        }
         let reconciler = Arc::new(Reconciler {
             store: Arc::clone(&broker.store),
             directory: Arc::clone(&broker.directory),
-            engine: Arc::clone(&as_engine),
+            engines: engines.all(),
             ledger: broker.ledger.clone(),
             clock: Arc::clone(&clock),
             wake: broker.wake.clone(),
@@ -95,7 +108,8 @@ impl App {
             lost,
         });
         let api = Arc::new(Api {
-            gateway: gateway(&broker, as_engine, &shutdown),
+            gateway: gateway(&broker, engines.all(), &shutdown),
+            engines: engines.all(),
             in_force: in_force.shared(),
             broker,
             verifier,
@@ -109,7 +123,7 @@ impl App {
         });
         Ok(Self {
             api,
-            engine,
+            engines,
             reconciler,
             binaries: Arc::new(binaries),
             listener,
@@ -146,7 +160,7 @@ impl App {
     pub async fn run(self, stop: StopMode) {
         let Self {
             api,
-            engine,
+            engines,
             reconciler,
             listener,
             checkpoint_every,
@@ -186,9 +200,7 @@ impl App {
         }
         work_over.cancel();
         while tasks.join_next().await.is_some() {}
-        if let Err(error) = engine.stop(stop).await {
-            tracing::error!(%error, "something was left alive");
-        }
+        engines.stop(stop).await;
         ledger.write_refusals();
         let stopped = ledger
             .event(
@@ -225,7 +237,11 @@ async fn bind(address: &str) -> Result<TcpListener, StartError> {
     })
 }
 
-fn gateway(broker: &Broker, engine: Arc<dyn Engine>, shutdown: &CancellationToken) -> Gateway {
+fn gateway(
+    broker: &Broker,
+    engines: Vec<Arc<dyn Engine>>,
+    shutdown: &CancellationToken,
+) -> Gateway {
     Gateway::new(GatewayParts {
         directory: Arc::clone(&broker.directory),
         sessions: Arc::clone(&broker.sessions),
@@ -233,7 +249,7 @@ fn gateway(broker: &Broker, engine: Arc<dyn Engine>, shutdown: &CancellationToke
         ledger: broker.ledger.clone(),
         store: Arc::clone(&broker.store),
         approvals: Arc::clone(&broker.approvals),
-        engines: vec![engine],
+        engines,
         clock: Arc::clone(&broker.clock),
         shutdown: shutdown.clone(),
     })

@@ -80,6 +80,10 @@ points! {
     ControlPlaneRecorded = "control_plane.recorded",
     /// Its way out is served.
     WayOutServed = "way_out.served",
+    /// Its namespace is on the host, and nothing in it.
+    NamespaceMade = "namespace.made",
+    /// Everything that stands around it is there.
+    WallsMade = "walls.made",
     /// Facts of the build are in it.
     FactsApplied = "facts.applied",
     /// Its profile's manifests are in it.
@@ -118,6 +122,10 @@ points! {
     ReleasingRecorded = "releasing.recorded",
     /// The end of the release is in the ledger.
     ReleaseEnded = "release.ended",
+    /// Its account is taken away from the host.
+    AccountRemoved = "account.removed",
+    /// Its namespace is going.
+    NamespaceDeleted = "namespace.deleted",
     /// Its control plane has ended.
     ControlPlaneEnded = "control_plane.ended",
     /// Its user is no more.

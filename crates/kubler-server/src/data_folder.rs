@@ -15,6 +15,8 @@ impl DataFolder {
     pub(crate) const LEDGER: &str = "ledger";
     /// The name of the folder with the keys that sign sessions.
     pub(crate) const SESSIONS: &str = "sessions";
+    /// The name of the key that signs the marks of namespaces.
+    pub(crate) const MARK_KEY: &str = "mark.key";
 
     /// The configured one, made when it is not there.
     ///
@@ -57,6 +59,11 @@ impl DataFolder {
     /// The folder of the keys that sign sessions.
     pub fn sessions(&self) -> PathBuf {
         self.0.join(Self::SESSIONS)
+    }
+
+    /// The key that signs the marks of namespaces on hosts.
+    pub fn mark_key(&self) -> PathBuf {
+        self.0.join(Self::MARK_KEY)
     }
 
     /// The folder of the engine `local`.

@@ -47,7 +47,7 @@ impl Known {
         } else {
             self.remaining.insert(id);
         }
-        if environment.phase != Phase::Provisioning {
+        if !is_being_made(environment) {
             self.failures.remove(&id);
         }
         match check_environment(environment) {
@@ -58,6 +58,11 @@ impl Known {
             }
         };
     }
+}
+
+/// Whether it waits for a place, or is being made.
+const fn is_being_made(environment: &Environment) -> bool {
+    matches!(environment.phase, Phase::Requested | Phase::Provisioning)
 }
 
 impl Directory {
@@ -127,7 +132,7 @@ impl Directory {
     /// Notes why the last try to make an environment failed.
     pub fn note_failure(&self, id: EnvironmentId, message: String) {
         let mut known = self.write();
-        let is_being_made = |current: Arc<Environment>| current.phase == Phase::Provisioning;
+        let is_being_made = |current: Arc<Environment>| is_being_made(&current);
         if known.current(id).is_some_and(is_being_made) {
             known.failures.insert(id, message);
         }

@@ -1,23 +1,40 @@
 //! What makes and destroys environments. A trait, since this is the edge of the world; one conformance suite
 //! runs over every implementation.
 
+mod api;
 pub mod local;
+mod manifests;
+pub mod namespace;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use kubler_core::environment::Environment;
+use http::HeaderValue;
+use kubler_core::configuration::Host;
+use kubler_core::environment::{Environment, Site};
+use kubler_core::host::placement::{Enforcement, Health};
 use kubler_core::ids::EnvironmentId;
 use kubler_core::plan::Observed;
 use kubler_core::profile::EngineKind;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 /// Makes, finds and removes what environments consist of. Every method is idempotent and about one environment.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
     /// Which profiles it serves.
     fn kind(&self) -> EngineKind;
+
+    /// Where in the world its environments are.
+    fn site(&self) -> Site {
+        Site::Here
+    }
+
+    /// How its host is, when it works on one.
+    fn standing(&self) -> Option<Standing> {
+        None
+    }
 
     /// Makes what is missing of the environment; returns when it is usable and the profile's manifests are applied.
     /// Called again after a crash in the middle, it goes on or begins anew.
@@ -33,13 +50,25 @@ pub trait Engine: Send + Sync + 'static {
     /// Where the environment's API server is, once it is usable.
     fn upstream(&self, id: EnvironmentId) -> Option<Arc<Upstream>>;
 
-    /// All that the environment has of a cluster that others use as well. The gateway lets nothing else through then.
-    fn namespace(&self, _id: EnvironmentId) -> Option<String> {
-        None
-    }
-
     /// Resolves when something in the world changed that a new look should find, such as a process that died.
     async fn changed(&self);
+}
+
+/// How a host cluster is.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// What the configuration says of it.
+    pub host: Arc<Host>,
+    /// Whether it answers.
+    pub health: Health,
+    /// Whether it enforces network policies.
+    pub enforcement: Enforcement,
+    /// Its Kubernetes version; empty as long as it has not said it.
+    pub kubernetes_version: String,
+    /// Why it is sick, for operators.
+    pub message: Option<String>,
+    /// Requests that were sent to it since the start.
+    pub calls: u64,
 }
 
 /// What was looked for after an end, and how long each part took. Goes into the ledger.
@@ -60,7 +89,54 @@ pub struct Upstream {
     /// The name its certificate carries.
     pub server_name: rustls_pki_types::ServerName<'static>,
     /// The bearer token of the job's user inside the environment. Never leaves the server.
-    pub token: SecretString,
+    pub token: Bearer,
+}
+
+/// A bearer token. It may be replaced at any time: whoever sends it reads it for each request, so that what is open stays
+/// open.
+pub struct Bearer(ArcSwap<HeaderValue>);
+
+/// A token that cannot be sent in a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the credential cannot be sent as a header")]
+pub struct UnusableToken;
+
+impl Bearer {
+    /// Holds `token`.
+    ///
+    /// # Errors
+    /// When it cannot be sent in a header.
+    pub fn new(token: &SecretString) -> Result<Self, UnusableToken> {
+        Ok(Self(ArcSwap::from_pointee(header(token)?)))
+    }
+
+    /// Holds another one from now on.
+    ///
+    /// # Errors
+    /// When it cannot be sent in a header; the old one stays.
+    pub fn replace(&self, token: &SecretString) -> Result<(), UnusableToken> {
+        self.0.store(Arc::new(header(token)?));
+        Ok(())
+    }
+
+    /// The value of `Authorization`. It does not show what it is when it is printed.
+    pub fn header(&self) -> HeaderValue {
+        self.0.load().as_ref().clone()
+    }
+}
+
+#[cfg(test)]
+impl From<&str> for Bearer {
+    fn from(token: &str) -> Self {
+        Self::new(&token.into()).expect("a token for a header")
+    }
+}
+
+fn header(token: &SecretString) -> Result<HeaderValue, UnusableToken> {
+    let text = zeroize::Zeroizing::new(format!("Bearer {}", token.expose_secret()));
+    let mut header = HeaderValue::from_str(&text).map_err(|_| UnusableToken)?;
+    header.set_sensitive(true);
+    Ok(header)
 }
 
 /// Where an API server listens.
@@ -83,6 +159,14 @@ pub struct EngineError {
 }
 
 impl EngineError {
+    /// Something that does not get better by itself.
+    pub fn permanent(error: impl std::fmt::Display) -> Self {
+        Self {
+            message: error.to_string(),
+            class: ErrorClass::Permanent,
+        }
+    }
+
     /// Something that may be better in a moment.
     pub fn transient(error: impl std::fmt::Display) -> Self {
         Self {

@@ -338,13 +338,12 @@ impl Shared {
         if environment.phase != Phase::Ready {
             return Err(not_ready());
         }
-        let kind = environment.resolved.profile.engine;
+        let site = environment.site();
         let engine = self
             .parts
             .engines
             .iter()
-            .find(|engine| engine.kind() == kind);
-        let namespace = engine.and_then(|engine| engine.namespace(environment.id));
+            .find(|engine| Some(engine.site()) == site);
         let upstream = engine
             .and_then(|engine| engine.upstream(environment.id))
             .ok_or_else(not_ready)?;
@@ -359,8 +358,7 @@ impl Shared {
         }
         let destination = Destination::new(upstream)
             .map_err(|error| Refused::unavailable("UnusableUpstream", error.to_string()))?;
-        let gate = Gate::new(environment, destination, self.bounds);
-        let gate = Arc::new(gate.within(namespace));
+        let gate = Arc::new(Gate::new(environment, destination, self.bounds));
         gates.insert(environment.id, Arc::clone(&gate));
         drop(gates);
         tokio::spawn(Arc::clone(self).keep(Arc::clone(&gate)));

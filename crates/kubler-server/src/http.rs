@@ -37,6 +37,7 @@ use self::tls::Tls;
 use crate::bearer::{self, Bearer};
 use crate::broker::{Broker, Call, Who};
 use crate::clock::Clock;
+use crate::engine::Engine;
 use crate::entropy;
 use crate::gateway::Gateway;
 use crate::http::error::ApiError;
@@ -54,6 +55,8 @@ pub struct Api {
     pub verifier: Verifier,
     /// In front of every environment's Kubernetes API.
     pub gateway: Gateway,
+    /// What makes and destroys environments.
+    pub engines: Vec<Arc<dyn Engine>>,
     /// What the configuration says now.
     pub in_force: in_force::Shared,
     /// Numbers.

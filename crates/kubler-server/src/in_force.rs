@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use kubler_core::configuration::Configuration;
-use kubler_core::profile::{Profile, ResolvedProfile};
+use kubler_core::profile::{EngineKind, Profile, ResolvedProfile};
 use secrecy::SecretString;
 
 use crate::config::{self, ConfigError, Loaded};
 use crate::engine::local::binaries::Binaries;
-use crate::engine::local::check_manifests;
+use crate::engine::{local, namespace};
 use crate::http::tls;
 use crate::start_error::StartError;
 
@@ -70,13 +70,21 @@ fn resolve_profiles(
     let mut resolve = |profile: &Profile| -> Result<ResolvedProfile, StartError> {
         let manifests = manifests.remove(&profile.name).unwrap_or_default();
         // As when an environment is made: what is no object there would fail every job of the profile.
-        check_manifests(&manifests).map_err(|error| StartError::Manifest {
+        let (kubernetes_version, checked) = match profile.engine {
+            EngineKind::Local => (
+                binaries.version(&profile.kubernetes)?.to_owned(),
+                local::check_manifests(&manifests),
+            ),
+            EngineKind::Namespace => (String::new(), namespace::check_manifests(&manifests)),
+        };
+        checked.map_err(|error| StartError::Manifest {
             profile: profile.name.clone(),
             message: error.message,
         })?;
+        check_secrets(loaded, profile)?;
         Ok(ResolvedProfile {
-            profile: profile.clone(),
-            kubernetes_version: binaries.version(&profile.kubernetes)?.to_owned(),
+            profile: profile.written_out(),
+            kubernetes_version,
             manifests,
         })
     };
@@ -84,6 +92,22 @@ fn resolve_profiles(
     profiles
         .map(|profile| Ok((profile.name.clone(), resolve(profile)?)))
         .collect()
+}
+
+/// Files of secrets are read each time an environment is made; one that is missing is said before.
+fn check_secrets(loaded: &Loaded, profile: &Profile) -> Result<(), StartError> {
+    let namespace = profile.namespace.iter();
+    for secret in namespace.flat_map(|namespace| &namespace.secrets) {
+        for file in secret.files.values() {
+            let read = config::read(&loaded.path(file));
+            read.map_err(|source| StartError::Secret {
+                profile: profile.name.clone(),
+                secret: secret.name.clone(),
+                source,
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// The CA that callers should trust.

@@ -12,6 +12,7 @@ pub mod crash;
 pub mod data_folder;
 pub mod directory;
 pub mod engine;
+pub mod engines;
 pub mod entropy;
 mod files;
 pub mod gateway;

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kubler_core::configuration::Configuration;
 use kubler_core::ledger::layout;
+use kubler_core::profile::{EngineKind, ResolvedProfile};
 use kubler_server::app::App;
 use kubler_server::clock::{Clock, SystemClock};
 use kubler_server::config::{self, Surroundings};
@@ -381,6 +382,14 @@ fn on_signals(shutdown: CancellationToken, reload: Reload) -> anyhow::Result<()>
     Ok(())
 }
 
+/// What environments of a profile are made of, for people.
+fn made_of(resolved: &ResolvedProfile) -> String {
+    match resolved.profile.engine {
+        EngineKind::Local => format!("Kubernetes {}", resolved.kubernetes_version),
+        EngineKind::Namespace => "a namespace of a host".into(),
+    }
+}
+
 #[allow(clippy::print_stdout)]
 async fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
     let loaded = config::load(&argument.config)?;
@@ -392,11 +401,18 @@ async fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
         ..
     } = AtStart::read(&loaded, &Surroundings::read(), &clock)?;
     let notes = inspect(&loaded, &sinks).await?;
+    let connections = kubler_server::engines::connections(&loaded).await?;
     for (name, resolved) in &read.in_force.profiles {
         println!(
-            "profile {name}: Kubernetes {}, digest {}",
-            resolved.kubernetes_version,
+            "profile {name}: {}, digest {}",
+            made_of(resolved),
             resolved.digest()
+        );
+    }
+    for (host, _) in &connections {
+        println!(
+            "host {}: up to {} environments",
+            host.name, host.environments_max
         );
     }
     println!(

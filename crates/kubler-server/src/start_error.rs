@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::config::ConfigError;
 use crate::engine::EngineError;
 use crate::engine::local::binaries::BinariesError;
+use crate::engine::namespace::connection::HostError;
 use crate::http::tls::CertificateError;
 use crate::identity::IdentityError;
 use crate::ledger::LedgerError;
@@ -44,6 +45,37 @@ pub enum StartError {
     /// Programs of a Kubernetes version.
     #[error(transparent)]
     Binaries(#[from] BinariesError),
+    /// A host cluster.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The key that signs the marks of namespaces.
+    #[error("the key of marks `{path}` cannot be used: {source}")]
+    MarkKey {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Environments live where the configuration does not reach any more.
+    #[error("{environments} of the environments that are not gone live on {site}: {message}")]
+    SiteInUse {
+        /// Where.
+        site: String,
+        /// How many.
+        environments: usize,
+        /// What is the matter with it.
+        message: &'static str,
+    },
+    /// A secret of a profile.
+    #[error("profile `{profile}`, secret `{secret}`: {source}")]
+    Secret {
+        /// Whose.
+        profile: String,
+        /// Which.
+        secret: String,
+        /// What is wrong with its file.
+        source: ConfigError,
+    },
     /// A profile's manifests.
     #[error("profile `{profile}`: {message}")]
     Manifest {
@@ -114,6 +146,10 @@ impl StartError {
             Self::Folder { .. } | Self::Store(_) | Self::Session(_) => "check the data folder's owner and the free space".into(),
             Self::Certificate { source, .. } if matches!(**source, CertificateError::OtherName { .. }) => "`openssl x509 -noout -ext subjectAltName -in FILE` shows the names that it is for: have one made for the name in `url`, or put one of these into `url`".into(),
             Self::Certificate { source, .. } if matches!(**source, CertificateError::OtherCa(_)) => "`tls.ca` is the CA that jobs are told to trust: name the one that signed `certificate`, which must hold what stands between the two as well; without `ca` they trust what their system trusts".into(),
+            Self::Host(_) => "`hosts` in the configuration names a kubeconfig for each: `kubectl --kubeconfig FILE get --raw /readyz` tries it".into(),
+            Self::MarkKey { .. } => "put it back from a back-up: without it nobody can tell which namespaces on the hosts are this server's".into(),
+            Self::SiteInUse { .. } => "put it back into the configuration as it was until they are gone; `kubler env list` shows them".into(),
+            Self::Secret { source, .. } => source.hint(),
             Self::Manifest { .. } => "each document of a manifest is one Kubernetes object with `apiVersion`, `kind` and `metadata.name`; `kubectl apply --dry-run=client -f FILE` reads it too".into(),
             Self::RunTooLong { .. } => "name a shorter folder, such as `/run/kubler`; without `run`, one in the data folder or in `/tmp` is used".into(),
             Self::Certificate { .. } => "`tls` in the configuration names the files: each must be PEM, `key` the private key that belongs to `certificate`; they are easily swapped".into(),

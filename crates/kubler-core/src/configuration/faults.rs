@@ -27,7 +27,7 @@ pub struct ConfigurationFault {
     pub hint: String,
 }
 
-fn fault(
+pub(super) fn fault(
     key: impl Into<String>,
     message: impl Into<String>,
     hint: impl Into<String>,
@@ -45,6 +45,7 @@ impl Configuration {
         let mut faults = Vec::new();
         self.address_faults(&mut faults);
         self.issuer_faults(&mut faults);
+        self.host_faults(&mut faults);
         self.profile_faults(&mut faults);
         self.limit_faults(&mut faults);
         self.sink_faults(&mut faults);
@@ -111,14 +112,7 @@ impl Configuration {
                     "give each profile a name of its own",
                 ));
             }
-            if !self.kubernetes.contains_key(&profile.kubernetes) {
-                let known: Vec<_> = self.kubernetes.keys().map(String::as_str).collect();
-                faults.push(fault(
-                    at("kubernetes"),
-                    format!("`{}` is not a key of `kubernetes`", profile.kubernetes),
-                    format!("listed there: {}", known.join(", ")),
-                ));
-            }
+            self.engine_faults(profile, &at, faults);
             profile.faults(&at, faults);
         }
     }
@@ -330,13 +324,13 @@ impl Profile {
             ),
             (
                 "memory_bytes_max",
-                self.memory_bytes_max,
+                self.memory_bytes_max(),
                 MEMORY_BYTES_MIN,
                 MEMORY_BYTES_MAX,
             ),
             (
                 "stored_bytes_max",
-                self.stored_bytes_max,
+                self.stored_bytes_max(),
                 STORED_BYTES_MIN,
                 STORED_BYTES_MAX,
             ),
@@ -378,7 +372,13 @@ impl Profile {
     }
 }
 
-fn bound(faults: &mut Vec<ConfigurationFault>, key: String, value: u64, min: u64, max: u64) {
+pub(super) fn bound(
+    faults: &mut Vec<ConfigurationFault>,
+    key: String,
+    value: u64,
+    min: u64,
+    max: u64,
+) {
     if !(min..=max).contains(&value) {
         faults.push(fault(
             key,

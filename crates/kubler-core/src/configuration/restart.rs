@@ -1,6 +1,8 @@
 //! What of the configuration can change while the server runs, and what needs a restart.
 
 use super::Configuration;
+#[cfg(test)]
+use super::Host;
 
 /// A key that a running server does not take over.
 pub struct Key {
@@ -40,6 +42,11 @@ pub const NEEDS_RESTART: &[Key] = &[
         kubernetes,
         "programs are looked for, and their etcd is started, at the start",
         |it| drop(it.kubernetes.insert("1.35".into(), Default::default()))
+    },
+    key! {
+        hosts,
+        "connections to them are open, and environments live there",
+        |it| it.hosts.extend(serde_json::from_value::<Host>(serde_json::json!({"name": "east", "in_cluster": true})))
     },
     key! { ledger, "the ledger is open", |it| it.ledger.checkpoint_seconds += 1 },
 ];
@@ -98,6 +105,7 @@ profiles:
             run: _,
             tls: _,
             kubernetes: _,
+            hosts: _,
             ledger: _,
             issuers,
             profiles,

@@ -1,6 +1,7 @@
 //! The configuration file. The input is its text.
 
 use crate::configuration::{Configuration, canonical_organization_id};
+use crate::profile::EngineKind;
 
 pub(super) fn configuration(input: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(input) else {
@@ -41,9 +42,16 @@ fn holds(configuration: &Configuration) {
         }
     }
     for profile in &configuration.profiles {
-        assert!(configuration.kubernetes.contains_key(&profile.kubernetes));
+        match profile.engine {
+            EngineKind::Local => {
+                assert!(configuration.kubernetes.contains_key(&profile.kubernetes));
+            }
+            EngineKind::Namespace => {
+                assert!(!configuration.hosts.is_empty() && profile.kubernetes.is_empty());
+            }
+        }
         assert!(profile.lease() <= profile.deadline());
         assert!(!profile.name.is_empty() && !profile.name.contains(['/', '.', '"', ' ']));
-        assert!(profile.memory_bytes_max > 0 && profile.stored_bytes_max > 0);
+        assert!(profile.memory_bytes_max() > 0 && profile.stored_bytes_max() > 0);
     }
 }

@@ -25,7 +25,9 @@ pub(super) fn websocket(input: &[u8]) -> bool {
                     payload.extend_from_slice(&part.payload());
                 }
             });
-            read?;
+            if let Err(fault) = read {
+                return Err(fault);
+            }
         }
         assert!(seen <= bytes.len());
         assert!(!frames.is_between_messages() || frames.is_between_frames());
@@ -71,7 +73,9 @@ pub(super) fn spdy(input: &[u8]) -> bool {
                     false => drop(streams.server_sent(&part)),
                 }
             });
-            read?;
+            if let Err(fault) = read {
+                return Err(fault);
+            }
         }
         // Eight bytes of each frame are its head.
         assert!(seen <= bytes.len());

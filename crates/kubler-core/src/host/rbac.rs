@@ -142,7 +142,7 @@ impl HostRights {
             rule(
                 "",
                 &["namespaces"],
-                &["create", "get", "list", "patch", "delete"],
+                &["create", "get", "list", "watch", "patch", "delete"],
             ),
             // The walls, and the build's facts; found again when somebody changed them.
             rule(
@@ -155,6 +155,8 @@ impl HostRights {
                 ],
                 &["create", "get", "list", "patch"],
             ),
+            // It lets nothing be made before it is counted.
+            rule("", &["resourcequotas"], &["watch"]),
             rule("", &["secrets"], &["create", "patch"]),
             rule(
                 "networking.k8s.io",

@@ -15,6 +15,7 @@ fn whole(nth: u8) -> Observed {
     Observed {
         id: environment_id(nth),
         condition: Condition::Whole,
+        unremembered: Unremembered::Ends,
     }
 }
 
@@ -35,11 +36,14 @@ fn planned_in(
     now: i64,
 ) -> Vec<Step> {
     let busy = busy.iter().map(|nth| environment_id(*nth)).collect();
+    let observed = observed.map(|found| (Site::Here, found.to_vec()));
     plan(&Situation {
         stored,
-        observed,
+        observed: &observed.into_iter().collect(),
         busy: &busy,
-        places,
+        places: [EngineKind::Local, EngineKind::Namespace]
+            .map(|kind| (kind, places))
+            .into(),
         serving_since: LONG_AGO,
         now: timestamp(now),
     })
@@ -88,6 +92,7 @@ fn a_ready_environment_that_broke_is_noticed() {
         condition: Condition::Broken {
             message: "died".into(),
         },
+        unremembered: Unremembered::Ends,
     };
     let steps = planned(&[in_phase(1, Phase::Ready)], Some(&[broken]), &[], 10);
     assert_eq!(
@@ -149,7 +154,7 @@ fn a_lapse_ends_also_what_is_being_made() {
 fn what_belongs_to_nothing_is_removed() {
     assert_eq!(
         planned(&[], Some(&[whole(7)]), &[], 10),
-        [Step::RemoveOrphan(environment_id(7))]
+        [Step::RemoveOrphan(Site::Here, environment_id(7))]
     );
     assert_eq!(planned(&[], Some(&[whole(7)]), &[7], 10), []);
 }

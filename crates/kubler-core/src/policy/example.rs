@@ -209,6 +209,7 @@ impl ExampleEnvironment {
             identity: self.job.on(owner),
             digest: resolved.digest(),
             resolved,
+            placement: None,
             phase: Phase::Ready,
             reason: None,
             created_at: begin,

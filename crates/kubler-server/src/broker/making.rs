@@ -132,6 +132,7 @@ pub(super) fn new_environment(
         identity: token.identity.clone(),
         digest: resolved.digest(),
         resolved: resolved.clone(),
+        placement: None,
         phase: Phase::Requested,
         reason: None,
         created_at: call.now,

@@ -69,6 +69,8 @@ impl Outgoing {
         let impersonation = match engine {
             // A cluster of its own: its own API server decides who may be whom in it.
             EngineKind::Local => Impersonation::Forwarded,
+            // A cluster that others share: nobody is anybody else there.
+            EngineKind::Namespace => Impersonation::Refused,
         };
         let seal = gate.pool().destination().seal(audit_id(request_id));
         let headers = headers::to_upstream(&parts.headers, impersonation, &seal)?;

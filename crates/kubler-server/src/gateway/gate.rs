@@ -105,20 +105,13 @@ impl Gate {
             load: Load::new(bounds, &environment.resolved.profile),
             artifacts: Artifacts::default(),
             body_room: BodyRoom::default(),
-            namespace: None,
+            namespace: environment.namespace().map(str::to_owned),
             pool: Pool::new(destination),
             admissions: Admissions::default(),
             open: Mutex::default(),
             cut: OnceLock::new(),
             closed: CancellationToken::new(),
         }
-    }
-
-    /// The same in front of a cluster of which the environment has only this namespace; none has all of it.
-    #[must_use]
-    pub(super) fn within(mut self, namespace: Option<String>) -> Self {
-        self.namespace = namespace;
-        self
     }
 
     /// All that the environment has of a cluster that others use as well; none when the cluster is its own.

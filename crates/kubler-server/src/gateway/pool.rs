@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use http::header::HeaderValue;
 use kubler_core::request::headers::Seal;
-use secrecy::ExposeSecret as _;
 use tokio::time::Instant;
 
 use super::wire::{ConnectError, Wire};
@@ -21,13 +20,12 @@ const IDLE_SECONDS_MAX: u64 = 45;
 pub(super) struct Destination {
     upstream: Arc<Upstream>,
     tls: Arc<rustls::ClientConfig>,
-    authorization: HeaderValue,
     host: HeaderValue,
 }
 
 /// What the engine gave cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("the environment's own credential cannot be sent as a header")]
+#[error("the environment's own name cannot be sent as a header")]
 pub(super) struct UnusableUpstream;
 
 impl Destination {
@@ -35,15 +33,11 @@ impl Destination {
     pub(super) fn new(upstream: Arc<Upstream>) -> Result<Self, UnusableUpstream> {
         let mut tls = (*upstream.tls).clone();
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let bearer = format!("Bearer {}", upstream.token.expose_secret());
-        let mut authorization = HeaderValue::from_str(&bearer).map_err(|_| UnusableUpstream)?;
-        authorization.set_sensitive(true);
         let host =
             HeaderValue::from_str(&upstream.server_name.to_str()).map_err(|_| UnusableUpstream)?;
         Ok(Self {
             upstream,
             tls: Arc::new(tls),
-            authorization,
             host,
         })
     }
@@ -51,7 +45,8 @@ impl Destination {
     /// What goes last onto every request.
     pub(super) fn seal(&self, audit_id: HeaderValue) -> Seal {
         Seal {
-            authorization: self.authorization.clone(),
+            // Read anew for each request: the engine may have put another one there.
+            authorization: self.upstream.token.header(),
             audit_id,
             host: self.host.clone(),
         }

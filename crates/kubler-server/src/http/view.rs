@@ -31,7 +31,9 @@ pub(super) fn environment(
         phase: phase(environment.phase),
         profile: environment.resolved.profile.name.clone(),
         engine: environment.resolved.profile.engine.as_str().into(),
-        kubernetes_version: environment.resolved.kubernetes_version.clone(),
+        kubernetes_version: kubernetes_version(environment),
+        host: environment.placement.as_ref().map(|it| it.host.clone()),
+        namespace: environment.namespace().map(str::to_owned),
         digest: environment.digest.clone(),
         owner: owner(environment),
         attached: Vec::new(),
@@ -50,6 +52,14 @@ pub(super) fn environment(
         kubeconfig: kubeconfig(&id, environment, configuration, &gateway),
         gateway,
         id,
+    }
+}
+
+/// On a host cluster it is the host's, which may be upgraded while the environment lives.
+fn kubernetes_version(environment: &Environment) -> String {
+    match &environment.placement {
+        Some(placement) => placement.kubernetes_version.clone(),
+        None => environment.resolved.kubernetes_version.clone(),
     }
 }
 
@@ -168,7 +178,7 @@ fn kubeconfig(
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{ "name": "kubler", "cluster": cluster }],
-        "contexts": [{ "name": "kubler", "context": { "cluster": "kubler", "user": "kubler", "namespace": "default" } }],
+        "contexts": [{ "name": "kubler", "context": { "cluster": "kubler", "user": "kubler", "namespace": environment.namespace().unwrap_or("default") } }],
         "current-context": "kubler",
         "users": [{ "name": "kubler", "user": { "exec": {
             "apiVersion": "client.authentication.k8s.io/v1",

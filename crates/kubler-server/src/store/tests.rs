@@ -82,6 +82,7 @@ fn of_profile(name: &str, nth: u16, identity: &Identity, called: &str) -> Enviro
         identity: identity.clone(),
         digest: resolved.digest(),
         resolved,
+        placement: None,
         phase: Phase::Requested,
         reason: None,
         created_at: at(0),

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use kubler_core::environment::{EndReason, Event, Phase};
+use kubler_core::environment::{EndReason, Environment, Event, Phase, Placement, Site};
+use kubler_core::host::names;
+use kubler_core::host::placement::{self, Candidate};
 use kubler_core::ids::EnvironmentId;
 use kubler_core::ledger::record::{Body, Kind, LedgerAction};
 use kubler_core::plan::{Observed, Situation, Step, plan};
+use kubler_core::profile::EngineKind;
 use serde_json::Map;
 use tokio::task::{self, AbortHandle, JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +21,7 @@ use super::Wake;
 use super::downtime::Downtime;
 use crate::clock::Clock;
 use crate::directory::Directory;
-use crate::engine::{Engine, EngineError, ErrorClass};
+use crate::engine::{Engine, EngineError, ErrorClass, Evidence, Standing};
 use crate::ledger::{Durability, Ledger};
 use crate::metrics::Gauges;
 use crate::store::{Store, StoreError};
@@ -27,6 +30,10 @@ use crate::store::{Store, StoreError};
 const TICK_MAX: Duration = Duration::from_millis(500);
 /// Time between two looks at the world when nothing asks for one.
 const LOOK_EVERY: SignedDuration = SignedDuration::from_secs(5);
+/// Time between two looks at a host cluster.
+const LOOK_AT_HOST_EVERY: SignedDuration = SignedDuration::from_secs(10);
+/// Environments that are made at once on host clusters, which work at it and not this machine.
+const PROVISIONING_ON_HOSTS_MAX: usize = 32;
 /// How often making an environment is tried before it has failed.
 const PROVISION_TRIES_MAX: u32 = 3;
 /// What could not be ended after this many tries is an alarm.
@@ -38,8 +45,8 @@ pub struct Reconciler {
     pub store: Arc<Store>,
     /// The same, in memory.
     pub directory: Arc<Directory>,
-    /// What makes and destroys.
-    pub engine: Arc<dyn Engine>,
+    /// What makes and destroys, one for each part of the world.
+    pub engines: Vec<Arc<dyn Engine>>,
     /// What is written down.
     pub ledger: Ledger,
     /// Time.
@@ -56,6 +63,7 @@ pub struct Reconciler {
 
 /// One environment's work under way. It stays known until its task was joined: nobody begins a second one before.
 struct Work {
+    kind: EngineKind,
     step: Step,
     task: task::Id,
     abort: AbortHandle,
@@ -68,8 +76,9 @@ struct Failures {
     not_before: Timestamp,
 }
 
-/// A look at the world under way. It may take long, and nothing waits for it.
+/// A look at one part of the world under way. It may take long, and nothing waits for it.
 struct Look {
+    site: Site,
     /// What was stored, and in which version, when the look began.
     known: BTreeMap<EnvironmentId, u64>,
     found: JoinHandle<Result<Vec<Observed>, EngineError>>,
@@ -77,9 +86,13 @@ struct Look {
 
 /// What a look saw.
 struct Seen {
+    site: Site,
     known: BTreeMap<EnvironmentId, u64>,
     found: Vec<Observed>,
 }
+
+/// What is to be made on hosts, and where: decided anew in each round, and written down before anything is made.
+type Places = BTreeMap<EnvironmentId, Placement>;
 
 /// State between two rounds. All of it may be lost at any moment: it is rebuilt from store and world.
 #[derive(Default)]
@@ -87,9 +100,9 @@ struct Rounds {
     busy: BTreeMap<EnvironmentId, Work>,
     failures: BTreeMap<EnvironmentId, Failures>,
     tasks: JoinSet<Result<(), EngineError>>,
-    look: Option<Look>,
-    /// When the last look began; `None` when one is wanted now.
-    looked_at: Option<Timestamp>,
+    looks: Vec<Look>,
+    /// When the last look at each part of the world began; absent when one is wanted now.
+    looked_at: BTreeMap<Site, Timestamp>,
 }
 
 impl Reconciler {
@@ -98,16 +111,22 @@ impl Reconciler {
         let mut rounds = Rounds::default();
         let mut seen = None;
         for id in &self.lost {
-            self.remove(&mut rounds, *id, Step::RemoveOrphan(*id));
+            // On hosts a namespace's own mark says what becomes of it.
+            self.remove(
+                &mut rounds,
+                *id,
+                Some(Site::Here),
+                Step::RemoveOrphan(Site::Here, *id),
+            );
         }
         loop {
             self.round(&mut rounds, seen.take()).await;
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = self.wake.woken() => {}
-                () = self.engine.changed() => rounds.looked_at = None,
+                site = self.changed() => drop(rounds.looked_at.remove(&site)),
                 Some(done) = rounds.tasks.join_next_with_id() => self.joined(&mut rounds, done).await,
-                found = looked(&mut rounds.look) => seen = self.saw(found),
+                look = looked(&mut rounds.looks) => seen = self.saw(look),
                 () = tokio::time::sleep(TICK_MAX) => {}
             }
         }
@@ -119,17 +138,8 @@ impl Reconciler {
         // Before anything is concluded from the time: a suspended machine must not end what could not renew.
         self.downtime.tick(&self.directory, now);
         let stored = self.directory.remaining();
-        if rounds.look.is_none() && rounds.looks_due(now) {
-            let known = stored
-                .iter()
-                .map(|environment| (environment.id, environment.version));
-            let engine = Arc::clone(&self.engine);
-            rounds.look = Some(Look {
-                known: known.collect(),
-                found: tokio::spawn(async move { engine.observe().await }),
-            });
-            rounds.looked_at = Some(now);
-        }
+        self.look(rounds, &stored, now);
+        let (places, unplaced) = self.places(&stored, now);
 
         // What changed since the look began is not what the look saw.
         let changed = stored.iter().filter(|environment| {
@@ -146,41 +156,134 @@ impl Reconciler {
             .copied()
             .chain(changed.map(|environment| environment.id))
             .chain(waiting.map(|(id, _)| *id))
+            .chain(unplaced)
             .collect();
+        let observed = seen.map(|seen| (seen.site, seen.found));
         let steps = plan(&Situation {
             stored: &stored,
-            observed: seen.as_ref().map(|seen| seen.found.as_slice()),
+            observed: &observed.into_iter().collect(),
             busy: &busy,
-            places: (self.store.limits().provisioning_max as usize)
-                .saturating_sub(rounds.provisioning()),
+            places: self.room(rounds),
             serving_since: self.directory.serving_since(),
             now,
         });
         for step in steps {
-            self.act(rounds, step, now).await;
+            self.act(rounds, step, &places, now).await;
         }
     }
 
-    fn saw(
-        &self,
-        (known, found): (
-            BTreeMap<EnvironmentId, u64>,
-            Result<Vec<Observed>, EngineError>,
-        ),
-    ) -> Option<Seen> {
-        self.gauges.engine_worked(found.is_ok());
+    /// Begins to look where a look is due.
+    fn look(&self, rounds: &mut Rounds, stored: &[Environment], now: Timestamp) {
+        for engine in &self.engines {
+            let site = engine.site();
+            let is_looking = rounds.looks.iter().any(|look| look.site == site);
+            if is_looking || !rounds.looks_due(&site, now) {
+                continue;
+            }
+            let known = stored
+                .iter()
+                .map(|environment| (environment.id, environment.version));
+            let engine = Arc::clone(engine);
+            rounds.looks.push(Look {
+                site: site.clone(),
+                known: known.collect(),
+                found: tokio::spawn(async move { engine.observe().await }),
+            });
+            rounds.looked_at.insert(site, now);
+        }
+    }
+
+    /// The places on hosts of those that have none yet, and those for which there is none now: these wait.
+    fn places(&self, stored: &[Environment], now: Timestamp) -> (Places, Vec<EnvironmentId>) {
+        let mut waiting: Vec<_> = stored
+            .iter()
+            .filter(|it| it.phase == Phase::Requested && it.site().is_none())
+            .collect();
+        if waiting.is_empty() {
+            return Default::default();
+        }
+        waiting.sort_by_key(|environment| (environment.created_at, environment.id));
+        let standings: Vec<Standing> = self.engines.iter().filter_map(|it| it.standing()).collect();
+        let mut candidates: Vec<_> = standings
+            .iter()
+            .map(|standing| Candidate {
+                host: &standing.host,
+                environments: taken(stored, &standing.host.name),
+                health: standing.health,
+                enforcement: standing.enforcement,
+            })
+            .collect();
+        let (mut places, mut unplaced) = (Places::new(), Vec::new());
+        for environment in waiting {
+            let profile = environment.resolved.profile.namespace.clone();
+            match placement::choose(&profile.unwrap_or_default(), &candidates) {
+                Ok(host) => {
+                    for candidate in candidates.iter_mut().filter(|it| it.host.name == host.name) {
+                        candidate.environments += 1;
+                    }
+                    let standing = standings.iter().find(|it| it.host.name == host.name);
+                    let version = standing.map(|it| it.kubernetes_version.clone());
+                    let place = names::placement(environment, host, version.unwrap_or_default());
+                    places.insert(environment.id, place);
+                }
+                Err(none) => {
+                    tracing::debug!(environment = %environment.id, %none, %now, "an environment waits");
+                    self.directory
+                        .note_failure(environment.id, none.to_string());
+                    unplaced.push(environment.id);
+                }
+            }
+        }
+        (places, unplaced)
+    }
+
+    /// How many more may be made at once.
+    fn room(&self, rounds: &Rounds) -> BTreeMap<EngineKind, usize> {
+        let here = self.store.limits().provisioning_max as usize;
+        let most = [
+            (EngineKind::Local, here),
+            (EngineKind::Namespace, PROVISIONING_ON_HOSTS_MAX),
+        ];
+        most.map(|(kind, most)| (kind, most.saturating_sub(rounds.provisioning(kind))))
+            .into()
+    }
+
+    /// The engine that works there.
+    fn engine(&self, site: &Site) -> Option<&Arc<dyn Engine>> {
+        self.engines.iter().find(|engine| engine.site() == *site)
+    }
+
+    /// Where something in the world changed.
+    async fn changed(&self) -> Site {
+        let changes = self.engines.iter().map(|engine| {
+            Box::pin(async move {
+                engine.changed().await;
+                engine.site()
+            })
+        });
+        if self.engines.is_empty() {
+            return std::future::pending().await;
+        }
+        futures_util::future::select_all(changes).await.0
+    }
+
+    fn saw(&self, (look, found): (Look, Result<Vec<Observed>, EngineError>)) -> Option<Seen> {
+        let Look { site, known, .. } = look;
+        if site == Site::Here {
+            self.gauges.engine_worked(found.is_ok());
+        }
         match found {
-            Ok(found) => Some(Seen { known, found }),
+            Ok(found) => Some(Seen { site, known, found }),
             Err(error) => {
-                tracing::warn!(%error, "the world could not be looked at; nothing is concluded from that");
+                tracing::warn!(%site, %error, "a part of the world could not be looked at; nothing is concluded from that");
                 None
             }
         }
     }
 
-    async fn act(&self, rounds: &mut Rounds, step: Step, now: Timestamp) {
+    async fn act(&self, rounds: &mut Rounds, step: Step, places: &Places, now: Timestamp) {
         match step {
-            Step::Provision(id) => self.provision(rounds, id, now).await,
+            Step::Provision(id) => self.provision(rounds, id, places.get(&id), now).await,
             Step::Break(id, reason) => self.change(id, Event::Broke(reason), now).await,
             Step::End(id, reason) => {
                 // Whoever is still making it must stop before it is taken away.
@@ -190,12 +293,27 @@ impl Reconciler {
                 rounds.failures.remove(&id);
                 self.change(id, Event::ReleaseRequested(reason), now).await;
             }
-            Step::Remove(id) | Step::RemoveOrphan(id) => self.remove(rounds, id, step),
+            Step::Remove(id) => {
+                let environment = self.directory.get(id);
+                let site = environment.and_then(|environment| environment.site());
+                self.remove(rounds, id, site, step);
+            }
+            Step::RemoveOrphan(ref site, id) => self.remove(rounds, id, Some(site.clone()), step),
         }
     }
 
-    async fn provision(&self, rounds: &mut Rounds, id: EnvironmentId, now: Timestamp) {
-        self.change(id, Event::ProvisioningStarted, now).await;
+    async fn provision(
+        &self,
+        rounds: &mut Rounds,
+        id: EnvironmentId,
+        place: Option<&Placement>,
+        now: Timestamp,
+    ) {
+        // Written down before anything is made there: whoever ends it knows where to look.
+        let started = place.map_or(Event::ProvisioningStarted, |place| {
+            Event::Placed(place.clone())
+        });
+        self.change(id, started, now).await;
         let Some(environment) = self
             .directory
             .get(id)
@@ -203,23 +321,36 @@ impl Reconciler {
         else {
             return;
         };
-        let engine = Arc::clone(&self.engine);
-        rounds.begin(id, Step::Provision(id), async move {
+        let kind = environment.resolved.profile.engine;
+        let site = environment.site();
+        let engine = site.as_ref().and_then(|site| self.engine(site)).cloned();
+        rounds.begin(id, kind, Step::Provision(id), async move {
+            let engine = engine.ok_or_else(|| no_engine(site.as_ref()))?;
             engine.provision(&environment).await
         });
     }
 
     /// Takes away, looks, and only then says so.
-    fn remove(&self, rounds: &mut Rounds, id: EnvironmentId, step: Step) {
-        let (engine, store, ledger, clock) = (
-            Arc::clone(&self.engine),
+    fn remove(&self, rounds: &mut Rounds, id: EnvironmentId, site: Option<Site>, step: Step) {
+        let (store, ledger, clock) = (
             Arc::clone(&self.store),
             self.ledger.clone(),
             Arc::clone(&self.clock),
         );
-        let is_orphan = matches!(step, Step::RemoveOrphan(_));
-        rounds.begin(id, step, async move {
-            let evidence = match serde_json::to_value(engine.remove(id).await?) {
+        let is_orphan = matches!(step, Step::RemoveOrphan(..));
+        let kind = match site {
+            Some(Site::Here) => EngineKind::Local,
+            Some(Site::Host(_)) | None => EngineKind::Namespace,
+        };
+        let engine = site.as_ref().and_then(|site| self.engine(site)).cloned();
+        rounds.begin(id, kind, step, async move {
+            let evidence = match (engine, site) {
+                (Some(engine), _) => engine.remove(id).await?,
+                (None, site @ Some(_)) => return Err(no_engine(site.as_ref())),
+                // No place was ever chosen for it: nothing was made anywhere.
+                (None, None) => Evidence::default(),
+            };
+            let evidence = match serde_json::to_value(evidence) {
                 Ok(serde_json::Value::Object(evidence)) => evidence,
                 _ => Map::new(),
             };
@@ -350,6 +481,7 @@ impl Rounds {
     fn begin(
         &mut self,
         id: EnvironmentId,
+        kind: EngineKind,
         step: Step,
         work: impl Future<Output = Result<(), EngineError>> + Send + 'static,
     ) {
@@ -357,6 +489,7 @@ impl Rounds {
         self.busy.insert(
             id,
             Work {
+                kind,
                 step,
                 task: abort.id(),
                 abort,
@@ -364,15 +497,20 @@ impl Rounds {
         );
     }
 
-    fn looks_due(&self, now: Timestamp) -> bool {
+    fn looks_due(&self, site: &Site, now: Timestamp) -> bool {
+        let every = match site {
+            Site::Here => LOOK_EVERY,
+            Site::Host(_) => LOOK_AT_HOST_EVERY,
+        };
         self.looked_at
-            .is_none_or(|last| now.duration_since(last) >= LOOK_EVERY)
+            .get(site)
+            .is_none_or(|last| now.duration_since(*last) >= every)
     }
 
-    fn provisioning(&self) -> usize {
+    fn provisioning(&self, kind: EngineKind) -> usize {
         self.busy
             .values()
-            .filter(|work| matches!(work.step, Step::Provision(_)))
+            .filter(|work| work.kind == kind && matches!(work.step, Step::Provision(_)))
             .count()
     }
 
@@ -384,22 +522,32 @@ impl Rounds {
     }
 }
 
-/// The end of the look under way; never, when there is none.
-async fn looked(
-    look: &mut Option<Look>,
-) -> (
-    BTreeMap<EnvironmentId, u64>,
-    Result<Vec<Observed>, EngineError>,
-) {
-    let Some(under_way) = look else {
+/// The first look under way that ends; never, when there is none.
+async fn looked(looks: &mut Vec<Look>) -> (Look, Result<Vec<Observed>, EngineError>) {
+    if looks.is_empty() {
         return std::future::pending().await;
+    }
+    let ends = looks.iter_mut().map(|look| &mut look.found);
+    let (found, nth, _) = futures_util::future::select_all(ends).await;
+    let look = looks.swap_remove(nth);
+    let found = found.unwrap_or_else(|panicked| Err(EngineError::transient(&panicked)));
+    (look, found)
+}
+
+/// Environments of a host that are not gone.
+fn taken(stored: &[Environment], host: &str) -> u32 {
+    let is_there = |environment: &&Environment| {
+        let placement = environment.placement.as_ref();
+        placement.is_some_and(|placement| placement.host == host)
     };
-    let found = (&mut under_way.found).await;
-    let known = look.take().map(|look| look.known).unwrap_or_default();
-    (
-        known,
-        found.unwrap_or_else(|panicked| Err(EngineError::transient(&panicked))),
-    )
+    u32::try_from(stored.iter().filter(is_there).count()).unwrap_or(u32::MAX)
+}
+
+fn no_engine(site: Option<&Site>) -> EngineError {
+    let site = site.map_or_else(|| "no host".into(), ToString::to_string);
+    EngineError::permanent(format!(
+        "nothing works on {site}: it is not in the configuration"
+    ))
 }
 
 /// How long to wait before the next try: what can help itself is asked soon, what cannot seldom.

@@ -32,6 +32,7 @@ mod kubectl;
 mod lease;
 mod ledger;
 mod likeness;
+mod namespace;
 mod refusals;
 mod release;
 mod reload;

@@ -4,59 +4,24 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::ServerName;
-use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Largest answer that is read, in bytes.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
-/// Who owns the fields we apply.
-const FIELD_MANAGER: &str = "kubler";
-/// How much of an answer goes into an error, in characters.
-const SHOWN_CHARACTERS_MAX: usize = 400;
-
-/// What an API server said.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) body: Bytes,
-}
-
-impl Answer {
-    pub(super) const fn is_success(&self) -> bool {
-        self.status >= 200 && self.status < 300
-    }
-
-    pub(super) fn json(&self) -> Option<Value> {
-        serde_json::from_slice(&self.body).ok()
-    }
-
-    /// What it says, for people: the message of a `Status`, else the beginning of the text.
-    pub(super) fn message(&self) -> String {
-        let said = self
-            .json()
-            .and_then(|status| Some(status.get("message")?.as_str()?.to_owned()));
-        let said = said.unwrap_or_else(|| String::from_utf8_lossy(&self.body).into_owned());
-        let shown: String = said
-            .chars()
-            .take(SHOWN_CHARACTERS_MAX)
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
-        format!("{shown} (status {})", self.status)
-    }
-}
+use crate::engine::Bearer;
+use crate::engine::api::{ANSWER_BYTES_MAX, APPLY, Answer, Api, apply_path};
 
 /// A connection to an API server.
 #[derive(Debug, Clone)]
 pub(super) struct ApiClient {
     requests: SendRequest<Full<Bytes>>,
-    authorization: Arc<SecretString>,
+    authorization: http::HeaderValue,
     _connection: Arc<AbortOnDropHandle<()>>,
 }
 
@@ -66,7 +31,7 @@ impl ApiClient {
         socket: &Path,
         tls: &rustls::ClientConfig,
         server_name: ServerName<'static>,
-        token: &SecretString,
+        token: &Bearer,
     ) -> io::Result<Self> {
         let mut tls = tls.clone();
         tls.alpn_protocols = vec![b"h2".to_vec()];
@@ -84,24 +49,14 @@ impl ApiClient {
         });
         Ok(Self {
             requests,
-            authorization: Arc::new(format!("Bearer {}", token.expose_secret()).into()),
+            authorization: token.header(),
             _connection: Arc::new(AbortOnDropHandle::new(connection)),
         })
-    }
-
-    pub(super) async fn get(&self, path: &str) -> io::Result<Answer> {
-        self.send(http::Method::GET, path, None).await
     }
 
     #[cfg(test)]
     pub(super) async fn post(&self, path: &str, object: &Value) -> io::Result<Answer> {
         self.send(http::Method::POST, path, Some(object)).await
-    }
-
-    /// Server-side apply of `object` at `path`.
-    pub(super) async fn apply(&self, path: &str, object: &Value) -> io::Result<Answer> {
-        let path = format!("{path}?fieldManager={FIELD_MANAGER}&force=true");
-        self.send(http::Method::PATCH, &path, Some(object)).await
     }
 
     async fn send(
@@ -114,15 +69,12 @@ impl ApiClient {
         let mut request = http::Request::builder()
             .method(method)
             .uri(format!("https://environment{path}"))
-            .header(
-                http::header::AUTHORIZATION,
-                self.authorization.expose_secret(),
-            )
+            .header(http::header::AUTHORIZATION, &self.authorization)
             .header(http::header::ACCEPT, "application/json");
         if body.is_some() {
             // JSON is YAML; the first type asks for server-side apply.
             let kind = if method_is_patch {
-                "application/apply-patch+yaml"
+                APPLY
             } else {
                 "application/json"
             };
@@ -147,5 +99,17 @@ impl ApiClient {
             status,
             body: body.to_bytes(),
         })
+    }
+}
+
+#[async_trait]
+impl Api for ApiClient {
+    async fn get(&self, path: &str) -> io::Result<Answer> {
+        self.send(http::Method::GET, path, None).await
+    }
+
+    async fn apply(&self, path: &str, object: &Value) -> io::Result<Answer> {
+        self.send(http::Method::PATCH, &apply_path(path), Some(object))
+            .await
     }
 }

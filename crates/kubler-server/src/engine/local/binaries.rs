@@ -34,7 +34,7 @@ const BUILT: &str = "kube";
 pub struct Binaries {
     /// By the version's name in the configuration.
     pub versions: BTreeMap<String, Programs>,
-    /// The etcd under all of them.
+    /// The etcd under all of them; an empty path when there are none.
     pub etcd: PathBuf,
 }
 
@@ -85,7 +85,11 @@ pub fn resolve_all(
         );
         configured.extend(own);
     }
-    let etcd = find_etcd(&configured, surroundings)?;
+    let etcd = if versions.is_empty() {
+        PathBuf::new()
+    } else {
+        find_etcd(&configured, surroundings)?
+    };
     Ok(Binaries { versions, etcd })
 }
 

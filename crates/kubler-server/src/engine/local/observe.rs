@@ -5,7 +5,7 @@ use std::str::FromStr as _;
 use std::sync::Arc;
 
 use kubler_core::ids::EnvironmentId;
-use kubler_core::plan::{Condition, Observed};
+use kubler_core::plan::{Condition, Observed, Unremembered};
 
 use super::process::{Process, ProcessRecord};
 use super::{Inner, transient};
@@ -51,6 +51,8 @@ impl Inner {
             .map(|id| Observed {
                 id,
                 condition: self.condition(id, &seen),
+                // What carries this installation's mark is nobody else's.
+                unremembered: Unremembered::Ends,
             })
             .collect())
     }

@@ -15,13 +15,14 @@ use super::api::ApiClient;
 use super::certificates::{Authority, Validity, signing_key};
 use super::etcd::Etcd;
 use super::folder::{EnvironmentFolder, EnvironmentRecord, names};
-use super::manifests::{self, Manifest, Trouble};
 use super::process::Process;
 use super::{
     Inner, Programs, Slot, build_facts, joined, limits, permanent, remove, transient, upstream,
 };
 use crate::crash::{self, Point};
 use crate::engine::EngineError;
+use crate::engine::api::Api as _;
+use crate::engine::manifests::{self, Manifest, Trouble, Within};
 use crate::entropy::random_bytes;
 
 /// How often a starting control plane is asked, in milliseconds.
@@ -122,7 +123,7 @@ fn group(
 ) -> tokio::task::JoinHandle<Result<(), EngineError>> {
     let (groups, guard) = (Arc::clone(&inner.groups), Arc::clone(guard));
     let (id, pid) = (environment.id, process.record().pid);
-    let bytes = environment.resolved.profile.memory_bytes_max;
+    let bytes = environment.resolved.profile.memory_bytes_max();
     tokio::task::spawn_blocking(move || {
         let entered = groups.enter(id, pid, bytes);
         // Held until here, so that whoever takes the environment away finds what was made.
@@ -319,7 +320,10 @@ impl Making<'_> {
             );
             Ok(())
         };
-        tokio::try_join!(rest, manifests::apply(&api, manifests, trouble))?;
+        tokio::try_join!(
+            rest,
+            manifests::apply(&api, Within::Cluster, manifests, trouble)
+        )?;
         crash::at(Point::ManifestsApplied);
         milliseconds.push(("filled", began.elapsed().as_millis()));
         Ok(milliseconds)

@@ -22,8 +22,8 @@ impl Default for Sizes {
 impl From<&Profile> for Sizes {
     fn from(profile: &Profile) -> Self {
         Self {
-            memory_bytes_max: profile.memory_bytes_max,
-            stored_bytes_max: profile.stored_bytes_max,
+            memory_bytes_max: profile.memory_bytes_max(),
+            stored_bytes_max: profile.stored_bytes_max(),
         }
     }
 }

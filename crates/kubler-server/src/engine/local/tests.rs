@@ -26,6 +26,7 @@ use super::api::ApiClient;
 use super::*;
 use crate::clock::SystemClock;
 use crate::config::Surroundings;
+use crate::engine::api::Api as _;
 
 const VERSION: &str = "1.34";
 /// How long the tests wait for anything, in seconds.
@@ -190,6 +191,7 @@ fn environment(number: u8) -> Environment {
         },
         digest: resolved.digest(),
         resolved,
+        placement: None,
         phase: Phase::Provisioning,
         reason: None,
         created_at: now,
@@ -213,13 +215,17 @@ async fn job_client(engine: &LocalEngine, id: EnvironmentId) -> ApiClient {
 }
 
 /// A client of the same server with another credential.
-async fn client_of(upstream: &Upstream, token: &secrecy::SecretString) -> ApiClient {
+async fn client_of(upstream: &Upstream, token: &crate::engine::Bearer) -> ApiClient {
     let crate::engine::UpstreamAddress::Unix(socket) = &upstream.address else {
         panic!("not a socket")
     };
     ApiClient::connect(socket, &upstream.tls, upstream.server_name.clone(), token)
         .await
         .unwrap()
+}
+
+fn bearer(token: String) -> crate::engine::Bearer {
+    crate::engine::Bearer::new(&token.into()).unwrap()
 }
 
 async fn condition(engine: &LocalEngine, id: EnvironmentId) -> Option<Condition> {

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use zeroize::Zeroizing;
 
 use super::folder::{EnvironmentFolder, names};
-use crate::engine::{Upstream, UpstreamAddress};
+use crate::engine::{Bearer, Upstream, UpstreamAddress};
 
 /// The name in every environment's serving certificate.
 pub(super) const SERVER_NAME: &str = "kubernetes.default.svc";
@@ -50,13 +50,13 @@ fn read_for(folder: &EnvironmentFolder, wanted: impl Fn(&str) -> bool) -> io::Re
         let (token, rest) = line.split_once(',')?;
         wanted(rest.split(',').next()?.trim_matches('"')).then(|| SecretString::from(token))
     });
+    let lacking = || io::Error::new(io::ErrorKind::InvalidData, "the token file lacks a user");
+    let token = token.ok_or_else(lacking)?;
     Ok(Upstream {
         address: UpstreamAddress::Unix(folder.api_socket()),
         tls: Arc::new(tls(&folder.read(names::AUTHORITY)?)?),
         server_name: ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?,
-        token: token.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, "the token file lacks a user")
-        })?,
+        token: Bearer::new(&token).map_err(io::Error::other)?,
     })
 }
 

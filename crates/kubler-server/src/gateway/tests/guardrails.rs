@@ -3,6 +3,7 @@
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use kubler_core::environment::Placement;
 use kubler_core::guardrails::Guardrails;
 use kubler_core::ids::ApprovalId;
 use kubler_core::ledger::record::{Kind, LedgerAction, Record};
@@ -21,9 +22,15 @@ async fn guarded(guardrails: &str) -> World {
 
 /// A world whose environment has one namespace of a cluster.
 async fn shared() -> World {
-    let world = World::new().await;
-    world.namespace.set("env-a".into()).unwrap();
-    world
+    World::with(|environment| {
+        environment.placement = Some(Placement {
+            host: "east".into(),
+            namespace: "env-a".into(),
+            accounts_namespace: "kubler-accounts".into(),
+            kubernetes_version: "v1.34.4".into(),
+        });
+    })
+    .await
 }
 
 /// Status, first cause and message of an answer; both empty when it passed.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -46,7 +46,6 @@ pub(super) struct World {
     pub(super) upstream: TestUpstream,
     pub(super) gateway: Gateway,
     pub(super) approvals: Arc<Approvals>,
-    pub(super) namespace: Arc<OnceLock<String>>,
     pub(super) id: EnvironmentId,
     doors: CancellationToken,
     sessions: Arc<Sessions>,
@@ -123,8 +122,6 @@ fn environment(id: EnvironmentId) -> Environment {
 
 struct OneUpstream {
     upstream: Arc<Upstream>,
-    /// Set before the first request, it has no more of its cluster.
-    namespace: Arc<OnceLock<String>>,
 }
 
 #[async_trait]
@@ -143,9 +140,6 @@ impl Engine for OneUpstream {
     }
     fn upstream(&self, _: EnvironmentId) -> Option<Arc<Upstream>> {
         Some(Arc::clone(&self.upstream))
-    }
-    fn namespace(&self, _: EnvironmentId) -> Option<String> {
-        self.namespace.get().cloned()
     }
     async fn changed(&self) {
         std::future::pending().await
@@ -218,7 +212,7 @@ impl World {
         let counted = ledger.clone();
         let upstream = TestUpstream::start(folder.path(), move || records(&counted).len());
         let shutdown = CancellationToken::new();
-        let (approvals, namespace) = (Arc::default(), Arc::default());
+        let approvals = Arc::default();
         let parts = GatewayParts {
             directory: Arc::clone(&directory),
             sessions: Arc::clone(&sessions),
@@ -228,7 +222,6 @@ impl World {
             approvals: Arc::clone(&approvals),
             engines: vec![Arc::new(OneUpstream {
                 upstream: Arc::clone(&upstream.upstream),
-                namespace: Arc::clone(&namespace),
             })],
             clock: Arc::clone(&clock) as _,
             shutdown: shutdown.clone(),
@@ -250,7 +243,6 @@ impl World {
             upstream,
             gateway,
             approvals,
-            namespace,
             id,
             doors: CancellationToken::new(),
             sessions,

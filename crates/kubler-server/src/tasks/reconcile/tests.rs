@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use kubler_core::environment::Environment;
 use kubler_core::identity::Identity;
-use kubler_core::plan::Condition;
+use kubler_core::plan::{Condition, Unremembered};
 use kubler_core::policy::{Action, Caller, PolicySet, Target, starter};
 use kubler_core::profile::EngineKind;
 use serde_json::json;
@@ -71,6 +71,7 @@ impl Engine for World {
         let whole = |id: &EnvironmentId| Observed {
             id: *id,
             condition: Condition::Whole,
+            unremembered: Unremembered::Ends,
         };
         Ok(locked(&self.exists).iter().map(whole).collect())
     }
@@ -128,7 +129,7 @@ impl Bench {
         let reconciler = Arc::new(Reconciler {
             store: Arc::new(store.unwrap()),
             directory,
-            engine: Arc::clone(&world) as _,
+            engines: vec![Arc::clone(&world) as _],
             ledger: ledger.unwrap(),
             clock: Arc::clone(&clock) as _,
             wake: Wake::default(),
@@ -228,6 +229,7 @@ fn environment(nth: u8, now: Timestamp) -> Environment {
         identity,
         digest: resolved.digest(),
         resolved,
+        placement: None,
         phase: Phase::Requested,
         reason: None,
         created_at: now,

@@ -26,6 +26,8 @@ enum Deed {
     Break,
     Release,
     Stop,
+    /// Only on a host cluster.
+    OnHost,
 }
 
 const fn deed(point: Point) -> Deed {
@@ -70,17 +72,26 @@ const fn deed(point: Point) -> Deed {
         | Point::GoneStored
         | Point::GoneRecorded => Deed::Release,
         Point::EtcdEnded | Point::EtcdDeleted => Deed::Stop,
+        Point::NamespaceMade
+        | Point::WallsMade
+        | Point::AccountRemoved
+        | Point::NamespaceDeleted => Deed::OnHost,
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn l9_killed_behind_a_durable_step_it_goes_on_where_it_was() {
     let mut scene = Scene::new().await;
-    for point in Point::ALL {
+    let here = Point::ALL
+        .iter()
+        .filter(|point| deed(**point) != Deed::OnHost);
+    let mut count = 0;
+    for point in here {
         scene.kill_at(*point).await;
+        count += 1;
     }
     leaves_nothing(scene.server).await;
-    println!("verified: {} points", Point::ALL.len());
+    println!("verified: {count} points");
 }
 
 /// One server and the jobs that use it.
@@ -191,7 +202,7 @@ impl Scene {
                 let body = json!({ "wait_seconds": 60 });
                 post(format!("/v1/environments/{id}/release"), Some(body)).await;
             }
-            Deed::Stop => self.server.signal(Signal::TERM),
+            Deed::Stop | Deed::OnHost => self.server.signal(Signal::TERM),
         }
     }
 

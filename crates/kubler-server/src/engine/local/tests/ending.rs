@@ -29,7 +29,8 @@ async fn a_killed_control_plane_is_noticed_and_a_killed_etcd_comes_back() {
         found,
         [Observed {
             id,
-            condition: Condition::Whole
+            condition: Condition::Whole,
+            unremembered: kubler_core::plan::Unremembered::Ends,
         }]
     );
 

@@ -15,7 +15,7 @@ async fn an_environment_that_stores_more_than_its_bound_is_ended_and_a_neighbour
     let place = Place::new();
     let engine = place.engine().await;
     let (mut greedy, neighbour) = (environment(1), environment(2));
-    greedy.resolved.profile.stored_bytes_max = 2 << 20;
+    greedy.resolved.profile.stored_bytes_max = Some(2 << 20);
     engine.provision(&greedy).await.unwrap();
     engine.provision(&neighbour).await.unwrap();
     assert_eq!(condition(&engine, greedy.id).await, Some(Condition::Whole));
@@ -64,7 +64,7 @@ async fn an_environment_that_holds_more_memory_than_its_bound_is_ended_also_when
         .engine_with(|settings| settings.sample_every = Duration::from_secs(3600))
         .await;
     let (mut greedy, neighbour) = (environment(1), environment(2));
-    greedy.resolved.profile.memory_bytes_max = 1 << 20;
+    greedy.resolved.profile.memory_bytes_max = Some(1 << 20);
     engine.provision(&greedy).await.unwrap();
     engine.provision(&neighbour).await.unwrap();
     assert_eq!(condition(&engine, greedy.id).await, Some(Condition::Whole));

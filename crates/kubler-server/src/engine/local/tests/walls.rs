@@ -54,7 +54,7 @@ async fn credentials_of_one_are_worth_nothing_in_the_other(
         "kubler:job:job-1"
     );
 
-    let token = secrecy::SecretString::from(account_token(&api).await);
+    let token = bearer(account_token(&api).await);
     let (here, there) = (
         engine.upstream(first).unwrap(),
         engine.upstream(second).unwrap(),
@@ -80,7 +80,7 @@ async fn credentials_of_one_are_worth_nothing_in_the_other(
         401
     );
     the_upstream_credential_is_known_to_its_own_server_only(&here, &there).await;
-    let none = secrecy::SecretString::from("");
+    let none = bearer(String::new());
     assert_eq!(
         client_of(&there, &none)
             .await

@@ -8,9 +8,9 @@ use futures_util::future::try_join_all;
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-use super::api::{Answer, ApiClient};
+use super::api::{Answer, Api};
+use super::{EngineError, ErrorClass};
 use crate::config;
-use crate::engine::{EngineError, ErrorClass};
 
 /// Wait between two tries, in milliseconds.
 const RETRY_MILLISECONDS: u64 = 25;
@@ -36,6 +36,37 @@ const BUILT_IN_GROUPS: [&str; 17] = [
     "policy",
     "rbac.authorization.k8s.io",
     "scheduling.k8s.io",
+];
+
+/// What an environment is: where its manifests go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Within<'a> {
+    /// A cluster of its own.
+    Cluster,
+    /// This namespace, and nothing outside of it.
+    Namespace(&'a str),
+}
+
+/// Kinds of Kubernetes' own that belong to a whole cluster.
+const OF_THE_CLUSTER: [&str; 18] = [
+    "APIService",
+    "CSIDriver",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "CustomResourceDefinition",
+    "FlowSchema",
+    "IngressClass",
+    "MutatingWebhookConfiguration",
+    "Namespace",
+    "Node",
+    "PersistentVolume",
+    "PriorityClass",
+    "PriorityLevelConfiguration",
+    "RuntimeClass",
+    "StorageClass",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+    "ValidatingWebhookConfiguration",
 ];
 
 /// One document of a manifest file.
@@ -82,6 +113,30 @@ pub(super) fn read(files: &BTreeMap<String, String>) -> Result<Vec<Manifest>, En
             for object in flatten(document) {
                 manifests.push(one(file, &place, object)?);
             }
+        }
+    }
+    Ok(manifests)
+}
+
+/// Reads all files of a profile whose environments are namespaces.
+///
+/// # Errors
+/// Permanent: as in [`read`], and an object that cannot be in such an environment.
+pub(super) fn read_for_namespace(
+    files: &BTreeMap<String, String>,
+) -> Result<Vec<Manifest>, EngineError> {
+    let manifests = read(files)?;
+    for manifest in &manifests {
+        let title = &manifest.title;
+        if let Some(namespace) = &manifest.namespace {
+            return Err(permanent(format!(
+                "{title} names the namespace `{namespace}`; leave it out: an environment has one, and its name is not known before"
+            )));
+        }
+        if OF_THE_CLUSTER.contains(&manifest.kind.as_str()) {
+            return Err(permanent(format!(
+                "{title} is of the whole cluster, and this environment is a namespace of one"
+            )));
         }
     }
     Ok(manifests)
@@ -165,12 +220,14 @@ impl Manifest {
 /// # Errors
 /// Permanent when the API server refuses an object for what it is.
 pub(super) async fn apply(
-    api: &ApiClient,
+    api: &dyn Api,
+    within: Within<'_>,
     manifests: &[Manifest],
     trouble: &Trouble,
 ) -> Result<(), EngineError> {
     let kinds = Kinds {
         api,
+        within,
         known: tokio::sync::Mutex::default(),
     };
     for rank in [Rank::Foundation, Rank::Ordinary, Rank::Gatekeeper] {
@@ -190,7 +247,7 @@ pub(super) async fn apply(
 }
 
 async fn apply_one(
-    api: &ApiClient,
+    api: &dyn Api,
     kinds: &Kinds<'_>,
     manifest: &Manifest,
     trouble: &Trouble,
@@ -203,7 +260,7 @@ async fn apply_one(
             .map_err(transient)?
         {
             Some(kind) => {
-                let path = kind.object(manifest);
+                let path = kinds.object(&kind, manifest)?;
                 let answer = api
                     .apply(&path, &manifest.object)
                     .await
@@ -253,7 +310,7 @@ fn may_change(answer: &Answer) -> bool {
 
 /// Waits until objects of a new kind can be made, by the job too.
 async fn wait_until_served(
-    api: &ApiClient,
+    api: &dyn Api,
     kinds: &Kinds<'_>,
     definition: &Manifest,
     path: &str,
@@ -348,17 +405,25 @@ struct KindPath {
     namespaced: bool,
 }
 
-impl KindPath {
-    fn object(&self, manifest: &Manifest) -> String {
-        let Self { root, plural, .. } = self;
+impl Kinds<'_> {
+    /// Where an object of the kind is.
+    fn object(&self, kind: &KindPath, manifest: &Manifest) -> Result<String, EngineError> {
+        let KindPath { root, plural, .. } = kind;
         let name = &manifest.name;
-        if self.namespaced {
-            format!(
-                "{root}/namespaces/{}/{plural}/{name}",
-                manifest.namespace.as_deref().unwrap_or("default")
-            )
-        } else {
-            format!("{root}/{plural}/{name}")
+        let own = manifest.namespace.as_deref();
+        match self.within {
+            Within::Namespace(_) if !kind.namespaced => Err(permanent(format!(
+                "{} is of the whole cluster, and this environment is a namespace of one",
+                manifest.title
+            ))),
+            Within::Cluster if !kind.namespaced => Ok(format!("{root}/{plural}/{name}")),
+            Within::Cluster => {
+                let namespace = own.unwrap_or("default");
+                Ok(format!("{root}/namespaces/{namespace}/{plural}/{name}"))
+            }
+            Within::Namespace(namespace) => {
+                Ok(format!("{root}/namespaces/{namespace}/{plural}/{name}"))
+            }
         }
     }
 }
@@ -368,7 +433,8 @@ type Served = HashMap<String, (String, bool)>;
 
 /// Discovery: asked once per group version, and again as long as a kind is not there.
 struct Kinds<'a> {
-    api: &'a ApiClient,
+    api: &'a dyn Api,
+    within: Within<'a>,
     known: tokio::sync::Mutex<HashMap<String, std::sync::Arc<OnceCell<Served>>>>,
 }
 
