@@ -10,24 +10,22 @@
 //! # Ok(()) }
 //! ```
 
+mod access;
 mod audit;
 mod authority;
 mod child;
 mod draft;
 mod kubeconfig;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tempfile::TempDir;
 
+pub use self::access::Access;
 pub use self::authority::{Authority, Pair};
 pub use self::child::Child;
-pub use self::draft::ClusterDraft;
+pub use self::draft::{ClusterDraft, program, write_secret};
 pub use self::kubeconfig::kubeconfig;
-use crate::kubler::kubectl;
 use crate::leaks::{Mark, Process};
 
 /// Longest wait for a role to work, on a machine that does much else.
@@ -42,9 +40,7 @@ pub const ADMINISTRATORS: &str = "system:masters";
 /// A running cluster. Dropping it ends all of it, and panics if something is left.
 pub struct Cluster {
     draft: ClusterDraft,
-    url: String,
-    client: reqwest::Client,
-    authority: Authority,
+    access: Access,
     etcd: Child,
     api_server: Option<Child>,
     controller_manager: Option<Child>,
@@ -67,126 +63,9 @@ impl Cluster {
         ClusterDraft::default()
     }
 
-    /// `https://127.0.0.1:PORT`.
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
-    /// The authority of its serving and client certificates, PEM.
-    pub fn ca(&self) -> PathBuf {
-        self.folder.path().join("ca.crt")
-    }
-
-    /// Signs certificates that it trusts.
-    pub const fn authority(&self) -> &Authority {
-        &self.authority
-    }
-
-    /// Everything that it writes; short.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
     /// What its processes carry.
     pub const fn mark(&self) -> &Mark {
         &self.mark
-    }
-
-    /// A kubeconfig of an administrator.
-    pub fn kubeconfig(&self) -> PathBuf {
-        self.folder.path().join("admin.kubeconfig")
-    }
-
-    /// A kubeconfig of any user, with a client certificate: one user has one file, which is written anew.
-    ///
-    /// # Panics
-    /// When it cannot be written.
-    pub fn kubeconfig_of(&self, user: &str, groups: &[&str]) -> PathBuf {
-        let pair = self.authority.client(user, groups);
-        let text = kubeconfig(&self.url, self.authority.certificate(), &pair);
-        let name = user.replace(['/', ':'], "-");
-        let path = self.folder.path().join(format!("user-{name}.kubeconfig"));
-        draft::write_secret(&path, &text);
-        path
-    }
-
-    /// A client of an administrator; a path of the API follows [`Self::url`].
-    pub const fn client(&self) -> &reqwest::Client {
-        &self.client
-    }
-
-    /// A kubectl of the pinned version as an administrator.
-    pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
-        let mut command = kubectl(&self.kubeconfig(), self.folder.path());
-        command.args(arguments);
-        command
-    }
-
-    /// Runs it.
-    ///
-    /// # Panics
-    /// When it cannot be started.
-    pub fn kubectl(&self, arguments: &[&str]) -> Output {
-        self.kubectl_command(arguments).output().expect("kubectl")
-    }
-
-    /// Runs it, and gives what it printed.
-    ///
-    /// # Panics
-    /// With what it said, when it fails.
-    pub fn kubectl_ok(&self, arguments: &[&str]) -> String {
-        let output = self.kubectl(arguments);
-        assert!(
-            output.status.success(),
-            "kubectl {arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).expect("text")
-    }
-
-    /// `kubectl get … --output json`.
-    ///
-    /// # Panics
-    /// As [`Self::kubectl_ok`] does.
-    pub fn get(&self, arguments: &[&str]) -> Value {
-        let all = [&["get", "--output", "json"], arguments].concat();
-        serde_json::from_str(&self.kubectl_ok(&all)).expect("JSON")
-    }
-
-    /// `kubectl apply` of these objects, as YAML.
-    ///
-    /// # Panics
-    /// As [`Self::kubectl_ok`] does.
-    pub fn apply(&self, yaml: &str) -> String {
-        let file = tempfile::NamedTempFile::new_in(self.folder.path()).expect("a file");
-        std::fs::write(file.path(), yaml).expect("a file");
-        let path = file.path().to_str().expect("a path that is text");
-        self.kubectl_ok(&["apply", "--filename", path])
-    }
-
-    /// The audit log: one event as JSON on a line, stage `ResponseComplete` and what else the level has.
-    pub fn audit_log(&self) -> PathBuf {
-        self.folder.path().join("audit.log")
-    }
-
-    /// What the audit log holds by now.
-    ///
-    /// # Panics
-    /// When a whole line is no event.
-    pub fn audit_events(&self) -> Vec<Value> {
-        audit::events(&self.audit_log())
-    }
-
-    /// Waits until the audit log holds an event that satisfies a condition.
-    ///
-    /// # Panics
-    /// With the last events, when none comes within `bound`.
-    pub async fn wait_for_audit_event(
-        &self,
-        bound: Duration,
-        condition: impl Fn(&Value) -> bool,
-    ) -> Value {
-        audit::wait_for(&self.audit_log(), bound, condition).await
     }
 
     /// SIGKILL to the API server, and its end: connections break, nothing listens. etcd lives on.
@@ -280,12 +159,7 @@ impl Cluster {
     /// Waits until a path of the API answers well.
     async fn wait_until(&mut self, path: &str) {
         let deadline = Instant::now() + START_BOUND;
-        let url = format!("{}{path}", self.url);
-        loop {
-            let answer = self.client.get(&url).send().await;
-            if answer.is_ok_and(|answer| answer.status().is_success()) {
-                return;
-            }
+        while !self.access.answers(path).await {
             let roles = [
                 Some(&mut self.etcd),
                 self.api_server.as_mut(),
@@ -301,6 +175,14 @@ impl Cluster {
             );
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
+    }
+}
+
+impl std::ops::Deref for Cluster {
+    type Target = Access;
+
+    fn deref(&self) -> &Access {
+        &self.access
     }
 }
 

@@ -37,6 +37,16 @@ impl Authority {
         }
     }
 
+    /// One that was made before, from its own certificate and key.
+    pub(super) fn of(certificate: &str, key: &str) -> Self {
+        let pair = KeyPair::from_pem(key).expect("a key");
+        Self {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            issuer: Issuer::from_ca_cert_pem(certificate, pair).expect("a certificate"),
+        }
+    }
+
     /// Its own certificate, PEM.
     pub fn certificate(&self) -> &str {
         &self.certificate

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rcgen::KeyPair;
 
-use super::{ADMINISTRATORS, Authority, Child, Cluster, Pair, audit, kubeconfig};
+use super::{ADMINISTRATORS, Access, Authority, Child, Cluster, Pair, audit, kubeconfig};
 use crate::agent::kube_folder;
 use crate::leaks::Mark;
 
@@ -22,6 +22,7 @@ const FIRST_SERVICE: &str = "10.96.0.1";
 pub struct ClusterDraft {
     address: String,
     port: u16,
+    parent: PathBuf,
     api_server: Vec<String>,
     controller_manager: Vec<String>,
 }
@@ -31,6 +32,7 @@ impl Default for ClusterDraft {
         Self {
             address: "127.0.0.1".to_owned(),
             port: 0,
+            parent: "/tmp".into(),
             api_server: Vec::new(),
             controller_manager: Vec::new(),
         }
@@ -41,6 +43,12 @@ impl ClusterDraft {
     /// Where the API server listens, instead of on loopback; the address must be there.
     pub fn address(mut self, address: &str) -> Self {
         address.clone_into(&mut self.address);
+        self
+    }
+
+    /// The folder that its own folder will be in; its path must be short.
+    pub fn folder_in(mut self, parent: &Path) -> Self {
+        parent.clone_into(&mut self.parent);
         self
     }
 
@@ -73,7 +81,7 @@ impl ClusterDraft {
         let folder = tempfile::Builder::new()
             .prefix(mark.as_str())
             .rand_bytes(0)
-            .tempdir_in("/tmp")
+            .tempdir_in(&self.parent)
             .expect("a folder");
         // Free at this moment, and chosen by the kernel from a range where the next choice is another one.
         self.port = TcpListener::bind((self.address.as_str(), 0))
@@ -82,15 +90,13 @@ impl ClusterDraft {
             .port();
         let url = format!("https://{}:{}", self.address, self.port);
         let authority = Authority::new();
-        let administrator = self.write(folder.path(), &url, &authority);
+        self.write(folder.path(), &url, &authority);
         prepare(folder.path(), &authority);
         let etcd = start_etcd(folder.path(), &mark);
         let api_server = self.api_server(folder.path(), &mark);
         let mut cluster = Cluster {
-            client: client(authority.certificate(), &administrator),
+            access: Access::new(&url, folder.path()),
             draft: self,
-            url,
-            authority,
             etcd,
             api_server: Some(api_server),
             controller_manager: None,
@@ -107,8 +113,8 @@ impl ClusterDraft {
         cluster
     }
 
-    /// Writes what the roles read; gives the administrator's certificate.
-    fn write(&self, folder: &Path, url: &str, authority: &Authority) -> Pair {
+    /// Writes what the roles read.
+    fn write(&self, folder: &Path, url: &str, authority: &Authority) {
         let serving = authority.serving(
             "kube-apiserver",
             &[
@@ -124,23 +130,30 @@ impl ClusterDraft {
         );
         let administrator = authority.client("admin", &[ADMINISTRATORS]);
         let controllers = authority.client("system:kube-controller-manager", &[]);
+        // Who may say on whose behalf a request comes to an aggregated API: an authority of its own.
+        let front = Authority::new();
+        let proxy = front.client("front-proxy-client", &[]);
         let signer = KeyPair::generate().expect("a key");
         let of = |pair: &Pair| kubeconfig(url, authority.certificate(), pair);
         for (name, text) in [
             ("ca.crt", authority.certificate()),
             ("ca.key", authority.key()),
+            ("front-ca.crt", front.certificate()),
+            ("proxy.crt", &proxy.certificate),
+            ("proxy.key", &proxy.key),
             ("serving.crt", &serving.certificate),
             ("serving.key", &serving.key),
             ("service-account.key", &signer.serialize_pem()),
             // Upstream looks for a public key and takes no private one of this form for it.
             ("service-account.pub", &signer.public_key_pem()),
             ("audit-policy.yaml", audit::POLICY),
+            ("admin.crt", &administrator.certificate),
+            ("admin.key", &administrator.key),
             ("admin.kubeconfig", &of(&administrator)),
             ("controller-manager.kubeconfig", &of(&controllers)),
         ] {
             write_secret(&folder.join(name), text);
         }
-        administrator
     }
 
     /// Starts the API server.
@@ -159,6 +172,13 @@ impl ClusterDraft {
             "--service-account-signing-key-file=FOLDER/service-account.key".to_owned(),
             "--service-account-key-file=FOLDER/service-account.pub".to_owned(),
             format!("--service-cluster-ip-range={SERVICE_RANGE}"),
+            "--requestheader-client-ca-file=FOLDER/front-ca.crt".to_owned(),
+            "--requestheader-allowed-names=front-proxy-client".to_owned(),
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
+            "--requestheader-group-headers=X-Remote-Group".to_owned(),
+            "--requestheader-username-headers=X-Remote-User".to_owned(),
+            "--proxy-client-cert-file=FOLDER/proxy.crt".to_owned(),
+            "--proxy-client-key-file=FOLDER/proxy.key".to_owned(),
             "--audit-policy-file=FOLDER/audit-policy.yaml".to_owned(),
             "--audit-log-path=FOLDER/audit.log".to_owned(),
             // As installers do: whether a pod may be privileged is for Pod Security to say.
@@ -229,7 +249,11 @@ fn start_etcd(folder: &Path, mark: &Mark) -> Child {
     Child::start(&program("etcd"), &arguments, &own, &log, mark)
 }
 
-fn program(name: &str) -> PathBuf {
+/// A program of upstream that `kube/build` built.
+///
+/// # Panics
+/// When it has not.
+pub fn program(name: &str) -> PathBuf {
     let program = kube_folder().join(name);
     assert!(
         program.is_file(),
@@ -240,7 +264,10 @@ fn program(name: &str) -> PathBuf {
 }
 
 /// Writes a file that only its owner reads.
-pub(super) fn write_secret(path: &Path, text: &str) {
+///
+/// # Panics
+/// When it cannot be written.
+pub fn write_secret(path: &Path, text: &str) {
     let file = fs::File::options()
         .create(true)
         .write(true)
@@ -249,15 +276,4 @@ pub(super) fn write_secret(path: &Path, text: &str) {
         .open(path);
     file.and_then(|mut file| file.write_all(text.as_bytes()))
         .unwrap_or_else(|error| panic!("cannot write `{}`: {error}", path.display()));
-}
-
-fn client(ca: &str, user: &Pair) -> reqwest::Client {
-    let identity = format!("{}{}", user.certificate, user.key);
-    reqwest::Client::builder()
-        .use_rustls_tls()
-        .tls_certs_only([reqwest::Certificate::from_pem(ca.as_bytes()).expect("a CA")])
-        .identity(reqwest::Identity::from_pem(identity.as_bytes()).expect("an identity"))
-        .pool_max_idle_per_host(0)
-        .build()
-        .expect("a client")
 }
