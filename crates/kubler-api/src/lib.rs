@@ -148,7 +148,7 @@ pub struct Environment {
     pub deadline: Timestamp,
     /// Why it ended or is ending.
     pub end: Option<End>,
-    /// Why the last try to make it failed, while it is tried again.
+    /// Why the last try to make or end it failed, or why it waits for a place, while it is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<String>,
     /// When its credentials died.

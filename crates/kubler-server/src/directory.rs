@@ -47,7 +47,8 @@ impl Known {
         } else {
             self.remaining.insert(id);
         }
-        if !is_being_made(environment) {
+        let before = self.current(id).map(|before| before.phase);
+        if before != Some(environment.phase) {
             self.failures.remove(&id);
         }
         match check_environment(environment) {
@@ -60,9 +61,12 @@ impl Known {
     }
 }
 
-/// Whether it waits for a place, or is being made.
-const fn is_being_made(environment: &Environment) -> bool {
-    matches!(environment.phase, Phase::Requested | Phase::Provisioning)
+/// Whether somebody waits for a place for it, makes it, or ends it: what may fail and be tried again.
+const fn is_worked_on(environment: &Environment) -> bool {
+    matches!(
+        environment.phase,
+        Phase::Requested | Phase::Provisioning | Phase::Releasing
+    )
 }
 
 impl Directory {
@@ -129,16 +133,16 @@ impl Directory {
         known.failures.remove(&id);
     }
 
-    /// Notes why the last try to make an environment failed.
+    /// Notes why the last try to make or end an environment failed.
     pub fn note_failure(&self, id: EnvironmentId, message: String) {
         let mut known = self.write();
-        let is_being_made = |current: Arc<Environment>| is_being_made(&current);
-        if known.current(id).is_some_and(is_being_made) {
+        let is_worked_on = |current: Arc<Environment>| is_worked_on(&current);
+        if known.current(id).is_some_and(is_worked_on) {
             known.failures.insert(id, message);
         }
     }
 
-    /// Why the last try to make an environment failed, while it is tried again.
+    /// Why the last try to make or end an environment failed, while it is tried again.
     pub fn last_failure(&self, id: EnvironmentId) -> Option<String> {
         self.read().failures.get(&id).cloned()
     }

@@ -47,6 +47,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Succeeds when there never was anything.
     async fn remove(&self, id: EnvironmentId) -> Result<Evidence, EngineError>;
 
+    /// The same for an environment that is remembered: its profile may allow more.
+    async fn end(&self, environment: &Environment) -> Result<Evidence, EngineError> {
+        self.remove(environment.id).await
+    }
+
     /// Where the environment's API server is, once it is usable.
     fn upstream(&self, id: EnvironmentId) -> Option<Arc<Upstream>>;
 

@@ -68,6 +68,7 @@ impl Engines {
                 connection,
                 key: key::open(&path).map_err(|source| StartError::MarkKey { path, source })?,
                 folder: loaded.folder.clone(),
+                ledger: ledger.clone(),
             };
             hosts.push(NamespaceEngine::start(settings, Arc::clone(clock)));
         }

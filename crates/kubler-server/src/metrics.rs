@@ -1,15 +1,18 @@
 //! OpenMetrics, computed from the state of things when somebody asks: a counter that is kept beside the truth leaks.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kubler_core::environment::Phase;
+use kubler_core::host::placement::Health;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::directory::Directory;
+use crate::engine::Standing as HostStanding;
 use crate::ledger::sinks::Standing;
 
 /// What the reconciler knows that nobody else does.
@@ -122,13 +125,38 @@ const CERTIFICATES_REFUSED: Metric = Metric {
     help: "1 while the files of certificates cannot be used and the old ones stay in force: an alarm when above zero",
 };
 
+const HOST_WELL: Metric = Metric {
+    name: "host_well",
+    labels: &["host"],
+    help: "1 for a host cluster that answers: an alarm when 0",
+};
+const HOST_ENVIRONMENTS: Metric = Metric {
+    name: "host_environments",
+    labels: &["host"],
+    help: "Environments on a host cluster that are not gone",
+};
+const HOST_ENVIRONMENTS_MAX: Metric = Metric {
+    name: "host_environments_max",
+    labels: &["host"],
+    help: "Environments that a host cluster may have, as configured",
+};
+const HOST_CALLS: Metric = Metric {
+    name: "host_calls",
+    labels: &["host"],
+    help: "Requests of the server's own to a host cluster since the start",
+};
+
 /// Every metric; all are gauges.
-pub const METRICS: [Metric; 10] = [
+pub const METRICS: [Metric; 14] = [
     ENVIRONMENTS,
     ENVIRONMENTS_STUCK,
     CONFIGURATION_BAD,
     LEDGER_SINK_BEHIND,
     ENVIRONMENT_BOUNDS,
+    HOST_WELL,
+    HOST_ENVIRONMENTS,
+    HOST_ENVIRONMENTS_MAX,
+    HOST_CALLS,
     CONNECTIONS,
     CONNECTIONS_MAX,
     REQUESTS_OPEN,
@@ -176,6 +204,7 @@ pub fn render(
     directory: &Directory,
     gauges: &Gauges,
     sinks: &[Standing],
+    hosts: &[HostStanding],
     door: DoorState,
 ) -> String {
     let mut registry = Registry::with_prefix(PREFIX);
@@ -210,11 +239,43 @@ pub fn render(
         bounds.get_or_create(&vec![label]).set(1);
     }
     registry.register(ENVIRONMENT_BOUNDS.name, ENVIRONMENT_BOUNDS.help, bounds);
+    register_hosts(&mut registry, directory, hosts);
     door.register(&mut registry);
     let mut text = String::new();
     // Writing to a String cannot fail; an empty page says more than a panic would.
     let _ = encode(&mut text, &registry);
     text
+}
+
+fn register_hosts(registry: &mut Registry, directory: &Directory, hosts: &[HostStanding]) {
+    let mut there: BTreeMap<String, i64> = BTreeMap::new();
+    for environment in directory.remaining() {
+        if let Some(placement) = environment.placement {
+            *there.entry(placement.host).or_default() += 1;
+        }
+    }
+    type Value = fn(&HostStanding, i64) -> i64;
+    let metrics: [(Metric, Value); 4] = [
+        (HOST_WELL, |host, _| (host.health == Health::Well).into()),
+        (HOST_ENVIRONMENTS, |_, there| there),
+        (HOST_ENVIRONMENTS_MAX, |host, _| {
+            host.host.environments_max.into()
+        }),
+        (HOST_CALLS, |host, _| {
+            i64::try_from(host.calls).unwrap_or(i64::MAX)
+        }),
+    ];
+    for (metric, value) in metrics {
+        let family = Family::<Vec<(String, String)>, Gauge>::default();
+        for standing in hosts {
+            let name = standing.host.name.clone();
+            let environments = there.get(&name).copied().unwrap_or_default();
+            family
+                .get_or_create(&vec![("host".to_owned(), name)])
+                .set(value(standing, environments));
+        }
+        registry.register(metric.name, metric.help, family);
+    }
 }
 
 #[cfg(test)]
@@ -232,6 +293,16 @@ mod tests {
                 name: "https://log.example/kubler".into(),
                 behind_seconds: 7,
                 message: None,
+            }],
+            &[HostStanding {
+                host: std::sync::Arc::new(
+                    serde_json::from_str(r#"{"name": "east", "in_cluster": true}"#).unwrap(),
+                ),
+                health: Health::Well,
+                enforcement: Default::default(),
+                kubernetes_version: String::new(),
+                message: None,
+                calls: 3,
             }],
             DoorState::default(),
         );

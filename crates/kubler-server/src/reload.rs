@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config;
 use crate::engine::local::binaries::Binaries;
+use crate::engines;
 use crate::http::Api;
 use crate::ledger::Durability;
 use crate::policy::Reloaded;
@@ -130,6 +131,8 @@ fn read(
 ) -> Result<(Everything, Vec<&'static str>), StartError> {
     let mut loaded = config::load(file)?;
     let old = Arc::clone(&api.in_force.load().configuration);
+    // Not left for the next start to find out.
+    engines::check_sites(&api.broker.directory, &loaded.configuration)?;
     let (taken_over, needs_restart) = old.taking_over(loaded.configuration);
     loaded.configuration = taken_over;
     let everything = Everything::read(&loaded, binaries, &api.verifier)?;

@@ -81,6 +81,8 @@ actions! {
     EnvironmentPhase = "environment.phase";
     /// Something that belonged to nothing was taken away.
     EnvironmentOrphan = "environment.orphan";
+    /// A finalizer is taken away from an object on a host that keeps an environment from ending.
+    EnvironmentFinalizer = "environment.finalizer";
     /// A credential was issued.
     SessionIssue = "session.issue";
     /// A request to an environment's Kubernetes API.

@@ -12,6 +12,7 @@ pub(crate) mod key;
 mod observe;
 mod provision;
 mod remove;
+mod stuck;
 mod tenant;
 
 use std::collections::{BTreeMap, HashMap};
@@ -37,6 +38,7 @@ use self::health::Pulse;
 use self::tenant::Tenant;
 use super::{Engine, EngineError, Evidence, Standing, Upstream, manifests};
 use crate::clock::Clock;
+use crate::ledger::Ledger;
 
 /// What the engine works with.
 pub struct NamespaceSettings {
@@ -48,6 +50,8 @@ pub struct NamespaceSettings {
     pub key: SigningKey,
     /// Where the files of profiles' secrets are.
     pub folder: PathBuf,
+    /// Where it is written down when a finalizer is taken away.
+    pub ledger: Ledger,
 }
 
 /// The engine of one host. Dropped, it leaves environments alive.
@@ -63,6 +67,7 @@ struct Inner {
     key: SigningKey,
     folder: PathBuf,
     clock: Arc<dyn Clock>,
+    ledger: Ledger,
     slots: Mutex<HashMap<EnvironmentId, Arc<Slot>>>,
     pulse: Pulse,
     changes: Notify,
@@ -88,6 +93,7 @@ impl NamespaceEngine {
             connection: settings.connection,
             key: settings.key,
             folder: settings.folder,
+            ledger: settings.ledger,
             clock,
             slots: Mutex::default(),
             pulse: Pulse::default(),
@@ -107,6 +113,24 @@ impl NamespaceEngine {
     /// Whether the host enforces network policies, as a probe saw it.
     pub fn set_enforcement(&self, enforcement: Enforcement) {
         self.inner.pulse.set_enforcement(enforcement);
+    }
+}
+
+impl NamespaceEngine {
+    async fn take_away(
+        &self,
+        id: EnvironmentId,
+        environment: Option<Environment>,
+    ) -> Result<Evidence, EngineError> {
+        let slot = self.inner.slot(id);
+        slot.cancel();
+        let guard = Arc::clone(&slot.work).lock_owned().await;
+        // A task of its own: a caller that goes away must not leave a request on its way that is done later.
+        let inner = Arc::clone(&self.inner);
+        joined(tokio::spawn(async move {
+            remove::remove(&inner, id, environment.as_ref(), &slot, &guard).await
+        }))
+        .await
     }
 }
 
@@ -141,15 +165,12 @@ impl Engine for NamespaceEngine {
     }
 
     async fn remove(&self, id: EnvironmentId) -> Result<Evidence, EngineError> {
-        let slot = self.inner.slot(id);
-        slot.cancel();
-        let guard = Arc::clone(&slot.work).lock_owned().await;
-        // A task of its own: a caller that goes away must not leave a request on its way that is done later.
-        let inner = Arc::clone(&self.inner);
-        joined(tokio::spawn(async move {
-            remove::remove(&inner, id, &slot, &guard).await
-        }))
-        .await
+        self.take_away(id, None).await
+    }
+
+    async fn end(&self, environment: &Environment) -> Result<Evidence, EngineError> {
+        let id = environment.id;
+        self.take_away(id, Some(environment.clone())).await
     }
 
     fn upstream(&self, id: EnvironmentId) -> Option<Arc<Upstream>> {

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use kubler_api::Health;
+use kubler_core::host::placement::Health as HostHealth;
 use kubler_core::ledger::record::LedgerAction;
 use kubler_core::policy::Action;
 
@@ -15,6 +16,7 @@ use super::Api;
 use super::reading::{Answer, Refused, Shared, refused};
 use super::routes::openapi;
 use crate::broker::Call;
+use crate::engine::Standing as HostStanding;
 use crate::ledger::sinks::Standing;
 use crate::metrics::DoorState;
 
@@ -29,6 +31,7 @@ pub(super) async fn metrics(State(api): Shared, call: Call) -> Answer<Response> 
             directory,
             gauges,
             &standings,
+            &api.standings(),
             api.door(),
         ))
     };
@@ -86,6 +89,7 @@ pub(super) async fn readyz(State(api): Shared) -> (StatusCode, Json<Health>) {
     let mut health = api.health(checks);
     health.remarks = api.sink_remarks();
     health.remarks.extend(api.issuer_remarks());
+    health.remarks.extend(api.host_remarks());
     let status = if health.status == "ok" {
         StatusCode::OK
     } else {
@@ -129,6 +133,25 @@ impl Api {
             (name, format!("behind since {} s", standing.behind_seconds))
         };
         behind.map(remark).collect()
+    }
+
+    /// Hosts that do not answer: nothing new goes there.
+    fn host_remarks(&self) -> BTreeMap<String, String> {
+        let mut remarks = BTreeMap::new();
+        for (nth, standing) in self.standings().iter().enumerate() {
+            // By number and without a reason: anybody may ask.
+            if standing.health != HostHealth::Well {
+                let state = standing.health.as_str();
+                remarks.insert(format!("hosts[{nth}]"), format!("it is {state}"));
+            }
+        }
+        remarks
+    }
+
+    /// How the hosts are, in the order of the configuration.
+    fn standings(&self) -> Vec<HostStanding> {
+        let engines = self.engines.iter();
+        engines.filter_map(|engine| engine.standing()).collect()
     }
 
     /// Issuers without fresh keys: when they are too old, or there are none, jobs are refused.

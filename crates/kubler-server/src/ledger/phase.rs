@@ -45,6 +45,15 @@ impl Ledger {
             ];
             details.extend(made_of.map(|(name, value)| (name.to_owned(), value.clone().into())));
         }
+        if let (Phase::Provisioning, Some(placement)) = (environment.phase, &environment.placement)
+        {
+            let place = [
+                ("host", &placement.host),
+                ("namespace", &placement.namespace),
+                ("kubernetes_version", &placement.kubernetes_version),
+            ];
+            details.extend(place.map(|(name, value)| (name.to_owned(), value.clone().into())));
+        }
         let reason = environment.reason.as_ref();
         let mut body = Body::new(Kind::Event, LedgerAction::EnvironmentPhase);
         body.request_id = request_id;

@@ -147,6 +147,10 @@ pub async fn backup(
             &to.join(layout::PRIVATE_KEY),
         )?;
         copy_folder(&data.sessions(), &copy.sessions())?;
+        // Only a server with hosts has one.
+        if data.mark_key().exists() {
+            copy_private(&data.mark_key(), &copy.mark_key())?;
+        }
     }
     let manifest = Manifest {
         form: FORM,

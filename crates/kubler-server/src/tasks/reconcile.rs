@@ -124,7 +124,7 @@ impl Reconciler {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = self.wake.woken() => {}
-                site = self.changed() => drop(rounds.looked_at.remove(&site)),
+                site = self.changed() => self.look_again(&mut rounds, &site),
                 Some(done) = rounds.tasks.join_next_with_id() => self.joined(&mut rounds, done).await,
                 look = looked(&mut rounds.looks) => seen = self.saw(look),
                 () = tokio::time::sleep(TICK_MAX) => {}
@@ -248,6 +248,19 @@ impl Reconciler {
             .into()
     }
 
+    /// Something changed there: what was found is out of date, and what waits after a failure need not.
+    fn look_again(&self, rounds: &mut Rounds, site: &Site) {
+        rounds.looked_at.remove(site);
+        if matches!(site, Site::Host(_)) {
+            let is_there = |id: EnvironmentId| {
+                let environment = self.directory.get(id);
+                environment.and_then(|it| it.site()).as_ref() == Some(site)
+            };
+            let waiting = rounds.failures.iter_mut().filter(|(id, _)| is_there(**id));
+            waiting.for_each(|(_, failures)| failures.not_before = Timestamp::MIN);
+        }
+    }
+
     /// The engine that works there.
     fn engine(&self, site: &Site) -> Option<&Arc<dyn Engine>> {
         self.engines.iter().find(|engine| engine.site() == *site)
@@ -293,11 +306,7 @@ impl Reconciler {
                 rounds.failures.remove(&id);
                 self.change(id, Event::ReleaseRequested(reason), now).await;
             }
-            Step::Remove(id) => {
-                let environment = self.directory.get(id);
-                let site = environment.and_then(|environment| environment.site());
-                self.remove(rounds, id, site, step);
-            }
+            Step::Remove(id) => self.end(rounds, id),
             Step::RemoveOrphan(ref site, id) => self.remove(rounds, id, Some(site.clone()), step),
         }
     }
@@ -330,6 +339,13 @@ impl Reconciler {
         });
     }
 
+    /// Takes away what is remembered.
+    fn end(&self, rounds: &mut Rounds, id: EnvironmentId) {
+        let environment = self.directory.get(id);
+        let site = environment.and_then(|environment| environment.site());
+        self.remove(rounds, id, site, Step::Remove(id));
+    }
+
     /// Takes away, looks, and only then says so.
     fn remove(&self, rounds: &mut Rounds, id: EnvironmentId, site: Option<Site>, step: Step) {
         let (store, ledger, clock) = (
@@ -343,9 +359,13 @@ impl Reconciler {
             Some(Site::Host(_)) | None => EngineKind::Namespace,
         };
         let engine = site.as_ref().and_then(|site| self.engine(site)).cloned();
+        let remembered = self.directory.get(id).filter(|_| !is_orphan);
         rounds.begin(id, kind, step, async move {
             let evidence = match (engine, site) {
-                (Some(engine), _) => engine.remove(id).await?,
+                (Some(engine), _) => match remembered {
+                    Some(environment) => engine.end(&environment).await?,
+                    None => engine.remove(id).await?,
+                },
                 (None, site @ Some(_)) => return Err(no_engine(site.as_ref())),
                 // No place was ever chosen for it: nothing was made anywhere.
                 (None, None) => Evidence::default(),
@@ -448,10 +468,12 @@ impl Reconciler {
                 self.directory.note_failure(id, error.message);
             }
             _ if count >= ALARM_TRIES => {
+                self.directory.note_failure(id, error.message.clone());
                 tracing::error!(environment = %id, %error, count, "an environment resists its end; trying on");
             }
             _ => {
-                tracing::warn!(environment = %id, %error, count, "an environment could not be ended; trying again")
+                self.directory.note_failure(id, error.message.clone());
+                tracing::warn!(environment = %id, %error, count, "an environment could not be ended; trying again");
             }
         }
     }

@@ -1,5 +1,9 @@
 //! Environments that are namespaces of a real host cluster: made, used through the gateway, walled in, and ended without
 //! a trace.
 
+mod ending;
 mod hosted;
+mod hosts;
+mod killed;
 mod life;
+mod walls;

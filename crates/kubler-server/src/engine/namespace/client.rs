@@ -68,6 +68,21 @@ impl<'a> HostClient<'a> {
             .await
     }
 
+    /// A merge patch.
+    pub(super) async fn merge(&self, path: &str, patch: &Value) -> io::Result<Answer> {
+        in_time(CALL_MAX, async {
+            let path = format!("{path}?timeout={SERVER_SECONDS_MAX}s");
+            let request = Request::patch(path)
+                .header(header::ACCEPT, "application/json")
+                .header(header::CONTENT_TYPE, "application/merge-patch+json")
+                .body(Body::from(patch.to_string().into_bytes()))
+                .map_err(io::Error::other)?;
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            read(self.client.send(request).await.map_err(io::Error::other)?).await
+        })
+        .await
+    }
+
     /// Follows what `path` answers to a watch, for so long at most.
     pub(super) async fn watch(&self, path: &str, bound: Duration) -> io::Result<Events> {
         let and = if path.contains('?') { '&' } else { '?' };

@@ -6,12 +6,13 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
-use kubler_core::host::stuck;
+use kubler_core::environment::Environment;
 use kubler_core::ids::EnvironmentId;
 use serde_json::{Value, json};
 use tokio::sync::OwnedMutexGuard;
 
 use super::client::{HostClient, succeeded};
+use super::stuck::Obstacles;
 use super::{Inner, Slot, observe};
 use crate::crash::{self, Point};
 use crate::engine::api::{Answer, Api as _};
@@ -48,6 +49,7 @@ struct Ending<'a> {
 pub(super) async fn remove(
     inner: &Inner,
     id: EnvironmentId,
+    environment: Option<&Environment>,
     slot: &Slot,
     _guard: &OwnedMutexGuard<()>,
 ) -> Result<Evidence, EngineError> {
@@ -78,6 +80,7 @@ pub(super) async fn remove(
         passed("namespace_deleted");
         let since = text(&namespace, "/metadata/resourceVersion");
         ending.wait_until_gone(&uid, &since).await;
+        ending.strip(environment, &uid).await?;
     }
     ending.look().await?;
     passed("gone");
@@ -195,7 +198,8 @@ impl Ending<'_> {
     /// Looks for all of it.
     async fn look(&self) -> Result<(), EngineError> {
         if let Some(namespace) = self.namespace().await? {
-            return Err(EngineError::transient(self.obstacles(&namespace).await));
+            let obstacles = Obstacles::look(&self.client, &namespace).await;
+            return Err(EngineError::transient(obstacles.sentence()));
         }
         let account = self.client.get(&self.account_path()).await;
         if absent_or("its service account", account)?.is_some() {
@@ -220,13 +224,24 @@ impl Ending<'_> {
         )))
     }
 
-    /// What keeps the namespace, as the host says.
-    async fn obstacles(&self, namespace: &Value) -> String {
-        let mut said = stuck::obstacles(namespace);
-        if said.is_empty() {
-            said.push("the host has not said why".into());
+    /// Takes away the finalizers that the profile lists, if the namespace is still held.
+    async fn strip(&self, environment: Option<&Environment>, uid: &str) -> Result<(), EngineError> {
+        let Some(environment) = environment else {
+            return Ok(());
+        };
+        let Some(namespace) = self.namespace().await? else {
+            return Ok(());
+        };
+        let obstacles = Obstacles::look(&self.client, &namespace).await;
+        if obstacles
+            .strip(self.inner, &self.client, environment)
+            .await?
+            > 0
+        {
+            let since = text(&namespace, "/metadata/resourceVersion");
+            self.wait_until_gone(uid, &since).await;
         }
-        format!("its namespace is still there: {}", said.join("; "))
+        Ok(())
     }
 }
 

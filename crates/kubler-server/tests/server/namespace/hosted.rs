@@ -92,7 +92,16 @@ impl Hosted {
         namespace: &[&str],
         change: impl FnOnce(ServerDraft) -> ServerDraft,
     ) -> Self {
-        let cluster = host(&rights()).await;
+        Self::with_rights(&rights(), namespace, change).await
+    }
+
+    /// The same with other rights on the host.
+    pub(crate) async fn with_rights(
+        rights: &HostRights,
+        namespace: &[&str],
+        change: impl FnOnce(ServerDraft) -> ServerDraft,
+    ) -> Self {
+        let cluster = host(rights).await;
         let buildkite = Buildkite::start();
         let lines = host_lines("east", &cluster.kubeconfig_of(BROKER, &[]));
         let server = change(draft(&buildkite, &lines, namespace)).start().await;
