@@ -108,6 +108,25 @@ impl ServerDraft {
         )
     }
 
+    /// Makes environments as namespaces of the host cluster behind `kubeconfig`, instead of on this machine; with these
+    /// lines in the first profile's `namespace:`.
+    pub fn on_host(self, kubeconfig: &Path, namespace: &[&str]) -> Self {
+        let lines = namespace.iter().map(|line| format!("\n      {line}"));
+        let hosts = format!(
+            "hosts:\n  - name: east\n    kubeconfig: {}\n    environments_max: 2000",
+            kubeconfig.display()
+        );
+        self.edit("kubernetes:\n  \"1.34\": {}", &format!("{hosts}\nkubernetes: {{}}"))
+            .edit(
+                "    description: a cluster of its own for one job\n    kubernetes: \"1.34\"",
+                &format!(
+                    "    description: a namespace for one job\n    engine: namespace\n    namespace:\n      network: {{isolation: unverified}}{}",
+                    lines.collect::<String>()
+                ),
+            )
+            .edit("    kubernetes: \"1.34\"", "    engine: namespace")
+    }
+
     /// Writes another file into the configuration's folder.
     pub fn file(self, path: &str, text: &str) -> Self {
         fs::write(self.folder.path().join("k").join(path), text).expect("a file");

@@ -29,6 +29,7 @@ mod ledger;
 mod machine;
 mod many;
 mod memory;
+mod namespaces;
 mod neighbour;
 mod recovery;
 mod report;
@@ -95,6 +96,18 @@ const FAMILIES: &[Family] = &[
     Family {
         ids: neighbour::IDS,
         measure: |world| Box::pin(neighbour::measure(world)),
+    },
+    Family {
+        ids: namespaces::COLD_IDS,
+        measure: |world| Box::pin(namespaces::cold(world)),
+    },
+    Family {
+        ids: namespaces::GONE_IDS,
+        measure: |world| Box::pin(namespaces::gone(world)),
+    },
+    Family {
+        ids: namespaces::MANY_IDS,
+        measure: |world| Box::pin(namespaces::many(world)),
     },
     Family {
         ids: idle::IDS,
