@@ -122,6 +122,13 @@ async fn so_many_images_of_one_environment_are_kept_and_they_go_with_it() {
         usize::try_from(IMAGES_PER_ENVIRONMENT_MAX).unwrap()
     );
     assert!(images.truncated);
+    let as_many_as_are_found_at_most = vec![environment.clone(); SEARCH_MAX];
+    let told = shelf
+        .store
+        .images(&as_many_as_are_found_at_most)
+        .await
+        .unwrap();
+    assert!(told[&environment.id].named.len() < 20 && told[&environment.id].truncated);
     shelf.gone(&environment, at(10)).await;
     assert_eq!(
         found(&shelf, "it:1").await,
