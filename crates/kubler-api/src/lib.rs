@@ -126,10 +126,11 @@ pub struct Environment {
     /// The other jobs of its build that attached to it, in the order in which they came.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attached: Vec<AttachedJob>,
-    /// In lists and traces: the images that the pod templates sent to it named, in the order in which they came.
+    /// In traces, and in lists by image: the images that the pod templates sent to it named, in the order in which they
+    /// came.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<String>,
-    /// As many images as are kept: there may have been more, and the ledger has them.
+    /// Not all images are told: there are more than are told at once or kept, and the ledger has them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub images_truncated: bool,
     /// When it was asked for.
