@@ -35,6 +35,10 @@ pub const BUSYBOX: &str = "docker.io/library/busybox:1.37";
 pub const NODE: &str = "lab";
 /// Set to `required` where a lab must be there, as in CI.
 const VARIABLE: &str = "KUBLER_LAB";
+/// Set to [`TEST_IMAGES`] for a lab with the images of upstream's tests.
+pub const IMAGES_VARIABLE: &str = "KUBLER_LAB_IMAGES";
+/// See [`IMAGES_VARIABLE`].
+pub const TEST_IMAGES: &str = "tests";
 /// What it takes, by a program and the package that has it.
 const NEEDED: [(&str, &str); 8] = [
     ("/usr/bin/containerd", "containerd"),
@@ -107,8 +111,21 @@ impl Lab {
     /// # Panics
     /// With what it said, when it does not start.
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same with the images that upstream's own tests ask for; `kube/build conformance` builds what is in them.
+    ///
+    /// # Panics
+    /// With what it said, when it does not start.
+    pub fn start_with_test_images() -> Self {
+        Self::start_with(TEST_IMAGES)
+    }
+
+    fn start_with(images: &str) -> Self {
         let mut said = tempfile::tempfile().expect("a file");
         let mut child = Command::new(program())
+            .env(IMAGES_VARIABLE, images)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(said.try_clone().expect("a file"))
