@@ -227,6 +227,9 @@ fn mounts(folder: &Path) {
     let logs = folder.join("log");
     fs::create_dir(&logs).expect("a folder");
     mount(&["--bind", text(&logs), "/var/log"]);
+    let resolver = folder.join("resolv.conf");
+    fs::write(&resolver, "# no names are resolved in the lab\n").expect("a file");
+    mount(&["--bind", text(&resolver), "/etc/resolv.conf"]);
     for (name, value) in SETTINGS {
         let file = folder.join(format!("setting-{}", name.replace('/', "-")));
         fs::write(&file, format!("{value}\n")).expect("a file");
