@@ -2,6 +2,7 @@ mod upstream;
 mod world;
 
 mod bounds;
+mod kubectl;
 mod load;
 mod passing;
 mod protobuf;

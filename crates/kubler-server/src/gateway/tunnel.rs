@@ -25,6 +25,9 @@ use crate::ledger::Entry;
 /// How long the end of a connection may take: the rest of a frame, and the words that say why.
 const LAST_WORDS_MAX: Duration = Duration::from_millis(500);
 
+/// How long one direction may go on when the other is closed.
+const HALF_CLOSED_MAX: Duration = Duration::from_secs(30);
+
 /// A changed connection as the gate sees it.
 pub(super) struct OpenTunnel {
     admission: Mutex<Arc<Admission>>,
@@ -199,7 +202,7 @@ where
     tokio::select! {
         ended = &mut carrying_up => match ended {
             // The client has said all it will; it may still listen.
-            Stopped::Finished => match carrying_down.await {
+            Stopped::Finished => match rest_of(carrying_down).await {
                 // However the API server goes then, the client went first.
                 Stopped::Finished | Stopped::SourceBroke => "client",
                 stopped => reason_down(stopped),
@@ -208,7 +211,7 @@ where
         },
         ended = &mut carrying_down => match ended {
             Stopped::Finished => {
-                let _ = tokio::time::timeout(FAREWELL_MAX, carrying_up).await;
+                let _ = rest_of(carrying_up).await;
                 "upstream"
             }
             stopped => reason_down(stopped),
@@ -230,8 +233,11 @@ fn told_of(reason: &'static str) -> Option<Refused> {
     Some(refused)
 }
 
-/// How long a client may go on to talk to an API server that has said all it will.
-const FAREWELL_MAX: Duration = Duration::from_secs(5);
+/// The other direction, when one has come to its end. Nobody is waited for without end who may have gone as well.
+async fn rest_of(carrying: impl Future<Output = Stopped>) -> Stopped {
+    let rest = tokio::time::timeout(HALF_CLOSED_MAX, carrying).await;
+    rest.unwrap_or(Stopped::Finished)
+}
 
 const fn reason_up(stopped: Stopped) -> &'static str {
     match stopped {

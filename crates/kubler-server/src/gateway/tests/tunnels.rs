@@ -25,7 +25,7 @@ use crate::gateway::direction::Patience;
 const EXEC: &str = "/api/v1/namespaces/a/pods/b/exec?command=id&stdin=true&stdout=true";
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 /// As long as anything may take.
-const SOON: Duration = Duration::from_secs(60);
+pub(super) const SOON: Duration = Duration::from_secs(60);
 
 /// One side of a WebSocket, as strict as can be.
 pub(super) struct Side<S> {
@@ -134,7 +134,7 @@ pub(super) async fn open(
     (Side::client(stream), Side::server(upstream))
 }
 
-async fn next_tunnel(tunnels: &mut UnboundedReceiver<Switched>) -> Switched {
+pub(super) async fn next_tunnel(tunnels: &mut UnboundedReceiver<Switched>) -> Switched {
     tokio::time::timeout(SOON, tunnels.recv())
         .await
         .expect("the protocol is changed")
