@@ -189,7 +189,8 @@ pub enum Decision {
 /// A Kubernetes request as it was understood.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KubernetesRequest {
-    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`, `connect`,
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`; `connect` for
+    /// exec, attach and port-forward, `proxy` for what is proxied, both whatever the method (rules V1, V2);
     /// or the lower-case HTTP method when it is about no resource.
     pub verb: String,
     /// The path, when it is about no resource.

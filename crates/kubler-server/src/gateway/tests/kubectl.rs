@@ -72,6 +72,7 @@ struct SpdyServer {
     frames: spdy::Frames,
     replied: bool,
     begun: Vec<u32>,
+    block: Vec<u8>,
     said: Vec<u8>,
 }
 
@@ -81,14 +82,15 @@ impl SpdyServer {
             frames: spdy::Frames::default(),
             replied: false,
             begun: Vec::new(),
+            block: Vec::new(),
             said: Vec::new(),
         }
     }
 
     /// Reads what the client sends; gives what it is answered.
     fn answer(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let (mut begun, mut block) = (Vec::new(), Vec::new());
-        let said = &mut self.said;
+        let mut begun = Vec::new();
+        let (said, block) = (&mut self.said, &mut self.block);
         self.frames
             .read(bytes, |part| match part.frame {
                 spdy::Frame::Control(1) => {

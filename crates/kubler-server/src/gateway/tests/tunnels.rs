@@ -741,6 +741,20 @@ async fn a_reader_that_takes_nothing_is_ended_with_a_reason_and_fills_nothing() 
 }
 
 #[tokio::test]
+async fn an_answer_that_is_not_taken_is_ended_with_a_reason() {
+    let world = impatient(Duration::from_secs(20), Duration::from_millis(300)).await;
+    let mut body = world.get("/endless").await.into_body();
+    assert!(next(&mut body).await.unwrap().is_ok());
+    assert_eq!(world.outcome().await.close_reason.as_deref(), Some("slow_reader"));
+    // Who waits for an event is not slow.
+    let mut watch = world.get("/api/v1/pods?watch=1").await.into_body();
+    let waiting = tokio::spawn(async move { next(&mut watch).await.unwrap().unwrap() });
+    tokio::time::sleep(Duration::from_millis(700)).await; // more than twice what a slow one may take
+    world.upstream.send("{}\n");
+    assert_eq!(waiting.await.unwrap(), "{}\n");
+}
+
+#[tokio::test]
 async fn e8_forty_execs_and_sixty_watches_of_one_session_live_side_by_side() {
     let world = World::new().await;
     let mut tunnels = world.upstream.tunnels();
