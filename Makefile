@@ -27,6 +27,19 @@ demo: kube ## Run the main job on real parts: five CI jobs, five clusters, five 
 	@$(CARGO) build $(WORKSPACE) --bins
 	@$(TARGET)/debug/demo
 
+.PHONY: lab
+lab: lab-programs ## Bring up a whole cluster with a node on this machine, as root, until Ctrl-C.
+	@$(CARGO) build $(WORKSPACE) --bins
+	@echo "lab: about 10 seconds"
+	@$(TARGET)/debug/lab
+
+.PHONY: lab-programs
+lab-programs:
+	@test "$$(id -u)" = 0 || { echo "lab: a node needs root; hint: sudo make lab"; exit 1; }
+	@scripts/need containerd runc ip:iproute2 iptables ipset unshare:util-linux busybox:busybox-static \
+		/usr/lib/cni/ptp:containernetworking-plugins
+	@kube/build etcd kubectl stock lab >/dev/null
+
 .PHONY: test
 test: programs ## Run all tests (about 5 minutes once built).
 	@echo "test: compiling and running; single-threaded where real clusters are started"
@@ -91,6 +104,8 @@ dist-check: programs ## Try what `make dist` made: in a root with nothing but bu
 .PHONY: programs
 programs: kube
 	@scripts/need shellcheck
+	@# Tests that need a node say that they are skipped where nobody is root.
+	@test "$$(id -u)" != 0 || $(MAKE) lab-programs
 	@echo "build: all programs and tests (first time about 10 minutes on 2 cores, then seconds)"
 	@$(CARGO) build $(WORKSPACE) --bins --tests
 

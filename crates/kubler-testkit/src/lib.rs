@@ -14,7 +14,9 @@
 
 pub mod agent;
 pub mod buildkite;
+pub mod cluster;
 pub mod disk;
 pub mod kubler;
+pub mod lab;
 pub mod leaks;
 pub mod tls;

@@ -8,8 +8,10 @@
 )]
 
 mod agent;
+mod cluster;
 mod forge;
 mod issuer;
+mod lab;
 mod leaks;
 mod routes;
 mod strictness;
