@@ -3,6 +3,7 @@ mod world;
 
 mod bounds;
 mod kubectl;
+mod lab;
 mod load;
 mod passing;
 mod protobuf;

@@ -16,7 +16,19 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 const FAILED: &[u8] = br#"{"status":"Failure","reason":"NonZeroExitCode","message":"it failed","details":{"causes":[{"reason":"ExitCode","message":"7"}]}}"#;
 
-async fn kubectl(world: &World, way: Way, arguments: &[&str]) -> Child {
+pub(super) async fn kubectl(world: &World, way: Way, arguments: &[&str]) -> Child {
+    let mut command = command_of(world, way, arguments).await;
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("kubectl runs")
+}
+
+/// kubectl in front of the gateway, with a door of its own.
+pub(super) async fn command_of(world: &World, way: Way, arguments: &[&str]) -> Command {
     let server = format!("https://{}/k8s/{}", world.secure_door().await, world.id);
     let nothing = world.folder.path().join("kubeconfig");
     std::fs::write(&nothing, "").unwrap();
@@ -28,20 +40,10 @@ async fn kubectl(world: &World, way: Way, arguments: &[&str]) -> Child {
     command
         .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", &websockets)
         .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", &websockets)
-        .args([
-            "--insecure-skip-tls-verify",
-            "--server",
-            &server,
-            "--token",
-            &world.session(100_000),
-        ])
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("kubectl runs")
+        .args(["--insecure-skip-tls-verify", "--server", &server])
+        .args(["--token", world.token()])
+        .args(arguments);
+    command
 }
 
 /// The pod's side of what kubectl opens.
@@ -56,13 +58,13 @@ async fn opened(kubectl: &mut Child, tunnels: &mut UnboundedReceiver<Switched>) 
     }
 }
 
-async fn ended(kubectl: Child) -> Output {
+pub(super) async fn ended(kubectl: Child) -> Output {
     let output = tokio::time::timeout(SOON, kubectl.wait_with_output());
     output.await.expect("kubectl ends").unwrap()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     WebSocket,
     Spdy,
 }

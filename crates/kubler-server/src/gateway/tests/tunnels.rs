@@ -745,7 +745,10 @@ async fn an_answer_that_is_not_taken_is_ended_with_a_reason() {
     let world = impatient(Duration::from_secs(20), Duration::from_millis(300)).await;
     let mut body = world.get("/endless").await.into_body();
     assert!(next(&mut body).await.unwrap().is_ok());
-    assert_eq!(world.outcome().await.close_reason.as_deref(), Some("slow_reader"));
+    assert_eq!(
+        world.outcome().await.close_reason.as_deref(),
+        Some("slow_reader")
+    );
     // Who waits for an event is not slow.
     let mut watch = world.get("/api/v1/pods?watch=1").await.into_body();
     let waiting = tokio::spawn(async move { next(&mut watch).await.unwrap().unwrap() });
@@ -796,7 +799,7 @@ async fn e8_forty_execs_and_sixty_watches_of_one_session_live_side_by_side() {
 }
 
 /// Bytes that are the same in every run and look like nothing.
-fn noise(count: usize) -> Vec<u8> {
+pub(super) fn noise(count: usize) -> Vec<u8> {
     let mut state = 7_u64;
     let mut next = || {
         state = state

@@ -47,6 +47,7 @@ pub(super) struct World {
     doors: CancellationToken,
     sessions: Arc<Sessions>,
     sessions_issued: std::sync::atomic::AtomicU8,
+    token: std::sync::OnceLock<String>,
 }
 
 /// `seconds` after the tests' beginning of time.
@@ -168,6 +169,22 @@ impl World {
         Self::made(tempfile::tempdir().unwrap(), Bounds::default(), change).await
     }
 
+    /// A world whose API server is not the test's.
+    pub(super) async fn in_front_of(upstream: Arc<Upstream>) -> Self {
+        let mut world = Self::new().await;
+        let parts = GatewayParts {
+            directory: Arc::clone(&world.directory),
+            sessions: Arc::clone(&world.sessions),
+            policies: Arc::clone(&world.policies),
+            ledger: world.ledger.clone(),
+            engines: vec![Arc::new(OneUpstream(upstream))],
+            clock: Arc::clone(&world.clock) as _,
+            shutdown: world.shutdown.clone(),
+        };
+        world.gateway = Gateway::new(parts);
+        world
+    }
+
     /// A world with small bounds: nobody waits long, and four answers may go on at once.
     pub(super) async fn narrow() -> Self {
         let bounds = Bounds {
@@ -236,12 +253,18 @@ impl World {
             doors: CancellationToken::new(),
             sessions,
             sessions_issued,
+            token: std::sync::OnceLock::new(),
         }
     }
 
     /// A session of the environment's own job that ends `seconds` after the beginning of time.
     pub(super) fn session(&self, seconds: i64) -> String {
         self.session_of(job(1), seconds)
+    }
+
+    /// One session that lives long, the same each time.
+    pub(super) fn token(&self) -> &str {
+        self.token.get_or_init(|| self.session(100_000))
     }
 
     pub(super) fn session_of(&self, identity: Identity, seconds: i64) -> String {
