@@ -613,8 +613,10 @@ async fn e1_a_tunnel_for_ports_ends_in_words_on_every_open_connection() {
         stream,
         is_final: true,
     };
-    assert_eq!(told, [data(5), data(9), GOAWAY]);
+    assert_eq!(told, [5, 9, 3, 7, 11].map(data));
     assert!(String::from_utf8_lossy(&frames[0].1).contains("its job released it"));
+    let (_, inside) = client.hear().await.unwrap();
+    assert_eq!(spdy_frames(&inside)[0].0, GOAWAY);
     assert_eq!(client.hear().await.unwrap().0, Kind::Close);
     let upgraded = world.outcome().await.upgraded.unwrap();
     assert_eq!(
