@@ -264,7 +264,8 @@ pub struct Outcome {
     /// From start to end, in microseconds.
     #[serde(default)]
     pub duration_us: u64,
-    /// Why a stream ended: `client`, `upstream`, `lease_end`, `deadline`, `released`, `session_expired`, `policy`, `shutdown`;
+    /// Why a stream ended: `client`, `upstream`, `lease_end`, `deadline`, `released`, `session_expired`, `policy`, `shutdown`,
+    /// `slow_reader`, `slow_upstream`, `client_garbage`, `upstream_garbage`;
     /// or why something else has no other end: `client` (the caller was gone), `crash`, `not_durable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_reason: Option<String>,

@@ -24,7 +24,7 @@ const COPIED_BYTES: usize = 50 * 1024 * 1024;
 /// kubectl that run at once.
 const AT_ONCE: usize = 40;
 
-const PODS: &str = "
+const PODS: &str = r#"
 apiVersion: v1
 kind: Pod
 metadata: {name: main, namespace: default}
@@ -46,7 +46,7 @@ kind: ClusterRoleBinding
 metadata: {name: kubler-test}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}
 subjects: [{kind: ServiceAccount, name: default, namespace: default}]
-";
+"#;
 
 fn upstream(lab: &Lab) -> Arc<Upstream> {
     let address = lab.url().trim_start_matches("https://");
