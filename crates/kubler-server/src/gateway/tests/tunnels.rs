@@ -25,7 +25,7 @@ use crate::gateway::direction::Patience;
 const EXEC: &str = "/api/v1/namespaces/a/pods/b/exec?command=id&stdin=true&stdout=true";
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 /// As long as anything may take.
-const SOON: Duration = Duration::from_secs(60);
+pub(super) const SOON: Duration = Duration::from_secs(60);
 
 /// One side of a WebSocket, as strict as can be.
 pub(super) struct Side<S> {
@@ -134,7 +134,7 @@ pub(super) async fn open(
     (Side::client(stream), Side::server(upstream))
 }
 
-async fn next_tunnel(tunnels: &mut UnboundedReceiver<Switched>) -> Switched {
+pub(super) async fn next_tunnel(tunnels: &mut UnboundedReceiver<Switched>) -> Switched {
     tokio::time::timeout(SOON, tunnels.recv())
         .await
         .expect("the protocol is changed")
@@ -613,8 +613,10 @@ async fn e1_a_tunnel_for_ports_ends_in_words_on_every_open_connection() {
         stream,
         is_final: true,
     };
-    assert_eq!(told, [data(5), data(9), GOAWAY]);
+    assert_eq!(told, [5, 9, 3, 7, 11].map(data));
     assert!(String::from_utf8_lossy(&frames[0].1).contains("its job released it"));
+    let (_, inside) = client.hear().await.unwrap();
+    assert_eq!(spdy_frames(&inside)[0].0, GOAWAY);
     assert_eq!(client.hear().await.unwrap().0, Kind::Close);
     let upgraded = world.outcome().await.upgraded.unwrap();
     assert_eq!(
@@ -741,6 +743,23 @@ async fn a_reader_that_takes_nothing_is_ended_with_a_reason_and_fills_nothing() 
 }
 
 #[tokio::test]
+async fn an_answer_that_is_not_taken_is_ended_with_a_reason() {
+    let world = impatient(Duration::from_secs(20), Duration::from_millis(300)).await;
+    let mut body = world.get("/endless").await.into_body();
+    assert!(next(&mut body).await.unwrap().is_ok());
+    assert_eq!(
+        world.outcome().await.close_reason.as_deref(),
+        Some("slow_reader")
+    );
+    // Who waits for an event is not slow.
+    let mut watch = world.get("/api/v1/pods?watch=1").await.into_body();
+    let waiting = tokio::spawn(async move { next(&mut watch).await.unwrap().unwrap() });
+    tokio::time::sleep(Duration::from_millis(700)).await; // more than twice what a slow one may take
+    world.upstream.send("{}\n");
+    assert_eq!(waiting.await.unwrap(), "{}\n");
+}
+
+#[tokio::test]
 async fn e8_forty_execs_and_sixty_watches_of_one_session_live_side_by_side() {
     let world = World::new().await;
     let mut tunnels = world.upstream.tunnels();
@@ -782,7 +801,7 @@ async fn e8_forty_execs_and_sixty_watches_of_one_session_live_side_by_side() {
 }
 
 /// Bytes that are the same in every run and look like nothing.
-fn noise(count: usize) -> Vec<u8> {
+pub(super) fn noise(count: usize) -> Vec<u8> {
     let mut state = 7_u64;
     let mut next = || {
         state = state
