@@ -129,15 +129,13 @@ pub fn author(live: &Value, changes: &[Change], ours: &str) -> Option<Author> {
 /// Whether a set of fields has the one at `path`, or what it is a part of.
 fn owns(fields: &Value, path: &str) -> bool {
     let mut at = fields;
-    let mut depth = 0;
-    for name in path.split('.') {
+    for (depth, name) in path.split('.').enumerate() {
         let name = name.split('[').next().unwrap_or_default();
         match at.get(format!("f:{name}")) {
             Some(below) => at = below,
             // Lists and maps that are owned as one end here.
             None => return depth > 1,
         }
-        depth += 1;
     }
     true
 }
