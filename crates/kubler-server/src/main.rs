@@ -409,11 +409,17 @@ async fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
             resolved.digest()
         );
     }
-    for (host, _) in &connections {
-        println!(
-            "host {}: up to {} environments",
-            host.name, host.environments_max
-        );
+    for (host, connection) in &connections {
+        let (name, most) = (&host.name, host.environments_max);
+        match connection.version().await {
+            Ok(version) => {
+                println!("host {name}: Kubernetes {version}, up to {most} environments");
+            }
+            // A start does not stop at it.
+            Err(error) => println!(
+                "note: host {name} does not answer, and gets no environments until it does: {error}"
+            ),
+        }
     }
     println!(
         "policies: {} in force, digest {}",

@@ -2,7 +2,7 @@
 //! a trace.
 
 mod ending;
-mod hosted;
+pub(crate) mod hosted;
 mod hosts;
 mod killed;
 mod life;
