@@ -42,7 +42,7 @@ use http_body::Body as HttpBody;
 use jiff::Timestamp;
 use kubler_core::environment::{Environment, Phase};
 use kubler_core::ids::{EnvironmentId, RequestId};
-use kubler_core::ledger::record::{Body as RecordBody, Kind, KubernetesRequest, LedgerAction};
+use kubler_core::ledger::record::{Body as RecordBody, Kind, LedgerAction};
 use kubler_core::request::{ApiRequest, Effect, RequestFault};
 use tokio_util::sync::CancellationToken;
 
@@ -244,30 +244,6 @@ fn read(head: &Parts) -> (Option<EnvironmentId>, Result<ApiRequest, RequestFault
     (id.parse().ok(), understood)
 }
 
-/// What is written before a request goes on.
-fn start_record(
-    arrival: &Arrival,
-    whole: &Whole,
-    request: Option<KubernetesRequest>,
-) -> RecordBody {
-    let admission = &whole.admitted.admission;
-    let session = admission.session();
-    let mut record = RecordBody::new(Kind::Start, LedgerAction::KubernetesRequest);
-    record.request_id = Some(arrival.request_id);
-    record.environment_id = Some(session.environment);
-    record.session_id = Some(session.id);
-    // A copy for each request: some 20 short texts, which is nothing beside writing them down.
-    record.identity = Some(Box::new(session.identity.clone()));
-    record.peer = Some(arrival.peer.to_string());
-    record.decision = Some(admission.decision().clone());
-    record.request = request;
-    record.artifact.clone_from(&whole.artifact);
-    let approved = whole.approval;
-    let approved = approved.map(|id| ("approval".to_owned(), id.to_string().into()));
-    record.details.extend(approved);
-    record
-}
-
 impl Shared {
     /// One request, from the session to the answer.
     async fn pass(
@@ -297,8 +273,28 @@ impl Shared {
                 return Err(stop.refused);
             }
         };
-        let record = start_record(&arrival, &whole, noted);
-        let durability = match whole.admitted.understood.effect() {
+        let Whole {
+            gate,
+            mut admitted,
+            turn,
+            artifact,
+            approval,
+        } = whole;
+        admitted.crossing = arrival.crossing.take();
+        let session = admitted.admission.session();
+        let mut record = RecordBody::new(Kind::Start, LedgerAction::KubernetesRequest);
+        record.request_id = Some(arrival.request_id);
+        record.environment_id = Some(session.environment);
+        record.session_id = Some(session.id);
+        // A copy for each request: some 20 short texts, which is nothing beside writing them down.
+        record.identity = Some(Box::new(session.identity.clone()));
+        record.peer = Some(arrival.peer.to_string());
+        record.decision = Some(admitted.admission.decision().clone());
+        record.request = noted;
+        record.artifact = artifact.clone();
+        let approved = approval.map(|id| ("approval".to_owned(), id.to_string().into()));
+        record.details.extend(approved);
+        let durability = match admitted.understood.effect() {
             Effect::Read => Durability::Process,
             Effect::Change | Effect::Connect => Durability::Disk,
         };
@@ -309,25 +305,23 @@ impl Shared {
                 _ => Refused::unavailable("NotRecorded", "the request could not be recorded, so it was not sent on; try again in a moment"),
             }
         })?;
-        let noted = match self.named(&whole, arrival.now).await {
+        let Some(artifact) = artifact else {
+            return forward(gate, admitted, turn, arrival.body, entry).await;
+        };
+        let noted = self.named(&gate, &admitted, *artifact, arrival.now).await;
+        let noted = match noted {
             Ok(noted) => noted,
             Err(refused) => {
                 entry.end(refused.outcome()).await;
                 return Err(refused);
             }
         };
-        let Whole {
-            gate,
-            mut admitted,
-            turn,
-            ..
-        } = whole;
-        admitted.crossing = arrival.crossing.take();
         let answered = forward(gate, admitted, turn, arrival.body, entry).await;
-        if let Some(noted) = noted {
-            let accepted = |answer: &Response<Body>| answer.status().is_success();
-            noted.answered(answered.as_ref().is_ok_and(accepted));
-        }
+        noted.answered(
+            answered
+                .as_ref()
+                .is_ok_and(|answer| answer.status().is_success()),
+        );
         answered
     }
 

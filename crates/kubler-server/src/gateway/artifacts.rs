@@ -10,9 +10,9 @@ use kubler_core::artifact::{Artifact, Workload};
 use kubler_core::ledger::record::KubernetesRequest;
 
 use super::Shared;
+use super::forward::Admitted;
 use super::gate::Gate;
 use super::status::Refused;
-use super::whole::Whole;
 use crate::store::{IMAGES_PER_ENVIRONMENT_MAX, Store};
 
 /// Bodies that are longer than this are read beside the runtime, in bytes.
@@ -27,10 +27,10 @@ pub(super) struct Artifacts {
 
 impl Artifacts {
     /// Those of `images` that the store does not have yet.
-    fn unknown(&self, images: &[String]) -> Vec<String> {
+    fn unknown(&self, images: Vec<String>) -> Vec<String> {
         let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
-        let unknown = images.iter().filter(|image| !accepted.contains(*image));
-        unknown.cloned().collect()
+        let unknown = images.into_iter();
+        unknown.filter(|image| !accepted.contains(image)).collect()
     }
 
     fn accept(&self, images: &[String]) {
@@ -42,32 +42,32 @@ impl Artifacts {
 }
 
 impl Shared {
-    /// Notes the images of a request that is about to go on, so that none runs of which nobody knows. None when it brings
-    /// no image that is not known.
+    /// Notes the images of a request that is about to go on, so that none runs of which nobody knows.
     pub(super) async fn named(
         &self,
-        whole: &Whole,
+        gate: &Arc<Gate>,
+        admitted: &Admitted,
+        artifact: Artifact,
         now: Timestamp,
-    ) -> Result<Option<Noted>, Refused> {
-        let Some(artifact) = &whole.artifact else {
-            return Ok(None);
+    ) -> Result<Noted, Refused> {
+        let images = if admitted.understood.record().dry_run {
+            Vec::new()
+        } else {
+            gate.artifacts().unknown(artifact.images)
         };
-        let gate = &whole.gate;
-        let images = gate.artifacts().unknown(&artifact.images);
-        if images.is_empty() || whole.admitted.understood.record().dry_run {
-            return Ok(None);
+        if !images.is_empty() {
+            let named = self.parts.store.images_named(gate.id(), &images, now).await;
+            named.map_err(|error| {
+                tracing::error!(%error, "a request was refused because its images could not be noted");
+                Refused::unavailable("NotRecorded", "the request's images could not be recorded, so it was not sent on; try again in a moment")
+            })?;
         }
-        let named = self.parts.store.images_named(gate.id(), &images, now).await;
-        named.map_err(|error| {
-            tracing::error!(%error, "a request was refused because its images could not be noted");
-            Refused::unavailable("NotRecorded", "the request's images could not be recorded, so it was not sent on; try again in a moment")
-        })?;
-        Ok(Some(Noted {
+        Ok(Noted {
             store: Arc::clone(&self.parts.store),
             gate: Arc::clone(gate),
             images,
             now,
-        }))
+        })
     }
 }
 
@@ -82,6 +82,9 @@ pub(super) struct Noted {
 impl Noted {
     /// Notes how the request was answered. Nobody waits for it: until then they are found all the same.
     pub(super) fn answered(self, accepted: bool) {
+        if self.images.is_empty() {
+            return;
+        }
         if accepted {
             self.gate.artifacts().accept(&self.images);
         }
