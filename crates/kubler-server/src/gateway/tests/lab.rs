@@ -264,7 +264,9 @@ async fn attach(world: &World, way: Way) {
 /// node's containerd passes that on to nobody.
 async fn ports(world: &World, way: Way) {
     let mut forward = kubectl(world, way, &["port-forward", "main", ":9000"]).await;
-    let line = next_line(&mut lines(&mut forward)).await;
+    // Held on to: kubectl says more of each connection, and ends when nobody listens.
+    let mut said = lines(&mut forward);
+    let line = next_line(&mut said).await;
     let port = line
         .split([':', ' '])
         .find_map(|word| word.parse::<u16>().ok())
