@@ -177,12 +177,16 @@ impl World {
     /// A world whose API server is not the test's.
     pub(super) async fn in_front_of(upstream: Arc<Upstream>) -> Self {
         let mut world = Self::new().await;
+        let folder = world.folder.path().join("other");
+        std::fs::create_dir(&folder).unwrap();
         let parts = GatewayParts {
             directory: Arc::clone(&world.directory),
             sessions: Arc::clone(&world.sessions),
             policies: Arc::clone(&world.policies),
             ledger: world.ledger.clone(),
-            engines: vec![Arc::new(OneUpstream(upstream))],
+            store: open_store(&folder, &world.directory).await,
+            approvals: Arc::clone(&world.approvals),
+            engines: vec![Arc::new(OneUpstream { upstream })],
             clock: Arc::clone(&world.clock) as _,
             shutdown: world.shutdown.clone(),
         };
