@@ -238,9 +238,7 @@ async fn at_most_so_many_calls(cluster: &Cluster, here: &Environment<'_>) {
         event["user"]["username"] == tenant.as_str()
             && event["objectRef"]["resource"] == "selfsubjectaccessreviews"
     };
-    cluster
-        .wait_for_audit_event(crate::LONG, is_review)
-        .await;
+    cluster.wait_for_audit_event(crate::LONG, is_review).await;
     let events = cluster.audit_events();
     let is_its = |event: &&Value| {
         let by_kubler = event["user"]["username"] == "kubler";
