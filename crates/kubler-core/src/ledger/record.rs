@@ -83,6 +83,8 @@ actions! {
     EnvironmentOrphan = "environment.orphan";
     /// A finalizer is taken away from an object on a host that keeps an environment from ending.
     EnvironmentFinalizer = "environment.finalizer";
+    /// Something of an environment on a host is not as it was made: who changed it, and what becomes of it.
+    EnvironmentDrift = "environment.drift";
     /// A credential was issued.
     SessionIssue = "session.issue";
     /// A request to an environment's Kubernetes API.
