@@ -57,6 +57,15 @@ schemathesis: kube ## Ask a real server everything that its OpenAPI document all
 	@$(CARGO) build $(WORKSPACE) --bins
 	@$(TARGET)/debug/schemathesis $(TOOLS)/schemathesis/bin/schemathesis $(EXAMPLES)
 
+.PHONY: conformance
+conformance: kube ## Run Kubernetes' own suite: directly, through the gateway, and (as root) on the lab; about half an hour.
+	@kube/build conformance >/dev/null
+	@$(CARGO) build $(WORKSPACE) --bins
+	@$(TARGET)/debug/conformance local-direct
+	@$(TARGET)/debug/conformance local
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) lab-programs && $(TARGET)/debug/conformance lab; \
+		else echo "skipped: needs root: the same on the lab"; fi
+
 # Time for each property; `make fuzz SECONDS=60` for a quick look.
 SECONDS := 1200
 .PHONY: fuzz

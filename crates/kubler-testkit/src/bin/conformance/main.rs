@@ -102,6 +102,11 @@ async fn run() -> ExitCode {
         println!("DID NOT PASS: {name}");
     }
     if lost.is_empty() {
+        println!(
+            "verified: {} of upstream's tests on `{}`",
+            passed.len(),
+            suite.target()
+        );
         return ExitCode::SUCCESS;
     }
     println!(

@@ -48,6 +48,7 @@ pub(crate) struct Ran {
 /// The suite, aimed at a cluster.
 #[derive(Clone)]
 pub(crate) struct Suite {
+    target: String,
     kubeconfig: PathBuf,
     variables: Vec<(String, String)>,
     has_nodes: bool,
@@ -62,12 +63,18 @@ impl Suite {
         let _ = fs::remove_dir_all(&logs);
         fs::create_dir_all(&logs).expect("a folder");
         Self {
+            target: name.to_owned(),
             kubeconfig: target.kubeconfig().to_owned(),
             variables: target.variables(),
             has_nodes: target.has_nodes(),
             bound,
             logs,
         }
+    }
+
+    /// What it is aimed at.
+    pub(crate) fn target(&self) -> &str {
+        &self.target
     }
 
     /// What the last run's tests said.
