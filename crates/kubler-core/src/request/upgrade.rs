@@ -170,7 +170,7 @@ fn is_command(understood: &ApiRequest) -> bool {
 }
 
 /// Kubernetes' own, in all their versions.
-fn is_carried(name: &String) -> bool {
+fn is_carried(name: &str) -> bool {
     let name = name.strip_prefix(TUNNEL_PREFIX).unwrap_or(name);
     let channel = name.strip_suffix("channel.k8s.io");
     channel.is_some_and(|version| {
