@@ -1,4 +1,8 @@
 //! Connections whose protocol was changed: what passes, and what ends them.
+#![allow(
+    clippy::await_holding_lock,
+    reason = "a disk is slow for as long as its lock is held"
+)]
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -246,6 +250,10 @@ async fn e2_a_released_environment_ends_exec_at_once_and_says_why() {
         world.outcome().await.close_reason.as_deref(),
         Some("released")
     );
+}
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, future).await.expect("it comes")
 }
 
 async fn upstream_is_closed(world: &World) {
@@ -513,7 +521,7 @@ async fn e1_nothing_is_put_into_the_middle_of_a_frame(#[values(true, false)] res
     let mut rest = Vec::new();
     if rest_comes {
         upstream.write(b"bc\x82\x01x").await;
-        client.stream.read_to_end(&mut rest).await.unwrap();
+        soon(client.stream.read_to_end(&mut rest)).await.unwrap();
         assert_eq!(&rest[..2], b"bc");
         let (mut after, mut kinds) = (Frames::new(Sender::Server), Vec::new());
         after
@@ -522,7 +530,7 @@ async fn e1_nothing_is_put_into_the_middle_of_a_frame(#[values(true, false)] res
         assert_eq!(kinds, [Kind::Binary, Kind::Close]);
         assert!(String::from_utf8_lossy(&rest).contains("EnvironmentEnded"));
     } else {
-        client.stream.read_to_end(&mut rest).await.unwrap();
+        soon(client.stream.read_to_end(&mut rest)).await.unwrap();
         assert_eq!(rest, b"");
     }
     assert_eq!(
@@ -577,7 +585,7 @@ async fn e1_spdy_exec_ends_on_its_error_stream_and_goes_away(
     assert_eq!(heard, said);
     world.release(EndReason::Released);
     let mut rest = Vec::new();
-    client.read_to_end(&mut rest).await.unwrap();
+    soon(client.read_to_end(&mut rest)).await.unwrap();
     let frames = spdy_frames(&rest);
     let error = spdy::Frame::Data {
         stream: 1,
@@ -710,7 +718,7 @@ async fn e1_e5_a_renewal_carries_exec_for_25_minutes_and_pings_go_both_ways() {
             &mut upstream.stream,
         ] {
             let mut ping = [0; 2];
-            side.read_exact(&mut ping).await.unwrap();
+            soon(side.read_exact(&mut ping)).await.unwrap();
             assert_eq!(ping[0], 0x89, "a ping, in the {nth}th time");
             let rest = usize::from(ping[1] & 0x7f) + if ping[1] > 0x7f { 4 } else { 0 };
             side.read_exact(&mut vec![0; rest]).await.unwrap();
@@ -794,7 +802,7 @@ async fn e8_forty_execs_and_sixty_watches_of_one_session_live_side_by_side() {
     }
     for watch in &mut watches {
         let mut rest = Vec::new();
-        watch.read_to_end(&mut rest).await.unwrap();
+        soon(watch.read_to_end(&mut rest)).await.unwrap();
         assert!(String::from_utf8_lossy(&rest).contains("EnvironmentEnded"));
     }
     upstream_is_closed(&world).await;
