@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::drift::Keeper;
 use super::*;
 use crate::clock::SystemClock;
+use crate::directory::Directory;
 use crate::store::tests::{environment, job};
 
 const ACCOUNTS: &str = "kubler-accounts";
@@ -315,7 +316,9 @@ async fn every_right_of_kubler_on_a_host_is_missed_when_it_is_taken_away() {
     all.extend(lacks(&account_rules(), true));
     let world = World::new(&all).await;
     assert_eq!(world.rights, rights);
-    let lives = all.iter().map(Some).chain([None]).enumerate().rev();
+    let mut lives: Vec<_> = all.iter().map(Some).chain([None]).enumerate().collect();
+    // The longest first.
+    lives.reverse();
     let lived = stream::iter(lives)
         .map(|(number, lack)| {
             let world = &world;
