@@ -26,7 +26,7 @@ pub(crate) struct Target {
 
 #[allow(dead_code, reason = "it is kept, so that it goes on")]
 enum World {
-    Lab(Lab),
+    Lab(Box<Lab>),
     Local(Box<Local>),
 }
 
@@ -48,7 +48,7 @@ impl Target {
                     name: name.to_owned(),
                     kubeconfig: lab.kubeconfig(),
                     variables: Vec::new(),
-                    world: World::Lab(lab),
+                    world: World::Lab(Box::new(lab)),
                 }
             }
             "local" | "local-direct" => local(name).await,
