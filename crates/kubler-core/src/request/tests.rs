@@ -218,7 +218,7 @@ fn v1_a_way_into_a_pod_is_a_connection_whatever_the_method(
 #[case("/api/v1/proxy/nodes/n/run", "proxy /v1 nodes/- - n")]
 #[case(
     "/api/v1/proxy/namespaces/default/pods/a/exec",
-    "connect /v1 pods/- default a"
+    "proxy /v1 pods/- default a"
 )]
 fn v2_a_proxy_is_a_connection_whatever_the_method(
     #[case] target: &str,
