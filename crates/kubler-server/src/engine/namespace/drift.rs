@@ -234,10 +234,13 @@ impl Keeper {
                 if !self.tend(&suspicion).await? {
                     let slot = self.inner.slot(suspicion.environment);
                     let drifts = slot.drifts.lock().unwrap_or_else(PoisonError::into_inner);
+                    let why = match drifts.back().map(|drift| &drift.answer) {
+                        Some(Answered::Failed(why)) => why.as_str(),
+                        _ => "nobody said why",
+                    };
                     return Err(super::EngineError::transient(format!(
-                        "{} was not put right: {:?}",
-                        suspicion.path,
-                        drifts.back()
+                        "{} was not put right: {why}",
+                        suspicion.path
                     )));
                 }
             }

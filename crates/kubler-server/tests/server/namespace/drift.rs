@@ -95,17 +95,16 @@ async fn walls_that_somebody_changed_are_put_right_and_it_is_told_who_it_was() {
         ],
     );
     admin(&environment, &["delete", "networkpolicy", "kubler"]);
-    admin(&environment, &["delete", "rolebinding", "kubler"]);
-    admin(
-        &environment,
-        &[
-            "create",
-            "rolebinding",
-            "kubler",
-            "--clusterrole=cluster-admin",
-            "--user=mallory",
-        ],
-    );
+    let subjects = r#"{"subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "mallory"}]}"#;
+    let patch = [
+        "patch",
+        "rolebinding",
+        "kubler",
+        "--type=merge",
+        "--patch",
+        subjects,
+    ];
+    admin(&environment, &patch);
     admin(
         &environment,
         &[

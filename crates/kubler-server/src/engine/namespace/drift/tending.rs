@@ -182,13 +182,22 @@ impl Keeper {
             answer = self.apply(case, "").await;
         }
         let after = succeeded(&title, answer)?.json().unwrap_or_default();
-        match changes(&comparable(case.object), &after).first() {
-            None => Ok(()),
-            Some(change) => Err(EngineError::transient(format!(
-                "{title}: `{}` stayed as it was",
-                change.path
-            ))),
+        let left = changes(&comparable(case.object), &after);
+        let Some(first) = left.first() else {
+            return Ok(());
+        };
+        // What another try would leave so is only written in another way.
+        let tried = succeeded(&title, self.apply(case, "&dryRun=All").await)?;
+        if changes(&comparable(case.object), &tried.json().unwrap_or_default()) != left {
+            return Err(EngineError::transient(format!(
+                "{title}: `{}` is changed again and again",
+                first.path
+            )));
         }
+        let mut all = self.tended();
+        let tended = all.entry(case.suspicion.path.clone()).or_default();
+        tended.harmless = Some(left);
+        Ok(())
     }
 
     /// Before anything is done about it: what is put right leaves no trace on the host.
