@@ -4,6 +4,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use kubler_core::environment::Placement;
+use kubler_core::profile::EngineKind;
 use kubler_core::guardrails::Guardrails;
 use kubler_core::ids::ApprovalId;
 use kubler_core::ledger::record::{Kind, LedgerAction, Record};
@@ -23,6 +24,7 @@ async fn guarded(guardrails: &str) -> World {
 /// A world whose environment has one namespace of a cluster.
 async fn shared() -> World {
     World::with(|environment| {
+        environment.resolved.profile.engine = EngineKind::Namespace;
         environment.placement = Some(Placement {
             host: "east".into(),
             namespace: "env-a".into(),

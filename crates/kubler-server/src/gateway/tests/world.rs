@@ -11,7 +11,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use jiff::Timestamp;
 use kubler_core::configuration::Configuration;
-use kubler_core::environment::{EndReason, Environment, Event};
+use kubler_core::environment::{EndReason, Environment, Event, Site};
 pub(super) use kubler_core::environment::{Phase as EnvironmentPhase, Scope as EnvironmentScope};
 use kubler_core::identity::{Identity, Job, Named, Run, Runner, Source};
 use kubler_core::ids::{EnvironmentId, SessionId};
@@ -123,12 +123,16 @@ fn environment(id: EnvironmentId) -> Environment {
 
 struct OneUpstream {
     upstream: Arc<Upstream>,
+    site: Site,
 }
 
 #[async_trait]
 impl Engine for OneUpstream {
     fn kind(&self) -> EngineKind {
         EngineKind::Local
+    }
+    fn site(&self) -> Site {
+        self.site.clone()
     }
     async fn provision(&self, _: &Environment) -> Result<(), EngineError> {
         Ok(())
@@ -186,7 +190,10 @@ impl World {
             ledger: world.ledger.clone(),
             store: open_store(&folder, &world.directory).await,
             approvals: Arc::clone(&world.approvals),
-            engines: vec![Arc::new(OneUpstream { upstream })],
+            engines: vec![Arc::new(OneUpstream {
+                upstream,
+                site: Site::Here,
+            })],
             clock: Arc::clone(&world.clock) as _,
             shutdown: world.shutdown.clone(),
         };
@@ -233,6 +240,10 @@ impl World {
         let counted = ledger.clone();
         let upstream = TestUpstream::start(folder.path(), move || records(&counted).len());
         let shutdown = CancellationToken::new();
+        let id = EnvironmentId::from_random([7; 16]);
+        let mut environment = environment(id);
+        change(&mut environment);
+        environment.digest = environment.resolved.digest();
         let approvals = Arc::default();
         let parts = GatewayParts {
             directory: Arc::clone(&directory),
@@ -243,15 +254,12 @@ impl World {
             approvals: Arc::clone(&approvals),
             engines: vec![Arc::new(OneUpstream {
                 upstream: Arc::clone(&upstream.upstream),
+                site: environment.site().unwrap(),
             })],
             clock: Arc::clone(&clock) as _,
             shutdown: shutdown.clone(),
         };
         let gateway = Gateway::with_bounds(parts, bounds);
-        let id = EnvironmentId::from_random([7; 16]);
-        let mut environment = environment(id);
-        change(&mut environment);
-        environment.digest = environment.resolved.digest();
         directory.put(environment);
         let sessions_issued = std::sync::atomic::AtomicU8::new(0);
         Self {
