@@ -4,10 +4,10 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use kubler_core::environment::Placement;
-use kubler_core::profile::EngineKind;
 use kubler_core::guardrails::Guardrails;
 use kubler_core::ids::ApprovalId;
 use kubler_core::ledger::record::{Kind, LedgerAction, Record};
+use kubler_core::profile::EngineKind;
 use rstest::rstest;
 
 use super::world::{World, read, records};
