@@ -3,7 +3,7 @@
 //!
 //! `provision` makes one, `remove` ends one and looks, `observe` finds what exists. Everything is named by the
 //! environment's id, and what it consists of is decided in `kubler_core::host`. The tenant's credential is in memory
-//! only ([`tenant`]); a server that starts anew asks for another.
+//! only (`tenant`); a server that starts anew asks for another.
 
 mod client;
 pub mod connection;
