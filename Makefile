@@ -27,6 +27,19 @@ demo: kube ## Run the main job on real parts: five CI jobs, five clusters, five 
 	@$(CARGO) build $(WORKSPACE) --bins
 	@$(TARGET)/debug/demo
 
+.PHONY: lab
+lab: lab-programs ## Bring up a whole cluster with a node on this machine, as root, until Ctrl-C.
+	@$(CARGO) build $(WORKSPACE) --bins
+	@echo "lab: about 10 seconds"
+	@$(TARGET)/debug/lab
+
+.PHONY: lab-programs
+lab-programs:
+	@test "$$(id -u)" = 0 || { echo "lab: a node needs root; hint: sudo make lab"; exit 1; }
+	@scripts/need containerd runc ip:iproute2 iptables ipset unshare:util-linux busybox:busybox-static \
+		/usr/lib/cni/ptp:containernetworking-plugins
+	@kube/build etcd kubectl stock lab >/dev/null
+
 .PHONY: test
 test: programs ## Run all tests (about 5 minutes once built).
 	@echo "test: compiling and running; single-threaded where real clusters are started"
@@ -43,6 +56,15 @@ schemathesis: kube ## Ask a real server everything that its OpenAPI document all
 	@scripts/need python:$(SCHEMATHESIS)
 	@$(CARGO) build $(WORKSPACE) --bins
 	@$(TARGET)/debug/schemathesis $(TOOLS)/schemathesis/bin/schemathesis $(EXAMPLES)
+
+.PHONY: conformance
+conformance: kube ## Run Kubernetes' own suite: directly, through the gateway, and (as root) on the lab; about half an hour.
+	@kube/build conformance >/dev/null
+	@$(CARGO) build $(WORKSPACE) --bins
+	@$(TARGET)/debug/conformance local-direct
+	@$(TARGET)/debug/conformance local
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) lab-programs && $(TARGET)/debug/conformance lab; \
+		else echo "skipped: needs root: the same on the lab"; fi
 
 # Time for each property; `make fuzz SECONDS=60` for a quick look.
 SECONDS := 1200
@@ -91,6 +113,8 @@ dist-check: programs ## Try what `make dist` made: in a root with nothing but bu
 .PHONY: programs
 programs: kube
 	@scripts/need shellcheck
+	@# Tests that need a node say that they are skipped where nobody is root.
+	@test "$$(id -u)" != 0 || $(MAKE) lab-programs
 	@echo "build: all programs and tests (first time about 10 minutes on 2 cores, then seconds)"
 	@$(CARGO) build $(WORKSPACE) --bins --tests
 

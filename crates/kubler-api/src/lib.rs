@@ -126,10 +126,11 @@ pub struct Environment {
     /// The other jobs of its build that attached to it, in the order in which they came.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attached: Vec<AttachedJob>,
-    /// In lists and traces: the images that the pod templates sent to it named, in the order in which they came.
+    /// In traces, and in lists by image: the images that the pod templates sent to it named, in the order in which they
+    /// came.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<String>,
-    /// As many images as are kept: there may have been more, and the ledger has them.
+    /// Not all images are told: there are more than are told at once or kept, and the ledger has them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub images_truncated: bool,
     /// When it was asked for.
@@ -297,6 +298,58 @@ pub struct ReleaseEnvironment {
     /// Seconds to wait until it is verified gone, at most 60; 0 answers at once.
     #[serde(deserialize_with = "seconds")]
     pub wait_seconds: u64,
+}
+
+/// `GET /v1/environments/{id}/drift`: what of an environment on a host was found to be another than was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Drifts {
+    /// Found since the server started, oldest first, at most 50. The ledger has all of them.
+    pub drifts: Vec<Drift>,
+}
+
+/// One object that was not as it was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Drift {
+    /// Its kind and name, as `networkpolicies/kubler`.
+    pub object: String,
+    /// When it was found.
+    #[schema(value_type = String, format = DateTime)]
+    pub found_at: Timestamp,
+    /// What was another; empty when it was not there, or is somebody else's that was put there.
+    pub changes: Vec<DriftChange>,
+    /// Who did it, as far as the host knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<DriftAuthor>,
+    /// `repaired`, `reported` or `failed`.
+    pub answer: String,
+    /// Why it could not be put right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// One field that was another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DriftChange {
+    /// Where, as `spec.hard.pods`.
+    pub path: String,
+    /// What was made, as JSON, cut.
+    pub applied: String,
+    /// What was found, as JSON, cut; absent when nothing was there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<String>,
+}
+
+/// Who changed an object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DriftAuthor {
+    /// The field manager: the client's name, which the client chooses.
+    pub manager: String,
+    /// `Apply` or `Update`.
+    pub operation: String,
+    /// When.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub at: Option<Timestamp>,
 }
 
 /// `GET /v1/approvals`.

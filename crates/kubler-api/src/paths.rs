@@ -31,6 +31,11 @@ pub fn differences(id: &str, other: &str) -> String {
     format!("{ENVIRONMENTS}/{id}/differences/{other}")
 }
 
+/// What of it is not as it was made.
+pub fn drift(id: &str) -> String {
+    format!("{ENVIRONMENTS}/{id}/drift")
+}
+
 /// Proof of life.
 pub fn renew(id: &str) -> String {
     format!("{ENVIRONMENTS}/{id}/renew")

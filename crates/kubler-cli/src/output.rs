@@ -6,6 +6,7 @@
     reason = "this is the one place"
 )]
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
 
@@ -245,6 +246,33 @@ pub fn differences(found: &Differences) -> String {
         ]
     });
     format!("{head}\n{}", table(&["WHAT", "BEFORE", "AFTER"], rows))
+}
+
+/// What was not as it was made, by environment.
+pub fn drifts(found: &BTreeMap<String, Vec<kubler_api::Drift>>) -> String {
+    let rows = found.iter().flat_map(|(id, drifts)| {
+        drifts.iter().map(move |drift| {
+            let changes = drift.changes.iter().map(|change| {
+                let found = change.found.as_deref().unwrap_or("nothing");
+                format!("{} {} -> {found}", change.path, change.applied)
+            });
+            let by = drift.by.as_ref().map_or("-", |by| by.manager.as_str());
+            let answer = drift.message.as_ref().map_or_else(
+                || drift.answer.clone(),
+                |message| format!("{}: {message}", drift.answer),
+            );
+            vec![
+                id.clone(),
+                drift.object.clone(),
+                drift.found_at.to_string(),
+                by.to_owned(),
+                answer,
+                changes.collect::<Vec<_>>().join("; "),
+            ]
+        })
+    });
+    let head = ["ENVIRONMENT", "OBJECT", "FOUND", "BY", "ANSWER", "CHANGES"];
+    table(&head, rows)
 }
 
 /// Environments for people.

@@ -55,6 +55,11 @@ pub struct Configuration {
     /// Kubernetes versions that profiles may name, such as `"1.34"`.
     #[serde(default)]
     pub kubernetes: BTreeMap<String, KubernetesVersion>,
+    /// File with the key that signs the marks of namespaces on hosts; made when it is not there. Whoever has it can have
+    /// namespaces ended, and without it nobody can tell which are the server's when its store is lost. Absent: `mark.key`
+    /// in the data folder, which is part of a back-up with keys; elsewhere it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark_key: Option<String>,
     /// Host clusters, where environments of the engine `namespace` live.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<Host>,

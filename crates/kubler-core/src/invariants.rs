@@ -75,7 +75,7 @@ pub fn check_session(environment: &Environment, session_end: Timestamp) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use super::fixtures::{environment, timestamp};
+    use super::fixtures::{self, environment, timestamp};
     use super::*;
     use crate::environment::{EndReason, Event};
 
@@ -88,7 +88,21 @@ mod tests {
             .unwrap();
         assert_eq!(check_environment(&released), Ok(()));
         type Change = fn(&mut Environment);
-        let cases: [(&str, Change); 7] = [
+        fn place(it: &mut Environment) {
+            it.placement = Some(fixtures::placement());
+        }
+        fn on_a_host(it: &mut Environment) {
+            it.resolved.profile.engine = EngineKind::Namespace;
+            it.digest = it.resolved.digest();
+            it.phase = Phase::Provisioning;
+        }
+        let mut placed = environment();
+        on_a_host(&mut placed);
+        place(&mut placed);
+        assert_eq!(check_environment(&placed), Ok(()));
+        let cases: [(&str, Change); 9] = [
+            ("made on a host", on_a_host),
+            ("on this machine", place),
             ("lease", |it| it.lease_end = timestamp(7201)),
             ("digest", |it| {
                 it.resolved.kubernetes_version = "v1.34.5".into()
@@ -124,7 +138,7 @@ pub(crate) mod fixtures {
 
     use jiff::Timestamp;
 
-    use crate::environment::{Environment, Phase, Scope};
+    use crate::environment::{Environment, Phase, Placement, Scope};
     use crate::guardrails::Guardrails;
     use crate::identity::{Identity, Job, Named, Run, Runner, Source, VerifiedToken};
     use crate::ids::{EnvironmentId, TokenDigest};
@@ -197,6 +211,15 @@ pub(crate) mod fixtures {
             egress: Vec::new(),
             guardrails: Guardrails::default(),
             namespace: None,
+        }
+    }
+
+    pub(crate) fn placement() -> Placement {
+        Placement {
+            host: "east".into(),
+            namespace: "kubler-env-01".into(),
+            accounts_namespace: "kubler-accounts".into(),
+            kubernetes_version: "v1.34.4".into(),
         }
     }
 

@@ -180,7 +180,9 @@ fn resolve_verb(
         });
     }
     if connects {
-        "connect".clone_into(&mut record.verb);
+        let is_proxy = path_verb == Some("proxy") || subresource == Some("proxy");
+        let verb = if is_proxy { "proxy" } else { "connect" };
+        verb.clone_into(&mut record.verb);
         return Ok(Effect::Connect);
     }
     let changes = ![Method::GET, Method::HEAD].contains(method);
@@ -217,7 +219,7 @@ fn span_of(record: &KubernetesRequest, query: &str) -> Span {
     let follows = record.subresource.as_deref() == Some("log") && query::flag(query, "follow");
     match record.verb.as_str() {
         "watch" => Span::Watch,
-        "connect" => Span::Long,
+        "connect" | "proxy" => Span::Long,
         _ if follows => Span::Long,
         _ => Span::Short,
     }

@@ -182,6 +182,10 @@ impl App {
             Arc::clone(&reconciler.clock),
             work_over.clone(),
         ));
+        for host in &engines.hosts {
+            let directory = Arc::clone(&reconciler.directory);
+            tasks.spawn(Arc::clone(host).keep_walls(directory, work_over.clone()));
+        }
         tasks.spawn(reconciler.run(work_over.clone()));
         tasks.spawn(upkeep::forget(
             Arc::clone(&api.broker.store),

@@ -9,12 +9,15 @@ pub mod namespace;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use self::namespace::drift::Drift;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use http::HeaderValue;
+use jiff::Timestamp;
 use kubler_core::configuration::Host;
 use kubler_core::environment::{Environment, Site};
 use kubler_core::host::placement::{Enforcement, Health};
+use kubler_core::host::reaper::Untouched;
 use kubler_core::ids::EnvironmentId;
 use kubler_core::plan::Observed;
 use kubler_core::profile::EngineKind;
@@ -52,6 +55,11 @@ pub trait Engine: Send + Sync + 'static {
         self.remove(environment.id).await
     }
 
+    /// What of the environment was found to be another than was made, since the start, oldest first.
+    fn drifts(&self, _id: EnvironmentId) -> Vec<Drift> {
+        Vec::new()
+    }
+
     /// Where the environment's API server is, once it is usable.
     fn upstream(&self, id: EnvironmentId) -> Option<Arc<Upstream>>;
 
@@ -74,6 +82,28 @@ pub struct Standing {
     pub message: Option<String>,
     /// Requests that were sent to it since the start.
     pub calls: u64,
+    /// Namespaces that look like environments', and that would not be ended if nobody remembered them.
+    pub staying: Arc<[Staying]>,
+}
+
+/// A namespace that stays when nobody remembers its environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Staying {
+    /// Its name.
+    pub namespace: String,
+    /// Whose it would be; nobody's, when it is called otherwise.
+    pub environment: Option<EnvironmentId>,
+    /// Why it stays.
+    pub why: Stays,
+}
+
+/// Why a namespace stays when nobody remembers its environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stays {
+    /// It is ours, and its deadline is still to come.
+    Until(Timestamp),
+    /// Nothing says that it is ours.
+    Untouched(Untouched),
 }
 
 /// What was looked for after an end, and how long each part took. Goes into the ledger.

@@ -1,6 +1,7 @@
 //! The engines that the configuration asks for: one of this machine, where a Kubernetes version is named, and one for each
 //! host.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kubler_core::configuration::{Configuration, Host};
@@ -40,6 +41,12 @@ pub async fn connections(loaded: &Loaded) -> Result<Vec<(Host, Connection)>, Hos
     Ok(all)
 }
 
+/// Where the key is that signs the marks of namespaces.
+pub fn mark_key(loaded: &Loaded, data: &DataFolder) -> PathBuf {
+    let configured = loaded.configuration.mark_key.as_deref();
+    configured.map_or_else(|| data.mark_key(), |path| loaded.path(path))
+}
+
 impl Engines {
     /// Starts them all. A host that does not answer keeps none from starting.
     ///
@@ -62,7 +69,7 @@ impl Engines {
         };
         let mut hosts = Vec::new();
         for (host, connection) in connections {
-            let path = data.mark_key();
+            let path = mark_key(loaded, data);
             let settings = NamespaceSettings {
                 host,
                 connection,

@@ -219,6 +219,23 @@ impl Ledger {
         if self.writer().index().phases().contains_key(&id) {
             return Ok(false);
         }
+        self.tells(id, read::tells_gone)
+    }
+
+    /// Whether it tells that this environment was to be made on a host.
+    ///
+    /// # Errors
+    /// When files cannot be read.
+    pub fn tells_host(&self, id: EnvironmentId) -> Result<bool, LedgerError> {
+        self.tells(id, read::tells_host)
+    }
+
+    /// Whether a record about this environment is such a one.
+    fn tells(
+        &self,
+        id: EnvironmentId,
+        what: fn(&serde_json::Value) -> bool,
+    ) -> Result<bool, LedgerError> {
         let mut query = Query {
             environment: Some(id),
             limit: Some(read::READ_MAX),
@@ -226,7 +243,7 @@ impl Ledger {
         };
         loop {
             let found = self.read(&query)?;
-            if found.records.iter().any(read::tells_gone) {
+            if found.records.iter().any(what) {
                 return Ok(true);
             }
             match found.next {

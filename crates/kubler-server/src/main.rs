@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kubler_core::configuration::Configuration;
+use kubler_core::host::rbac::{Broker, HostRights};
 use kubler_core::ledger::layout;
 use kubler_core::profile::{EngineKind, ResolvedProfile};
 use kubler_server::app::App;
@@ -52,6 +53,8 @@ enum Command {
     Backup(BackupArguments),
     /// Put a back-up into the empty data folder.
     Restore(RestoreArguments),
+    /// Print as YAML the rights that the server needs on a host cluster, for an operator to apply there.
+    HostRbac(HostRbacArguments),
     /// Bring the store's schema up to date without serving.
     Migrate(ConfigArgument),
     /// Print the configuration's JSON Schema.
@@ -84,6 +87,7 @@ impl Command {
             Self::Check(argument) | Self::Migrate(argument) => argument,
             Self::Ledger(LedgerCommand::Recover(arguments)) => &arguments.config,
             Self::Backup(arguments) => &arguments.config,
+            Self::HostRbac(arguments) => &arguments.config,
             Self::Restore(arguments) => &arguments.config,
             Self::Init(_) | Self::Schema | Self::Openapi | Self::Reference { .. } => return None,
         };
@@ -146,6 +150,37 @@ struct RestoreArguments {
     /// Why, for whoever reads the ledger later.
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     reason: String,
+}
+
+#[derive(clap::Args)]
+struct HostRbacArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// The host, as the configuration calls it [default: the only one].
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+    /// The user that the host knows the server as: the common name of a client certificate, or what its authentication
+    /// makes of a token.
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    user: Option<String>,
+    /// The service account that the server is, for one that runs in a cluster [default: kubler/kubler when the host is
+    /// configured as `in_cluster`, else the user `kubler`].
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "user", value_parser = service_account)]
+    service_account: Option<Broker>,
+}
+
+fn service_account(text: &str) -> Result<Broker, String> {
+    match text.split_once('/') {
+        Some((namespace, name))
+            if !namespace.is_empty() && !name.is_empty() && !name.contains('/') =>
+        {
+            Ok(Broker::ServiceAccount {
+                namespace: namespace.into(),
+                name: name.into(),
+            })
+        }
+        _ => Err("name it as NAMESPACE/NAME, such as kubler/kubler".into()),
+    }
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -263,6 +298,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Backup(arguments) => runtime()?.block_on(backup(&arguments)),
         Command::Restore(arguments) => runtime()?.block_on(restore(&arguments)),
+        Command::HostRbac(arguments) => host_rbac(arguments),
         Command::Migrate(argument) => runtime()?.block_on(migrate(&argument)),
         Command::Schema => {
             println!(
@@ -409,11 +445,17 @@ async fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
             resolved.digest()
         );
     }
-    for (host, _) in &connections {
-        println!(
-            "host {}: up to {} environments",
-            host.name, host.environments_max
-        );
+    for (host, connection) in &connections {
+        let (name, most) = (&host.name, host.environments_max);
+        match connection.version().await {
+            Ok(version) => {
+                println!("host {name}: Kubernetes {version}, up to {most} environments");
+            }
+            // A start does not stop at it.
+            Err(error) => println!(
+                "note: host {name} does not answer, and gets no environments until it does: {error}"
+            ),
+        }
     }
     println!(
         "policies: {} in force, digest {}",
@@ -444,6 +486,46 @@ async fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
         println!("note: {note}");
     }
     println!("{} is fine", argument.config.display());
+    Ok(())
+}
+
+#[allow(clippy::print_stdout)]
+fn host_rbac(arguments: HostRbacArguments) -> anyhow::Result<()> {
+    let loaded = config::load(&arguments.config.config)?;
+    let configuration = &loaded.configuration;
+    let names: Vec<_> = configuration
+        .hosts
+        .iter()
+        .map(|it| it.name.as_str())
+        .collect();
+    let host = match (&arguments.host, configuration.hosts.as_slice()) {
+        (Some(name), _) => configuration.host(name).with_context(|| {
+            format!(
+                "`{name}` is no host of the configuration; it has: {}",
+                names.join(", ")
+            )
+        })?,
+        (None, [only]) => only,
+        (None, []) => anyhow::bail!("the configuration has no `hosts`"),
+        (None, _) => anyhow::bail!(
+            "which host? Say `--host NAME`, one of: {}",
+            names.join(", ")
+        ),
+    };
+    let broker = arguments
+        .user
+        .map(Broker::User)
+        .or(arguments.service_account)
+        .unwrap_or_else(|| Broker::usual(host));
+    let objects = HostRights::of(configuration, host, broker.clone()).objects();
+    println!(
+        "# Host `{}`, for Kubler as `{}`: kubectl apply --server-side -f -",
+        host.name,
+        broker.username()
+    );
+    for object in objects {
+        print!("---\n{}", serde_saphyr::to_string(&object)?);
+    }
     Ok(())
 }
 

@@ -12,8 +12,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::directory::Directory;
-use crate::engine::Standing as HostStanding;
+use crate::engine::{Standing as HostStanding, Stays};
 use crate::ledger::sinks::Standing;
+use crate::tasks::unremembered::unremembered;
 
 /// What the reconciler knows that nobody else does.
 #[derive(Debug, Default)]
@@ -145,9 +146,20 @@ const HOST_CALLS: Metric = Metric {
     labels: &["host"],
     help: "Requests of the server's own to a host cluster since the start",
 };
+const HOST_NAMESPACES_WAITING: Metric = Metric {
+    name: "host_namespaces_waiting",
+    labels: &["host"],
+    help: "Namespaces that the server made and whose environments its store does not know: they end at their deadline",
+};
+const HOST_NAMESPACES_UNTOUCHED: Metric = Metric {
+    name: "host_namespaces_untouched",
+    labels: &["host"],
+    help: "Namespaces that look like environments' that the store does not know, and carry no mark that holds: nobody \
+           ends them, an alarm when above zero",
+};
 
 /// Every metric; all are gauges.
-pub const METRICS: [Metric; 14] = [
+pub const METRICS: [Metric; 16] = [
     ENVIRONMENTS,
     ENVIRONMENTS_STUCK,
     CONFIGURATION_BAD,
@@ -157,6 +169,8 @@ pub const METRICS: [Metric; 14] = [
     HOST_ENVIRONMENTS,
     HOST_ENVIRONMENTS_MAX,
     HOST_CALLS,
+    HOST_NAMESPACES_WAITING,
+    HOST_NAMESPACES_UNTOUCHED,
     CONNECTIONS,
     CONNECTIONS_MAX,
     REQUESTS_OPEN,
@@ -276,6 +290,34 @@ fn register_hosts(registry: &mut Registry, directory: &Directory, hosts: &[HostS
         }
         registry.register(metric.name, metric.help, family);
     }
+    register_unremembered(registry, directory, hosts);
+}
+
+fn register_unremembered(registry: &mut Registry, directory: &Directory, hosts: &[HostStanding]) {
+    let (waiting, untouched) = <(Hosts, Hosts)>::default();
+    for standing in hosts {
+        let host = vec![("host".to_owned(), standing.host.name.clone())];
+        for (family, is_one) in [
+            (&waiting, is_waiting as fn(&Stays) -> bool),
+            (&untouched, |why| !is_waiting(why)),
+        ] {
+            let all = unremembered(directory, standing).filter(|it| is_one(&it.why));
+            let count = i64::try_from(all.count()).unwrap_or(i64::MAX);
+            family.get_or_create(&host).set(count);
+        }
+    }
+    for (metric, family) in [
+        (HOST_NAMESPACES_WAITING, waiting),
+        (HOST_NAMESPACES_UNTOUCHED, untouched),
+    ] {
+        registry.register(metric.name, metric.help, family);
+    }
+}
+
+type Hosts = Family<Vec<(String, String)>, Gauge>;
+
+const fn is_waiting(why: &Stays) -> bool {
+    matches!(why, Stays::Until(_))
 }
 
 #[cfg(test)]
@@ -303,6 +345,7 @@ mod tests {
                 kubernetes_version: String::new(),
                 message: None,
                 calls: 3,
+                staying: Vec::new().into(),
             }],
             DoorState::default(),
         );

@@ -4,6 +4,7 @@ pub mod certificates;
 pub mod downtime;
 pub mod reconcile;
 pub mod restored;
+pub mod unremembered;
 pub mod upkeep;
 
 use std::sync::Arc;

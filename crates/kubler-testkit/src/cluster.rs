@@ -24,7 +24,7 @@ use tempfile::TempDir;
 pub use self::access::Access;
 pub use self::authority::{Authority, Pair};
 pub use self::child::Child;
-pub use self::draft::{ClusterDraft, program, write_secret};
+pub use self::draft::{ClusterDraft, SERVICE_RANGE, program, write_secret};
 pub use self::kubeconfig::kubeconfig;
 use crate::leaks::{Mark, Process};
 

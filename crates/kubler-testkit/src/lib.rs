@@ -17,5 +17,6 @@ pub mod buildkite;
 pub mod cluster;
 pub mod disk;
 pub mod kubler;
+pub mod lab;
 pub mod leaks;
 pub mod tls;

@@ -1,5 +1,6 @@
 //! `kubler env`: make, look at, keep and end environments.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::output;
 use crate::server::client::{CALL_SECONDS_MAX, Filter};
 use crate::server::connected::Connected;
 use crate::server::creation;
+use crate::variables;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -28,6 +30,9 @@ pub enum Command {
     /// Say what differs in two environments, alive or dead: what they are made of, and whose they are. Ends with 7 when
     /// they are not made of the same.
     Diff(Diff),
+    /// Show what of an environment on a host was found to be another than was made, who changed it, and what became of
+    /// it.
+    Drift(Drift),
     /// Prove life: the lease counts from the moment the token was minted.
     Renew(Existing),
     /// End an environment: its credentials die at once. Repeats are harmless.
@@ -51,6 +56,13 @@ pub struct Diff {
     /// The second: `env_…`.
     #[arg(value_name = "AFTER")]
     after: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Drift {
+    /// The environment: `env_…` [default: every one that is not gone].
+    #[arg(value_name = "ENVIRONMENT", env = variables::KUBLER_ENVIRONMENT, hide_env_values = true)]
+    environment: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -107,6 +119,10 @@ pub fn run(command: &Command, connection: &Connection, format: Format) -> Outcom
             return Ok(Exit::Done);
         }
         Command::Diff(diff) => return self::diff(diff, &connected, deadline, format),
+        Command::Drift(drift) => {
+            self::drift(drift, &connected, deadline, format)?;
+            return Ok(Exit::Done);
+        }
         Command::Show(existing) => connected.client.environment(
             connected.proof(deadline)?.caller(),
             &existing.environment,
@@ -149,6 +165,36 @@ fn diff(diff: &Diff, connected: &Connected, deadline: Deadline, format: Format) 
         Format::Text => output::text(&output::differences(&found))?,
     }
     Ok(if found.same { Exit::Done } else { Exit::Found })
+}
+
+fn drift(drift: &Drift, connected: &Connected, deadline: Deadline, format: Format) -> Outcome<()> {
+    let proof = connected.proof(deadline)?;
+    let ids = match &drift.environment {
+        Some(id) => vec![id.clone()],
+        None => {
+            let filter = Filter {
+                remaining: true,
+                ..Filter::default()
+            };
+            let found = connected
+                .client
+                .environments(proof.caller(), &filter, deadline)?;
+            found.environments.into_iter().map(|it| it.id).collect()
+        }
+    };
+    let mut all = BTreeMap::new();
+    for id in ids {
+        let found = connected.client.drift(proof.caller(), &id, deadline)?;
+        all.insert(id, found.drifts);
+    }
+    if format == Format::Json {
+        return output::json(&all);
+    }
+    if all.values().all(Vec::is_empty) {
+        output::remark("all of it is as it was made");
+        return Ok(());
+    }
+    output::text(&output::drifts(&all))
 }
 
 /// What is not the same although it was made to be. Only a remark: it is made.

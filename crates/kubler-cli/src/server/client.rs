@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kubler_api::{
-    Approval, Approvals, CreateEnvironment, Differences, Environment, Environments,
+    Approval, Approvals, CreateEnvironment, Differences, Drifts, Environment, Environments,
     GRANT_TOKEN_EXCHANGE, Health, IssuedToken, ReleaseEnvironment, TOKEN_TYPE_JWT, Tombstone,
     ledger, paths,
 };
@@ -145,6 +145,12 @@ impl Client {
         deadline: Deadline,
     ) -> Outcome<Differences> {
         let path = paths::differences(&segment(id), &segment(other));
+        retrying(deadline, || self.get(caller, &path, deadline))
+    }
+
+    /// What of an environment was found to be another than was made.
+    pub fn drift(&self, caller: Caller<'_>, id: &str, deadline: Deadline) -> Outcome<Drifts> {
+        let path = paths::drift(&segment(id));
         retrying(deadline, || self.get(caller, &path, deadline))
     }
 

@@ -326,3 +326,6 @@ impl NamespaceProfile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,6 +48,7 @@ pub const NEEDS_RESTART: &[Key] = &[
         "connections to them are open, and environments live there",
         |it| it.hosts.extend(serde_json::from_value::<Host>(serde_json::json!({"name": "east", "in_cluster": true})))
     },
+    key! { mark_key, "namespaces are marked with it", |it| it.mark_key = Some("other.key".into()) },
     key! { ledger, "the ledger is open", |it| it.ledger.checkpoint_seconds += 1 },
 ];
 
@@ -102,6 +103,7 @@ profiles:
             listen: _,
             url: _,
             data: _,
+            mark_key: _,
             run: _,
             tls: _,
             kubernetes: _,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::invariants::fixtures::{environment, timestamp};
+use crate::invariants::fixtures::{environment, placement, timestamp};
 
 fn events() -> [Event; 5] {
     [
@@ -45,6 +45,26 @@ fn the_table_of_phases_is_this_one() {
             "gone: ! ! = = =",
         ]
     );
+}
+
+#[test]
+fn a_place_on_a_host_is_taken_once_and_stays() {
+    let mut start = environment();
+    start.resolved.profile.engine = EngineKind::Namespace;
+    assert_eq!(start.site(), None);
+    let placed = start.transition(Event::Placed(placement()), timestamp(1));
+    let placed = placed.unwrap().unwrap();
+    assert_eq!(placed.phase, Phase::Provisioning);
+    assert_eq!(placed.site(), Some(Site::Host("east".into())));
+    assert_eq!(placed.namespace(), Some("kubler-env-01"));
+    let elsewhere = Placement {
+        host: "west".into(),
+        ..placement()
+    };
+    let again = placed.transition(Event::Placed(elsewhere), timestamp(2));
+    assert_eq!(again, Ok(None), "something may have been made in the first");
+    let ended = placed.transition(Event::ReleaseRequested(EndReason::Released), timestamp(3));
+    assert_eq!(ended.unwrap().unwrap().site(), placed.site());
 }
 
 #[test]

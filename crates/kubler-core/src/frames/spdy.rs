@@ -13,8 +13,8 @@ const HEAD_BYTES: usize = 8;
 const VERSION: u16 = 3;
 /// Longest block of headers that is looked into, in bytes.
 const BLOCK_BYTES_MAX: usize = 8 * 1024;
-/// Most streams for errors that are known at once. A port-forward has one for each connection.
-const ERROR_STREAMS_MAX: usize = 1024;
+/// Most streams of either kind that are known at once. A port-forward has one for each connection.
+const STREAMS_MAX: usize = 1024;
 /// What the stream for errors is called among a stream's headers.
 const ERROR_STREAM: (&str, &str) = ("streamtype", "error");
 
@@ -169,12 +169,23 @@ pub struct ErrorStreams {
     reader: HeaderReader,
     block: Vec<u8>,
     open: BTreeSet<u32>,
+    others: BTreeSet<u32>,
 }
 
 impl ErrorStreams {
     /// Those on which the server may still speak.
     pub fn open(&self) -> impl Iterator<Item = u32> {
         self.open.iter().copied()
+    }
+
+    /// All others on which the server may still speak.
+    pub fn others(&self) -> impl Iterator<Item = u32> {
+        self.others.iter().copied()
+    }
+
+    fn ended(&mut self, stream: u32) {
+        self.open.remove(&stream);
+        self.others.remove(&stream);
     }
 
     /// Notes part of what the client sends: it begins streams.
@@ -212,13 +223,17 @@ impl ErrorStreams {
                 let tells_errors = headers
                     .iter()
                     .any(|(key, said)| key == name && said == value);
-                if tells_errors && self.open.len() < ERROR_STREAMS_MAX {
-                    self.open.insert(stream);
+                let kind = match tells_errors {
+                    true => &mut self.open,
+                    false => &mut self.others,
+                };
+                if kind.len() < STREAMS_MAX {
+                    kind.insert(stream);
                 }
             }
             // One dictionary for all blocks: those that say nothing here are read all the same.
             SYN_REPLY | HEADERS => drop(self.reader.read(behind)),
-            _ => drop(self.open.remove(&stream)),
+            _ => self.ended(stream),
         }
     }
 
@@ -228,14 +243,13 @@ impl ErrorStreams {
             Frame::Data { stream, is_final } => {
                 let tells_errors = self.open.contains(&stream);
                 if is_final && part.is_last {
-                    self.open.remove(&stream);
+                    self.ended(stream);
                 }
                 tells_errors
             }
             Frame::Control(RST_STREAM) => {
                 if let Some(stream) = part.payload.first_chunk() {
-                    self.open
-                        .remove(&(u32::from_be_bytes(*stream) & 0x7fff_ffff));
+                    self.ended(u32::from_be_bytes(*stream) & 0x7fff_ffff);
                 }
                 false
             }

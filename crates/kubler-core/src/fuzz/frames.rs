@@ -12,7 +12,7 @@ pub(super) fn websocket(input: &[u8]) -> bool {
         Some((b's', bytes)) => (Sender::Server, bytes),
         _ => return false,
     };
-    let read = |piece: usize| {
+    let read = |piece: usize| -> Result<_, websocket::Fault> {
         let (mut frames, mut messages) = (Frames::new(sender), Vec::<(Kind, Vec<u8>)>::new());
         let mut seen = 0;
         for bytes in bytes.chunks(piece) {
@@ -25,9 +25,7 @@ pub(super) fn websocket(input: &[u8]) -> bool {
                     payload.extend_from_slice(&part.payload());
                 }
             });
-            if let Err(fault) = read {
-                return Err(fault);
-            }
+            read?;
         }
         assert!(seen <= bytes.len());
         assert!(!frames.is_between_messages() || frames.is_between_frames());
@@ -61,7 +59,7 @@ pub(super) fn spdy(input: &[u8]) -> bool {
         Some((b's', bytes)) => (false, bytes),
         _ => return false,
     };
-    let read = |piece: usize| {
+    let read = |piece: usize| -> Result<_, spdy::Fault> {
         let (mut frames, mut streams) = (Frames::default(), ErrorStreams::default());
         let (mut seen, mut begun) = (0, 0);
         for bytes in bytes.chunks(piece) {
@@ -73,9 +71,7 @@ pub(super) fn spdy(input: &[u8]) -> bool {
                     false => drop(streams.server_sent(&part)),
                 }
             });
-            if let Err(fault) = read {
-                return Err(fault);
-            }
+            read?;
         }
         // Eight bytes of each frame are its head.
         assert!(seen <= bytes.len());

@@ -7,12 +7,15 @@
 //!
 //! A profile's manifests need no right here: they are applied as the tenant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
 use super::grants::{Role, Rule};
-use super::{ENVIRONMENT_LABEL, TENANT_ROLE_PREFIX};
+use super::mark::MARK_ANNOTATION;
+use super::{ENVIRONMENT_LABEL, TENANT_ROLE_PREFIX, names};
+use crate::configuration::{Configuration, Host, selects};
+use crate::profile::EngineKind;
 
 /// The role of Kubler itself, its binding, and the policies that bound it.
 pub const BROKER_ROLE: &str = "kubler:broker";
@@ -36,6 +39,18 @@ pub enum Broker {
 }
 
 impl Broker {
+    /// Who Kubler is on a host when nobody says it.
+    pub fn usual(host: &Host) -> Self {
+        if host.in_cluster {
+            Self::ServiceAccount {
+                namespace: "kubler".into(),
+                name: "kubler".into(),
+            }
+        } else {
+            Self::User("kubler".into())
+        }
+    }
+
     /// The name under which the host cluster knows it.
     pub fn username(&self) -> String {
         match self {
@@ -93,6 +108,30 @@ pub fn profile_role(profile: &str) -> String {
 }
 
 impl HostRights {
+    /// What `host` has to give for the profiles that are offered on it.
+    pub fn of(configuration: &Configuration, host: &Host, broker: Broker) -> Self {
+        let (mut tenants, mut stripped) = (BTreeMap::new(), BTreeSet::new());
+        let profiles = configuration.profiles.iter();
+        for profile in profiles.filter(|profile| profile.engine == EngineKind::Namespace) {
+            let namespace = profile.namespace.clone().unwrap_or_default();
+            if !selects(&namespace.hosts, &host.labels) {
+                continue;
+            }
+            tenants.insert(names::role(profile), namespace.grants());
+            stripped.extend(namespace.strip_finalizers.into_iter().map(|it| Resource {
+                group: it.group,
+                resource: it.resource,
+            }));
+        }
+        Self {
+            broker,
+            namespace_prefix: host.namespace_prefix.clone(),
+            accounts_namespace: host.accounts_namespace.clone(),
+            tenants,
+            stripped: stripped.into_iter().collect(),
+        }
+    }
+
     /// Everything an operator applies, in the order in which it has to exist.
     pub fn objects(&self) -> Vec<Value> {
         let mut objects = vec![self.accounts()];
@@ -135,7 +174,7 @@ impl HostRights {
         })
     }
 
-    /// What Kubler does in every environment's namespace, verb by verb. `host_rbac::…` takes each away and sees what fails.
+    /// What Kubler does in every environment's namespace, verb by verb. `every_right_of_kubler_on_a_host_is_missed_when_it_is_taken_away` takes each away and sees what fails.
     pub fn broker_rules(&self) -> Vec<Rule> {
         let mut rules = vec![
             // Made, marked, found again after a restart, looked for after the end.
@@ -144,30 +183,25 @@ impl HostRights {
                 &["namespaces"],
                 &["create", "get", "list", "watch", "patch", "delete"],
             ),
-            // The walls, and the build's facts; found again when somebody changed them.
+            // The walls; watched, and put right when somebody changed them.
             rule(
                 "",
-                &[
-                    "resourcequotas",
-                    "limitranges",
-                    "configmaps",
-                    "serviceaccounts",
-                ],
-                &["create", "get", "list", "patch"],
+                &["resourcequotas", "limitranges", "serviceaccounts"],
+                &["create", "get", "list", "watch", "patch"],
             ),
-            // It lets nothing be made before it is counted.
-            rule("", &["resourcequotas"], &["watch"]),
-            rule("", &["secrets"], &["create", "patch"]),
             rule(
                 "networking.k8s.io",
                 &["networkpolicies"],
-                &["create", "get", "list", "patch"],
+                &["create", "get", "list", "watch", "patch"],
             ),
+            // The role that one gives cannot be changed in it: it is made anew.
             rule(
                 "rbac.authorization.k8s.io",
                 &["rolebindings"],
-                &["create", "get", "list", "patch"],
+                &["create", "get", "list", "watch", "patch", "delete"],
             ),
+            // The build's facts, and the profile's secrets, which nobody needs to read.
+            rule("", &["configmaps", "secrets"], &["create", "patch"]),
             // The first thing an end does: nothing is started anew while the namespace goes.
             rule("", &["pods"], &["list", "deletecollection"]),
             rule("", &["replicationcontrollers"], &["deletecollection"]),
@@ -187,7 +221,7 @@ impl HostRights {
         rules.extend(
             self.stripped
                 .iter()
-                .map(|it| rule(&it.group, &[&it.resource], &["get", "list", "patch"])),
+                .map(|it| rule(&it.group, &[&it.resource], &["list", "patch"])),
         );
         rules
     }
@@ -206,9 +240,10 @@ impl HostRights {
                 "message": format!("namespaces that Kubler makes, changes or deletes begin with `{}`", self.namespace_prefix),
             },
             {
-                // A deletion has only the old object, a creation only the new one.
+                // A deletion has only the old object, a creation only the new one. A label that somebody took away may be
+                // put back where the mark says whose namespace it is.
                 "expression": format!(
-                    "!({is_namespace}) || [object, oldObject].filter(it, it != null).all(it, has(it.metadata.labels) && '{ENVIRONMENT_LABEL}' in it.metadata.labels)"
+                    "!({is_namespace}) || ([object, oldObject].filter(it, it != null).all(it, (has(it.metadata.labels) && '{ENVIRONMENT_LABEL}' in it.metadata.labels) || (object != null && has(it.metadata.annotations) && '{MARK_ANNOTATION}' in it.metadata.annotations)) && (object == null || (has(object.metadata.labels) && '{ENVIRONMENT_LABEL}' in object.metadata.labels)))"
                 ),
                 "message": format!("namespaces that Kubler makes, changes or deletes carry the label `{ENVIRONMENT_LABEL}`"),
             },
@@ -264,14 +299,10 @@ impl HostRights {
     }
 }
 
-/// What Kubler does with tenants' accounts, in the namespace where they live.
-fn account_rules() -> Vec<Rule> {
+/// What Kubler does with tenants' accounts, in the namespace where they live, besides what it may everywhere.
+pub fn account_rules() -> Vec<Rule> {
     vec![
-        rule(
-            "",
-            &["serviceaccounts"],
-            &["create", "get", "list", "patch", "delete"],
-        ),
+        rule("", &["serviceaccounts"], &["delete"]),
         rule("", &["serviceaccounts/token"], &["create"]),
     ]
 }

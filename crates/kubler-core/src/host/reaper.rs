@@ -42,6 +42,9 @@ pub enum Untouched {
     /// There is no key to check marks with.
     #[error("there is no key to check its mark with")]
     NoKey,
+    /// It is not called as the environment's namespace would be that its label or mark names.
+    #[error("its name is not that of the environment that it claims to be")]
+    OtherName,
 }
 
 /// What may be done with a namespace that the store does not know.

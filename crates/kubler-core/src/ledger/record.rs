@@ -83,6 +83,8 @@ actions! {
     EnvironmentOrphan = "environment.orphan";
     /// A finalizer is taken away from an object on a host that keeps an environment from ending.
     EnvironmentFinalizer = "environment.finalizer";
+    /// Something of an environment on a host is not as it was made: who changed it, and what becomes of it.
+    EnvironmentDrift = "environment.drift";
     /// A credential was issued.
     SessionIssue = "session.issue";
     /// A request to an environment's Kubernetes API.
@@ -201,7 +203,8 @@ pub enum Decision {
 /// A Kubernetes request as it was understood.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KubernetesRequest {
-    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`, `connect`,
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`; `connect` for
+    /// exec, attach and port-forward, `proxy` for what is proxied, both whatever the method (rules V1, V2);
     /// or the lower-case HTTP method when it is about no resource.
     pub verb: String,
     /// The path, when it is about no resource.
@@ -275,7 +278,8 @@ pub struct Outcome {
     /// From start to end, in microseconds.
     #[serde(default)]
     pub duration_us: u64,
-    /// Why a stream ended: `client`, `upstream`, `lease_end`, `deadline`, `released`, `session_expired`, `policy`, `shutdown`;
+    /// Why a stream ended: `client`, `upstream`, `lease_end`, `deadline`, `released`, `session_expired`, `policy`, `shutdown`,
+    /// `slow_reader`, `slow_upstream`, `client_garbage`, `upstream_garbage`;
     /// or why something else has no other end: `client` (the caller was gone), `crash`, `not_durable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_reason: Option<String>,

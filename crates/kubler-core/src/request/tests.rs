@@ -209,16 +209,16 @@ fn v1_a_way_into_a_pod_is_a_connection_whatever_the_method(
 #[rstest::rstest]
 #[case(
     "/api/v1/nodes/n:10250/proxy/run/default/a/c",
-    "connect /v1 nodes/proxy - n:10250"
+    "proxy /v1 nodes/proxy - n:10250"
 )]
 #[case(
     "/api/v1/namespaces/default/services/https:s:443/proxy/",
-    "connect /v1 services/proxy default https:s:443"
+    "proxy /v1 services/proxy default https:s:443"
 )]
-#[case("/api/v1/proxy/nodes/n/run", "connect /v1 nodes/- - n")]
+#[case("/api/v1/proxy/nodes/n/run", "proxy /v1 nodes/- - n")]
 #[case(
     "/api/v1/proxy/namespaces/default/pods/a/exec",
-    "connect /v1 pods/- default a"
+    "proxy /v1 pods/- default a"
 )]
 fn v2_a_proxy_is_a_connection_whatever_the_method(
     #[case] target: &str,

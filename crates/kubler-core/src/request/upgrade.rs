@@ -161,8 +161,7 @@ pub fn read(
 }
 
 fn is_proxy(understood: &ApiRequest) -> bool {
-    let record = understood.record();
-    record.verb == "proxy" || record.subresource.as_deref() == Some("proxy")
+    understood.record().verb == "proxy"
 }
 
 fn is_command(understood: &ApiRequest) -> bool {

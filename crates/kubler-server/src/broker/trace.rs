@@ -36,8 +36,13 @@ impl Broker {
     pub async fn search(&self, call: &Call, search: &Search) -> Result<Found, BrokerError> {
         self.recorded(call, LedgerAction::TraceRead, None, async |body| {
             self.decide(call, body, Action::ReadTrace, Target::Server)?;
-            let found = self.visible(call, search.clone()).await?;
-            self.with_jobs(found).await
+            let found = self
+                .with_jobs(self.visible(call, search.clone()).await?)
+                .await?;
+            match search.image {
+                Some(_) => self.with_images(found).await,
+                None => Ok(found),
+            }
         })
         .await
     }
@@ -62,7 +67,7 @@ impl Broker {
             for search in meanings(anything) {
                 let found = self.visible(call, search).await?;
                 if !found.environments.is_empty() {
-                    return self.with_jobs(found).await;
+                    return self.with_images(self.with_jobs(found).await?).await;
                 }
             }
             Ok(Found::default())
@@ -72,6 +77,10 @@ impl Broker {
 
     async fn with_jobs(&self, mut found: Found) -> Result<Found, BrokerError> {
         found.attached = self.store.attached(&found.environments).await?;
+        Ok(found)
+    }
+
+    async fn with_images(&self, mut found: Found) -> Result<Found, BrokerError> {
         found.images = self.store.images(&found.environments).await?;
         Ok(found)
     }

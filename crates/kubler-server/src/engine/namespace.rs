@@ -3,15 +3,18 @@
 //!
 //! `provision` makes one, `remove` ends one and looks, `observe` finds what exists. Everything is named by the
 //! environment's id, and what it consists of is decided in `kubler_core::host`. The tenant's credential is in memory
-//! only ([`tenant`]); a server that starts anew asks for another.
+//! only (`tenant`); a server that starts anew asks for another.
 
 mod client;
 pub mod connection;
+pub mod drift;
 mod health;
 pub(crate) mod key;
 mod observe;
 mod provision;
 mod remove;
+#[cfg(test)]
+mod rights;
 mod stuck;
 mod tenant;
 
@@ -34,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::connection::Connection;
+use self::drift::Drift;
 use self::health::Pulse;
 use self::tenant::Tenant;
 use super::{Engine, EngineError, Evidence, Standing, Upstream, manifests};
@@ -83,6 +87,8 @@ struct Slot {
     /// Asks whoever is making it to stop.
     cancelled: Mutex<CancellationToken>,
     tenant: Mutex<Option<Tenant>>,
+    /// What was found to be another than was made.
+    drifts: drift::Drifts,
 }
 
 impl NamespaceEngine {
@@ -153,6 +159,7 @@ impl Engine for NamespaceEngine {
             kubernetes_version: known.version,
             message: known.message,
             calls: self.inner.calls.load(Ordering::Relaxed),
+            staying: known.staying,
         })
     }
 
@@ -171,6 +178,19 @@ impl Engine for NamespaceEngine {
     async fn end(&self, environment: &Environment) -> Result<Evidence, EngineError> {
         let id = environment.id;
         self.take_away(id, Some(environment.clone())).await
+    }
+
+    fn drifts(&self, id: EnvironmentId) -> Vec<Drift> {
+        let slots = self
+            .inner
+            .slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(slot) = slots.get(&id) else {
+            return Vec::new();
+        };
+        let drifts = slot.drifts.lock().unwrap_or_else(PoisonError::into_inner);
+        drifts.iter().cloned().collect()
     }
 
     fn upstream(&self, id: EnvironmentId) -> Option<Arc<Upstream>> {

@@ -108,27 +108,27 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
         }
     }
 
-    /// Ends it here and now: only what belongs to a frame that has begun still passes, and then `words`.
-    pub(super) async fn end_with(&mut self, words: &[u8]) {
+    /// Ends it here and now: only what belongs to a frame that has begun still passes, and then `words`. Says whether
+    /// they were said, so that something may follow.
+    pub(super) async fn end_with(&mut self, words: &[u8]) -> bool {
         while !self.passed.is_between() {
             // A ping that has begun is the rest of a frame as well.
             if !self.ping.is_empty() {
                 if self.write(usize::MAX).await.is_err() {
-                    return;
+                    return false;
                 }
                 continue;
             }
             if self.written == self.filled && !matches!(self.next_bytes().await, Ok(1..)) {
-                return;
+                return false;
             }
             let waiting = self.waiting();
             let rest = self.passed.rest_in(waiting);
             if self.write(rest).await.is_err() {
-                return;
+                return false;
             }
         }
-        let _ = self.to.write_all(words).await;
-        let _ = self.to.flush().await;
+        self.to.write_all(words).await.is_ok() && self.to.flush().await.is_ok()
     }
 
     /// Where it came from; where it went to is let go.

@@ -87,6 +87,14 @@ impl Watched {
         self.admission().session().has_expired(now)
     }
 
+    /// Whether its client takes nothing. A tunnel looks for itself.
+    fn is_stalled(&self, stall_max: Duration) -> bool {
+        match self {
+            Self::Answer(stream) => stream.is_stalled(stall_max),
+            Self::Tunnel(_) => false,
+        }
+    }
+
     fn cut(&self, cut: &Cut) {
         match self {
             Self::Answer(stream) => stream.cut(cut),
@@ -278,6 +286,10 @@ impl Gate {
                 });
                 continue;
             }
+            if stream.is_stalled(self.bounds.patience.stall_max) {
+                stream.cut(&slow_reader());
+                continue;
+            }
             let admission = stream.admission();
             if admission.is_under(&policies) {
                 continue;
@@ -314,6 +326,14 @@ pub(super) fn ended(tombstone: &Tombstone) -> Cut {
     Cut {
         close_reason,
         refused: Refused::ended(tombstone),
+    }
+}
+
+fn slow_reader() -> Cut {
+    let message = "the answer was not taken for so long that it was ended; ask again";
+    Cut {
+        close_reason: "slow_reader",
+        refused: Refused::unavailable("SlowReader", message),
     }
 }
 

@@ -206,14 +206,22 @@ impl Noted {
     }
 }
 
-/// The last bytes to a client whose connection is ended by us, put where something of ours may be put; nothing may
-/// follow them.
+/// The last bytes to a client whose connection is ended by us, put where something of ours may be put.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct LastWords {
+    /// Why.
+    pub(super) why: Vec<u8>,
+    /// The end, a moment later where the client needs that to show why. Nothing may follow.
+    pub(super) end: Vec<u8>,
+}
+
+/// What a client is told at the end.
 pub(super) fn last_words(
     agreed: &Agreed,
     notes: &Notes,
     refused: &Refused,
     request_id: RequestId,
-) -> Vec<u8> {
+) -> LastWords {
     let told = match agreed.subprotocol.as_deref() {
         Some("v4.channel.k8s.io" | "v5.channel.k8s.io") => {
             refused.object(request_id).to_string().into_bytes()
@@ -221,40 +229,39 @@ pub(super) fn last_words(
         // Others show people what stands there.
         _ => refused.message.clone().into_bytes(),
     };
+    let binary = |payload: &[u8]| websocket::message(Sender::Server, Kind::Binary, payload);
     let close = || {
         let code = websocket::CLOSED_BY_POLICY;
         websocket::close(Sender::Server, code, &refused.message)
     };
     match agreed.protocol {
-        Protocol::Spdy => spdy_words(notes, &told),
-        Protocol::WebSocket if agreed.is_tunnel() => {
-            let inside = spdy_words(notes, &told);
-            let mut words = websocket::message(Sender::Server, Kind::Binary, &inside);
-            words.extend(close());
-            words
-        }
-        Protocol::WebSocket => {
-            let mut words = Vec::new();
-            if has_error_channel(agreed) {
-                let payload = [&[ERROR_CHANNEL], told.as_slice()].concat();
-                words = websocket::message(Sender::Server, Kind::Binary, &payload);
-            }
-            words.extend(close());
-            words
-        }
+        Protocol::Spdy => LastWords {
+            why: spdy_words(agreed, notes, &told),
+            end: spdy::goaway(),
+        },
+        Protocol::WebSocket if agreed.is_tunnel() => LastWords {
+            why: binary(&spdy_words(agreed, notes, &told)),
+            end: [binary(&spdy::goaway()), close()].concat(),
+        },
+        Protocol::WebSocket if has_error_channel(agreed) => LastWords {
+            why: binary(&[&[ERROR_CHANNEL], told.as_slice()].concat()),
+            end: close(),
+        },
+        Protocol::WebSocket => LastWords {
+            why: Vec::new(),
+            end: close(),
+        },
     }
 }
 
-/// Every stream that tells errors says why, and then nothing new is taken.
-fn spdy_words(notes: &Notes, told: &[u8]) -> Vec<u8> {
+/// Every stream that tells errors says why. Those of forwarded ports end with it: a client reads why when they do.
+fn spdy_words(agreed: &Agreed, notes: &Notes, told: &[u8]) -> Vec<u8> {
     let noted = notes.noted();
     let streams = noted.error_streams.open();
-    let mut words: Vec<u8> = streams
-        .filter_map(|stream| spdy::last_data(stream, told))
-        .flatten()
-        .collect();
-    words.extend(spdy::goaway());
-    words
+    let errors = streams.filter_map(|stream| spdy::last_data(stream, told));
+    let others = noted.error_streams.others().filter(|_| !agreed.is_command);
+    let ends = others.filter_map(|stream| spdy::last_data(stream, b""));
+    errors.chain(ends).flatten().collect()
 }
 
 /// Whether the third channel tells errors. In the old way to forward ports over WebSocket channels are numbered by

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
@@ -126,6 +127,8 @@ struct State {
     flow: Flow,
     admission: Arc<Admission>,
     waker: Option<Waker>,
+    /// Since when the client has bytes that it has not taken.
+    given_at: Option<Instant>,
 }
 
 /// An answer as the gate sees it: something that can be ended at any moment, also while the client reads nothing.
@@ -147,6 +150,7 @@ impl OpenStream {
             flow: Flow::Running(Box::new(running)),
             admission,
             waker: None,
+            given_at: None,
         };
         Arc::new(Self {
             state: Mutex::new(state),
@@ -167,6 +171,12 @@ impl OpenStream {
     /// It was allowed again.
     pub(super) fn readmit(&self, admission: Arc<Admission>) {
         self.state().admission = admission;
+    }
+
+    /// Whether the client has taken nothing of what it was given for so long.
+    pub(super) fn is_stalled(&self, stall_max: Duration) -> bool {
+        let given_at = self.state().given_at;
+        given_at.is_some_and(|at| at.elapsed() > stall_max)
     }
 
     /// Ends it: the way to the API server is closed before this returns, and the client learns of it at once
@@ -225,6 +235,7 @@ impl AnswerBody {
             self.stream.cut(cut);
         }
         let mut state = self.stream.state();
+        state.given_at = None;
         let polled = match &mut state.flow {
             Flow::Running(running) => running.poll(context),
             Flow::Cut(last) => {
@@ -245,6 +256,7 @@ impl AnswerBody {
                 Poll::Pending
             }
             Poll::Ready(Some(Ok(bytes))) => {
+                state.given_at = Some(Instant::now());
                 let is_last = matches!(&state.flow, Flow::Running(running) if running.incoming.is_end_stream());
                 if is_last {
                     finish(&mut state, &self.gate, self.stream.span);

@@ -4,6 +4,8 @@ mod world;
 mod artifacts;
 mod bounds;
 mod guardrails;
+mod kubectl;
+mod lab;
 mod load;
 mod passing;
 mod protobuf;

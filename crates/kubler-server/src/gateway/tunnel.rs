@@ -22,8 +22,15 @@ use super::status::Refused;
 use super::stream::Cut;
 use crate::ledger::Entry;
 
-/// How long the end of a connection may take: the rest of a frame, and the words that say why.
-const LAST_WORDS_MAX: Duration = Duration::from_millis(500);
+/// How long the last of what the API server said may take: the rest of a frame, and the words that say why.
+const LAST_WORDS_MAX: Duration = Duration::from_millis(400);
+/// How long a client has to read why before its connection ends.
+const READ_WHY_MAX: Duration = Duration::from_millis(100);
+/// How long all of its end may take behind those words.
+const FAREWELL_MAX: Duration = Duration::from_millis(400);
+
+/// How long one direction may go on when the other is closed.
+const HALF_CLOSED_MAX: Duration = Duration::from_secs(30);
 
 /// A changed connection as the gate sees it.
 pub(super) struct OpenTunnel {
@@ -137,15 +144,18 @@ impl Tunnel {
         // What the client says from here on goes nowhere.
         let from_client = up.into_source();
         let refused = self.open.cut.get().map(|cut| cut.refused.clone());
-        let refused = refused.or_else(|| told_of(ended));
-        if let Some(refused) = &refused {
-            let words = last_words(&self.agreed, &notes, refused, self.request_id);
-            let _ = tokio::time::timeout(LAST_WORDS_MAX, down.end_with(&words)).await;
+        let words = refused
+            .or_else(|| told_of(ended))
+            .map(|refused| last_words(&self.agreed, &notes, &refused, self.request_id));
+        let mut can_end = true;
+        if let Some(words) = &words {
+            let said = tokio::time::timeout(LAST_WORDS_MAX, down.end_with(&words.why)).await;
+            can_end = said.unwrap_or(false);
         }
         let bytes_out = down.bytes();
-        if refused.is_some() {
-            let goodbye = farewell(from_client, down.into_sink());
-            let _ = tokio::time::timeout(LAST_WORDS_MAX, goodbye).await;
+        if let (Some(words), true) = (words, can_end) {
+            let goodbye = farewell(from_client, down.into_sink(), &words.end);
+            let _ = tokio::time::timeout(FAREWELL_MAX, goodbye).await;
         }
         Carried {
             bytes_in,
@@ -175,11 +185,20 @@ impl Tunnel {
     }
 }
 
-/// Closes a connection so that what was said last is read: a socket that is closed with unread bytes takes back
-/// what it has not delivered.
-async fn farewell(mut from_client: impl AsyncRead + Unpin, mut to_client: impl AsyncWrite + Unpin) {
-    if to_client.shutdown().await.is_ok() {
-        let _ = tokio::io::copy(&mut from_client, &mut tokio::io::sink()).await;
+/// Gives a client a moment to read why, says the end, and closes so that it is read as well: a socket that is closed
+/// with unread bytes takes back what it has not delivered. Whoever goes by themselves is not held.
+async fn farewell(
+    mut from_client: impl AsyncRead + Unpin,
+    mut to_client: impl AsyncWrite + Unpin,
+    end: &[u8],
+) {
+    let mut nowhere = tokio::io::sink();
+    let mut heard = std::pin::pin!(tokio::io::copy(&mut from_client, &mut nowhere));
+    if tokio::time::timeout(READ_WHY_MAX, &mut heard).await.is_ok() {
+        return;
+    }
+    if to_client.write_all(end).await.is_ok() && to_client.shutdown().await.is_ok() {
+        let _ = heard.await;
     }
 }
 
@@ -199,7 +218,7 @@ where
     tokio::select! {
         ended = &mut carrying_up => match ended {
             // The client has said all it will; it may still listen.
-            Stopped::Finished => match carrying_down.await {
+            Stopped::Finished => match rest_of(carrying_down).await {
                 // However the API server goes then, the client went first.
                 Stopped::Finished | Stopped::SourceBroke => "client",
                 stopped => reason_down(stopped),
@@ -208,7 +227,7 @@ where
         },
         ended = &mut carrying_down => match ended {
             Stopped::Finished => {
-                let _ = tokio::time::timeout(FAREWELL_MAX, carrying_up).await;
+                let _ = rest_of(carrying_up).await;
                 "upstream"
             }
             stopped => reason_down(stopped),
@@ -230,8 +249,11 @@ fn told_of(reason: &'static str) -> Option<Refused> {
     Some(refused)
 }
 
-/// How long a client may go on to talk to an API server that has said all it will.
-const FAREWELL_MAX: Duration = Duration::from_secs(5);
+/// The other direction, when one has come to its end. Nobody is waited for without end who may have gone as well.
+async fn rest_of(carrying: impl Future<Output = Stopped>) -> Stopped {
+    let rest = tokio::time::timeout(HALF_CLOSED_MAX, carrying).await;
+    rest.unwrap_or(Stopped::Finished)
+}
 
 const fn reason_up(stopped: Stopped) -> &'static str {
     match stopped {

@@ -23,6 +23,8 @@ use crate::engine::{Upstream, UpstreamAddress};
 
 /// Longest wait for a connection and its TLS handshake, in seconds.
 const CONNECT_SECONDS_MAX: u64 = 5;
+/// After so long without a byte, and then as often, the system asks whether an API server is still there.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(20);
 /// Most bytes that one connection holds of an answer that nobody reads yet.
 const BUFFER_BYTES_MAX: usize = 128 * 1024;
 
@@ -139,12 +141,22 @@ impl Wire {
     }
 }
 
+/// Lets the system ask whether the other side is still there, also where nothing is said for long.
+fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEP_ALIVE_EVERY)?;
+    sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE_EVERY)?;
+    Ok(())
+}
+
 async fn open(address: &UpstreamAddress) -> std::io::Result<Box<dyn Socket>> {
     Ok(match address {
         UpstreamAddress::Unix(path) => Box::new(UnixStream::connect(path).await?),
         UpstreamAddress::Tcp(host, port) => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             stream.set_nodelay(true)?;
+            keep_alive(&stream)?;
             Box::new(stream)
         }
     })

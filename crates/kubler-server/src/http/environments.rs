@@ -6,8 +6,8 @@ use axum::extract::{Path, Query, State};
 use bytes::Bytes;
 use kubler_api::error::ErrorCode;
 use kubler_api::{
-    CreateEnvironment, Difference, Differences, Environment, Environments, ReleaseEnvironment,
-    Tombstone,
+    CreateEnvironment, Difference, Differences, Drifts, Environment, Environments,
+    ReleaseEnvironment, Tombstone,
 };
 use kubler_core::artifact::ImageQuery;
 use kubler_core::environment::Phase;
@@ -195,6 +195,24 @@ pub(super) async fn differences(
         before: show(&call, &compared.before),
         after: show(&call, &compared.after),
         differences: compared.differences.into_iter().map(wire).collect(),
+    }))
+}
+
+/// What of an environment on a host was found to be another than was made.
+#[utoipa::path(get, operation_id = "read_drift", path = "/v1/environments/{id}/drift", params(("id" = String, Path)), responses(
+    (status = 200, body = Drifts), Refused))]
+pub(super) async fn drift(
+    State(api): Shared,
+    call: Call,
+    Path(id): Path<String>,
+) -> Answer<Json<Drifts>> {
+    let id = environment_id(&id, &call)?;
+    let read = api.broker.environment(&call, id).await;
+    read.map_err(refused(&call))?;
+    let engines = api.engines.iter();
+    let drifts = engines.flat_map(|engine| engine.drifts(id));
+    Ok(Json(Drifts {
+        drifts: drifts.map(view::drift).collect(),
     }))
 }
 

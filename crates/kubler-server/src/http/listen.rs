@@ -43,6 +43,8 @@ const PATIENCE: Patience = Patience {
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pings that keep a quiet HTTP/2 connection alive through load balancers.
 const PING_EVERY: Duration = Duration::from_secs(20);
+/// How long bytes may wait for a caller that says nothing, not even that it is busy.
+const GONE_AFTER: Duration = Duration::from_secs(330);
 /// Longest header section, in bytes: twice the longest token.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Streams of one HTTP/2 connection at once: each costs memory before anybody is known to call. As many as an API
@@ -116,6 +118,7 @@ struct Caller {
 impl Door {
     async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let _ = stream.set_nodelay(true);
+        keep_alive(&stream);
         let handshake = TlsAcceptor::from(self.api.tls.server()).accept(stream);
         let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake);
         let Some(Ok(Ok(stream))) = self.stop.run_until_cancelled(shaken).await else {
@@ -235,6 +238,18 @@ pub(super) fn protocols() -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY);
     builder
+}
+
+/// Lets the system ask whether a quiet caller is still there: over HTTP/1.1 nobody else can. And one who is gone
+/// without a word is not waited for as long as the system would.
+fn keep_alive(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    let gone = u32::try_from(GONE_AFTER.as_millis()).unwrap_or(u32::MAX);
+    // Where the system does not know them, connections end later.
+    let _ = sockopt::set_socket_keepalive(stream, true);
+    let _ = sockopt::set_tcp_keepidle(stream, PING_EVERY);
+    let _ = sockopt::set_tcp_keepintvl(stream, PING_EVERY);
+    let _ = sockopt::set_tcp_user_timeout(stream, gone);
 }
 
 /// `::ffff:1.2.3.4` and `1.2.3.4` are one source.

@@ -61,6 +61,11 @@ pub const ACCESS: &[RouteAccess] = &[
         Access::Policy(Action::ReadEnvironment),
     ),
     row(
+        "get",
+        "/v1/environments/{id}/drift",
+        Access::Policy(Action::ReadEnvironment),
+    ),
+    row(
         "post",
         "/v1/environments/{id}/renew",
         Access::Policy(Action::RenewEnvironment),
@@ -121,6 +126,7 @@ fn documented() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(environments::create, environments::list))
         .routes(routes!(environments::read))
         .routes(routes!(environments::differences))
+        .routes(routes!(environments::drift))
         .routes(routes!(environments::renew))
         .routes(routes!(environments::release))
         .routes(routes!(environments::trace))

@@ -191,3 +191,31 @@ fn kubeconfig(
     });
     serde_json::to_string_pretty(&document).unwrap_or_default()
 }
+
+/// A drift on the wire.
+pub(super) fn drift(drift: crate::engine::namespace::drift::Drift) -> kubler_api::Drift {
+    use crate::engine::namespace::drift::Answered;
+    let (answer, message) = match drift.answer {
+        Answered::Repaired => ("repaired", None),
+        Answered::Reported => ("reported", None),
+        Answered::Failed(message) => ("failed", Some(message)),
+    };
+    let changes = drift.changes.into_iter();
+    let changes = changes.map(|change| kubler_api::DriftChange {
+        path: change.path,
+        applied: change.applied,
+        found: change.found,
+    });
+    kubler_api::Drift {
+        object: drift.object,
+        found_at: drift.found_at,
+        changes: changes.collect(),
+        by: drift.by.map(|by| kubler_api::DriftAuthor {
+            manager: by.manager,
+            operation: by.operation,
+            at: by.at,
+        }),
+        answer: answer.into(),
+        message,
+    }
+}

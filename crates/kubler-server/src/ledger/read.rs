@@ -239,6 +239,11 @@ fn matches(query: &Query, record: &Value) -> bool {
     environment && query.job.as_deref().is_none_or(of_job)
 }
 
+/// Whether a record says that its environment is made on a host.
+pub(super) fn tells_host(record: &Value) -> bool {
+    record.get("phase").is_some() && record.pointer("/details/host").is_some()
+}
+
 /// Whether a record says that its environment is gone.
 pub(super) fn tells_gone(record: &Value) -> bool {
     let says = |pointer: &str| record.pointer(pointer).and_then(Value::as_str);

@@ -14,12 +14,17 @@ use super::{Store, StoreError};
 /// Most images of one environment that are kept; those that come later stand in the ledger only.
 pub const IMAGES_PER_ENVIRONMENT_MAX: u32 = 256;
 
+/// Most images that are told at once, of all environments that were found; of each at least [`IMAGES_TOLD_MIN`].
+const IMAGES_TOLD_MAX: usize = 2048;
+/// Images of each environment that are told, however many were found.
+const IMAGES_TOLD_MIN: usize = 8;
+
 /// The images of one environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Images {
     /// As its jobs wrote them, in the order in which they came.
     pub named: Vec<String>,
-    /// There may have been more: as many are kept as may be.
+    /// There are more, or may have been: as many are told, or kept, as may be.
     pub truncated: bool,
 }
 
@@ -76,7 +81,7 @@ impl Store {
         Ok(())
     }
 
-    /// The images of each of these environments.
+    /// The images of each of these environments: all that are kept of one, the first ones of many.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -85,17 +90,22 @@ impl Store {
         environments: &[Environment],
     ) -> Result<HashMap<EnvironmentId, Images>, StoreError> {
         let mut all = HashMap::new();
+        let kept_max = usize::try_from(IMAGES_PER_ENVIRONMENT_MAX).unwrap_or(usize::MAX);
+        let told_max = IMAGES_TOLD_MAX / environments.len().max(1);
+        let told_max = told_max.clamp(IMAGES_TOLD_MIN, kept_max);
+        let limit = i64::try_from(told_max + 1).unwrap_or(i64::MAX);
         for environment in environments {
             let rows = sqlx::query(
-                "SELECT image FROM images WHERE environment_id = ? ORDER BY named_at, image",
+                "SELECT image FROM images WHERE environment_id = ? ORDER BY named_at, image LIMIT ?",
             )
             .bind(environment.id.to_string())
+            .bind(limit)
             .fetch_all(&self.pool)
             .await?;
             let named: Result<Vec<String>, _> = rows.iter().map(|row| row.try_get(0)).collect();
-            let named = named?;
-            let truncated =
-                named.len() >= usize::try_from(IMAGES_PER_ENVIRONMENT_MAX).unwrap_or(usize::MAX);
+            let mut named = named?;
+            let truncated = named.len() > told_max || named.len() >= kept_max;
+            named.truncate(told_max);
             if !named.is_empty() {
                 all.insert(environment.id, Images { named, truncated });
             }

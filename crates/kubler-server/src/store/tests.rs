@@ -1,4 +1,5 @@
 mod full_disk;
+mod images;
 
 use std::collections::BTreeMap;
 

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Wake;
 use super::downtime::Downtime;
+use super::unremembered::Told;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::engine::{Engine, EngineError, ErrorClass, Evidence, Standing};
@@ -101,6 +102,7 @@ struct Rounds {
     failures: BTreeMap<EnvironmentId, Failures>,
     tasks: JoinSet<Result<(), EngineError>>,
     looks: Vec<Look>,
+    told: Told,
     /// When the last look at each part of the world began; absent when one is wanted now.
     looked_at: BTreeMap<Site, Timestamp>,
 }
@@ -126,7 +128,7 @@ impl Reconciler {
                 () = self.wake.woken() => {}
                 site = self.changed() => self.look_again(&mut rounds, &site),
                 Some(done) = rounds.tasks.join_next_with_id() => self.joined(&mut rounds, done).await,
-                look = looked(&mut rounds.looks) => seen = self.saw(look),
+                look = looked(&mut rounds.looks) => seen = self.saw(look, &mut rounds.told),
                 () = tokio::time::sleep(TICK_MAX) => {}
             }
         }
@@ -280,13 +282,22 @@ impl Reconciler {
         futures_util::future::select_all(changes).await.0
     }
 
-    fn saw(&self, (look, found): (Look, Result<Vec<Observed>, EngineError>)) -> Option<Seen> {
+    fn saw(
+        &self,
+        (look, found): (Look, Result<Vec<Observed>, EngineError>),
+        told: &mut Told,
+    ) -> Option<Seen> {
         let Look { site, known, .. } = look;
         if site == Site::Here {
             self.gauges.engine_worked(found.is_ok());
         }
         match found {
-            Ok(found) => Some(Seen { site, known, found }),
+            Ok(found) => {
+                if let Some(standing) = self.engine(&site).and_then(|engine| engine.standing()) {
+                    told.tell(&self.directory, &standing);
+                }
+                Some(Seen { site, known, found })
+            }
             Err(error) => {
                 tracing::warn!(%site, %error, "a part of the world could not be looked at; nothing is concluded from that");
                 None

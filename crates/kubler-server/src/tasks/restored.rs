@@ -40,8 +40,9 @@ pub async fn catch_up(ledger: &Ledger, directory: &Directory) {
     ledger.catch_up_with(&stored).await;
 }
 
-/// Compares the store with what the ledger tells. Gives the environments that only the ledger knows: whatever is left of
-/// them must be taken away.
+/// Compares the store with what the ledger tells. Gives the environments of this machine that only the ledger knows:
+/// whatever is left of them must be taken away. About those on hosts the mark of their namespace decides, and until then
+/// nobody says that they are gone.
 ///
 /// # Errors
 /// When one of the two cannot be read or written.
@@ -60,8 +61,14 @@ pub async fn compare(
             revived.push(environment.id);
         }
     }
+    let mut here = Vec::new();
+    for id in &unknown {
+        if !ledger.tells_host(*id)? {
+            here.push(*id);
+        }
+    }
     if unknown.is_empty() && revived.is_empty() {
-        return Ok(unknown);
+        return Ok(here);
     }
     tracing::warn!(
         unknown = unknown.len(),
@@ -90,7 +97,7 @@ pub async fn compare(
                 .await;
         }
     }
-    Ok(unknown)
+    Ok(here)
 }
 
 fn named(ids: &[EnvironmentId]) -> Value {

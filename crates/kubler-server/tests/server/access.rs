@@ -24,6 +24,11 @@ const TABLE: &[(&str, &str, [u16; 5])] = &[
         [401, 401, 404, 200, 200],
     ),
     (
+        "get",
+        "/v1/environments/{id}/drift",
+        [401, 401, 404, 200, 200],
+    ),
+    (
         "post",
         "/v1/environments/{id}/renew",
         [401, 401, 404, 200, 400],

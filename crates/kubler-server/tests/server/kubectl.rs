@@ -1,6 +1,8 @@
 //! The real kubectl through the gateway: it works as on any cluster, goes on when its session ends, and is told
 //! what happened when its environment does.
 
+mod tools;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -68,7 +70,12 @@ impl Desk {
 
     /// kubectl with the answer of the create for a kubeconfig, and nothing else but a token that is fresh.
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(kube_folder().join("kubectl"));
+        self.command_of("kubectl", arguments)
+    }
+
+    /// The same with another program that reads a kubeconfig.
+    fn command_of(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(kube_folder().join(program));
         self.surround(&mut command).args(arguments);
         command
     }
@@ -94,13 +101,26 @@ impl Desk {
     }
 
     async fn run(&self, arguments: &[&str]) -> Output {
-        finish(self.command(arguments).spawn().unwrap()).await
+        self.run_of("kubectl", arguments).await
     }
 
     /// The standard output of a command that must end well.
     async fn kubectl(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments).await;
-        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+        self.ok_of("kubectl", arguments).await
+    }
+
+    async fn run_of(&self, program: &str, arguments: &[&str]) -> Output {
+        finish(self.command_of(program, arguments).spawn().unwrap()).await
+    }
+
+    /// The standard output of a program that must end well.
+    async fn ok_of(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.run_of(program, arguments).await;
+        assert!(
+            output.status.success(),
+            "{program} {arguments:?}: {}",
+            text(&output)
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 

@@ -33,6 +33,7 @@ mod lease;
 mod ledger;
 mod likeness;
 mod namespace;
+mod promises;
 mod refusals;
 mod release;
 mod reload;

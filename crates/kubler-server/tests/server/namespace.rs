@@ -1,9 +1,11 @@
 //! Environments that are namespaces of a real host cluster: made, used through the gateway, walled in, and ended without
 //! a trace.
 
+mod drift;
 mod ending;
-mod hosted;
+pub(crate) mod hosted;
 mod hosts;
 mod killed;
 mod life;
+mod reaper;
 mod walls;

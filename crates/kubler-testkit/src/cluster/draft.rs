@@ -12,8 +12,9 @@ use super::{ADMINISTRATORS, Access, Authority, Child, Cluster, Pair, audit, kube
 use crate::agent::kube_folder;
 use crate::leaks::Mark;
 
-/// Where services have their addresses, and the first of them, which is the API server's.
-const SERVICE_RANGE: &str = "10.96.0.0/24";
+/// Where services have their addresses.
+pub const SERVICE_RANGE: &str = "10.96.0.0/24";
+/// The first of them, which is the API server's.
 const FIRST_SERVICE: &str = "10.96.0.1";
 
 /// A cluster that is not started yet.

@@ -11,6 +11,7 @@ mod agent;
 mod cluster;
 mod forge;
 mod issuer;
+mod lab;
 mod leaks;
 mod routes;
 mod strictness;

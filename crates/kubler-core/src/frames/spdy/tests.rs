@@ -28,6 +28,7 @@ fn e1_the_stream_for_errors_is_found_among_what_others_send() {
     // The first of three was given up.
     let mut streams = error_streams(&seed("portforward"));
     assert_eq!(streams.open().collect::<Vec<_>>(), [5, 9]);
+    assert_eq!(streams.others().collect::<Vec<_>>(), [3, 7, 11]);
     let last = last_data(5, b"because").unwrap();
     let mut told = Vec::new();
     let mut server = Frames::default();

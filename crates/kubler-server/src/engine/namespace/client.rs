@@ -68,6 +68,18 @@ impl<'a> HostClient<'a> {
             .await
     }
 
+    /// Server-side apply, with more parameters in the query: `&name=value`.
+    pub(super) async fn apply_with(
+        &self,
+        path: &str,
+        object: &Value,
+        more: &str,
+    ) -> io::Result<Answer> {
+        let path = format!("{}{more}", apply_path(path));
+        self.send(Method::PATCH, &path, "application/json", Some(object))
+            .await
+    }
+
     /// A merge patch.
     pub(super) async fn merge(&self, path: &str, patch: &Value) -> io::Result<Answer> {
         in_time(CALL_MAX, async {
@@ -151,9 +163,7 @@ impl Api for HostClient<'_> {
     }
 
     async fn apply(&self, path: &str, object: &Value) -> io::Result<Answer> {
-        let path = apply_path(path);
-        self.send(Method::PATCH, &path, "application/json", Some(object))
-            .await
+        self.apply_with(path, object, "").await
     }
 }
 

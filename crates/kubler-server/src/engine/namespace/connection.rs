@@ -17,6 +17,8 @@ use crate::engine::UpstreamAddress;
 
 /// Longest wait for a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for a version.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 const HTTPS_PORT: u16 = 443;
 
 /// Why a host cannot be reached as it is configured.
@@ -73,6 +75,20 @@ impl Connection {
             tls: Arc::new(tls),
             server_name,
         })
+    }
+}
+
+impl Connection {
+    /// The host's version, for a look before a start.
+    ///
+    /// # Errors
+    /// When it does not answer in time, or does not say it.
+    pub async fn version(&self) -> Result<String, String> {
+        let asked = tokio::time::timeout(ANSWER_MAX, self.own.apiserver_version()).await;
+        let answer = asked.map_err(|_| "it does not answer in time".to_owned())?;
+        answer
+            .map(|version| version.git_version)
+            .map_err(|error| error.to_string())
     }
 }
 

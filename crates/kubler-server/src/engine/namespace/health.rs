@@ -1,12 +1,13 @@
 //! Whether a host answers. One that does not gets nothing new; what lives there goes on, and ends when it is back.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kubler_core::host::placement::{Enforcement, Health};
 
 use super::Inner;
 use super::client::HostClient;
+use crate::engine::Staying;
 use crate::engine::api::Api as _;
 
 /// Wait between two questions.
@@ -26,6 +27,7 @@ pub(super) struct Known {
     pub(super) enforcement: Enforcement,
     pub(super) version: String,
     pub(super) message: Option<String>,
+    pub(super) staying: Arc<[Staying]>,
     bad_answers: u32,
 }
 
@@ -41,6 +43,11 @@ impl Pulse {
     /// What a probe saw.
     pub(super) fn set_enforcement(&self, enforcement: Enforcement) {
         self.lock().enforcement = enforcement;
+    }
+
+    /// What a look saw.
+    pub(super) fn set_staying(&self, staying: Vec<Staying>) {
+        self.lock().staying = staying.into();
     }
 
     /// Takes an answer: its version, or what was wrong. Gives what the host is now, when that is something else.
@@ -67,7 +74,7 @@ impl Pulse {
 }
 
 /// Asks for ever.
-pub(super) async fn watch(inner: std::sync::Arc<Inner>) {
+pub(super) async fn watch(inner: Arc<Inner>) {
     loop {
         let answer = tokio::time::timeout(ANSWER_MAX, ask(&inner)).await;
         let answer = answer.unwrap_or_else(|_| Err("it does not answer in time".into()));

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use kubler_core::host::ENVIRONMENT_LABEL;
 use kubler_core::host::mark::MARK_ANNOTATION;
-use kubler_core::host::reaper::{Found, Judgement, judge};
+use kubler_core::host::reaper::{Found, Judgement, Untouched, judge};
 use kubler_core::ids::EnvironmentId;
 use kubler_core::plan::{Condition, Observed, Unremembered};
 use serde_json::Value;
 
 use super::Inner;
 use super::client::{HostClient, succeeded};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Staying, Stays};
 
 /// Everything that carries the label of an environment and is called as its namespace would be.
 pub(super) async fn observe(inner: &Arc<Inner>) -> Result<Vec<Observed>, EngineError> {
@@ -28,45 +28,86 @@ pub(super) async fn observe(inner: &Arc<Inner>) -> Result<Vec<Observed>, EngineE
         return Err(EngineError::transient("its namespaces: no list was given"));
     }
     let items = list.get("items").and_then(Value::as_array);
-    Ok(items
-        .into_iter()
-        .flatten()
-        .filter_map(|namespace| observed(inner, namespace))
-        .collect())
+    let (mut observed, mut staying) = (Vec::new(), Vec::new());
+    for namespace in items.into_iter().flatten() {
+        let Some(metadata) = namespace.get("metadata") else {
+            continue;
+        };
+        let judged = judged(inner, metadata);
+        observed.extend(judged.observed);
+        staying.extend(judged.staying);
+    }
+    inner.pulse.set_staying(staying);
+    Ok(observed)
 }
 
-fn observed(inner: &Inner, namespace: &Value) -> Option<Observed> {
-    let metadata = namespace.get("metadata")?;
-    let text = |pointer: &str| metadata.pointer(pointer).and_then(Value::as_str);
-    let id: EnvironmentId = label(metadata)?.parse().ok()?;
-    if text("/name") != Some(inner.namespace(id).as_str()) {
-        return None;
+/// What a namespace is: an environment's, and whether it stays when nobody remembers that.
+#[derive(Default)]
+struct Judged {
+    observed: Option<Observed>,
+    staying: Option<Staying>,
+}
+
+fn judged(inner: &Inner, metadata: &Value) -> Judged {
+    let name = text(metadata, "/name");
+    // Another server on the same host has another prefix: its namespaces are none of our business.
+    if !name.starts_with(&inner.host.namespace_prefix) {
+        return Judged::default();
     }
-    let condition = match text("/deletionTimestamp") {
+    let id: Option<EnvironmentId> = label(metadata).and_then(|id| id.parse().ok());
+    let id = id.filter(|id| inner.namespace(*id) == name);
+    let judgement = id.map_or(Judgement::Untouched(Untouched::OtherName), |id| {
+        judgement(inner, id, metadata)
+    });
+    let why = match judgement {
+        Judgement::Overdue(_) => None,
+        Judgement::Waits(_, deadline) => Some(Stays::Until(deadline)),
+        Judgement::Untouched(why) => Some(Stays::Untouched(why)),
+    };
+    let condition = match metadata.get("deletionTimestamp") {
         None => Condition::Whole,
         Some(_) => Condition::Broken {
             message: "somebody is deleting its namespace on the host".into(),
         },
     };
+    Judged {
+        observed: id.map(|id| Observed {
+            id,
+            condition,
+            unremembered: if why.is_none() {
+                Unremembered::Ends
+            } else {
+                Unremembered::Stays
+            },
+        }),
+        staying: why.map(|why| Staying {
+            namespace: name.to_owned(),
+            environment: id,
+            why,
+        }),
+    }
+}
+
+/// What may be done with the namespace of `id`, if nobody remembers it.
+pub(super) fn judgement(inner: &Inner, id: EnvironmentId, metadata: &Value) -> Judgement {
+    let mark = metadata.get("annotations");
     let found = Found {
-        uid: text("/uid")?,
-        mark: metadata
-            .get("annotations")
+        uid: text(metadata, "/uid"),
+        mark: mark
             .and_then(|all| all.get(MARK_ANNOTATION))
             .and_then(Value::as_str),
     };
-    let judgement = judge(found, Some(&inner.key.verifying_key()), inner.clock.now());
-    let unremembered = match judgement {
-        Judgement::Overdue(of) if of == id => Unremembered::Ends,
-        Judgement::Overdue(_) | Judgement::Waits(..) | Judgement::Untouched(_) => {
-            Unremembered::Stays
+    match judge(found, Some(&inner.key.verifying_key()), inner.clock.now()) {
+        Judgement::Overdue(of) | Judgement::Waits(of, _) if of != id => {
+            Judgement::Untouched(Untouched::OtherName)
         }
-    };
-    Some(Observed {
-        id,
-        condition,
-        unremembered,
-    })
+        judgement => judgement,
+    }
+}
+
+fn text<'a>(metadata: &'a Value, pointer: &str) -> &'a str {
+    let text = metadata.pointer(pointer).and_then(Value::as_str);
+    text.unwrap_or_default()
 }
 
 /// The id that the object's label names.

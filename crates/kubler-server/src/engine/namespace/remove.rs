@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use kubler_core::environment::Environment;
+use kubler_core::host::reaper::Judgement;
 use kubler_core::ids::EnvironmentId;
 use serde_json::{Value, json};
 use tokio::sync::OwnedMutexGuard;
@@ -66,6 +67,9 @@ pub(super) async fn remove(
         name: inner.namespace(id),
     };
     *slot.tenant() = None;
+    if environment.is_none() {
+        ending.may_end_unremembered().await?;
+    }
     ending.end_the_credential().await?;
     crash::at(Point::AccountRemoved);
     passed("credential_dead");
@@ -127,6 +131,21 @@ impl Ending<'_> {
             "the namespace `{}` does not carry its label any more: somebody else changed it, and it is not touched",
             self.name
         )))
+    }
+
+    /// Whether it may be ended although no store knows it: its mark was looked at some time ago, and by another request.
+    async fn may_end_unremembered(&self) -> Result<(), EngineError> {
+        let Some(namespace) = self.namespace().await? else {
+            return Ok(());
+        };
+        let metadata = namespace.get("metadata").unwrap_or(&Value::Null);
+        match observe::judgement(self.inner, self.id, metadata) {
+            Judgement::Overdue(_) => Ok(()),
+            Judgement::Waits(..) | Judgement::Untouched(_) => Err(EngineError::permanent(format!(
+                "nothing says that the namespace `{}` is ours and over: it is not touched",
+                self.name
+            ))),
+        }
     }
 
     /// Ends what starts pods, then the pods; what resists is ended with the namespace.

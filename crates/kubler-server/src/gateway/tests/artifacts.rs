@@ -154,3 +154,62 @@ fn slow_body(clock: std::sync::Arc<crate::clock::ManualClock>) -> axum::body::Bo
     };
     axum::body::Body::from_stream(tokio_stream::iter((0..2).map(last)))
 }
+
+#[tokio::test]
+async fn bodies_that_are_held_back_take_so_much_memory_and_the_next_one_is_told_to_come_back() {
+    let bounds = Bounds {
+        wait_max: Duration::from_millis(50),
+        ..Bounds::default()
+    };
+    let world = World::bounded(bounds, |profile| profile.request_bytes_max = 64 << 20).await;
+    let peer = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    let mut held = Vec::new();
+    // Of unknown length, each may become as long as any that is read, and two of those are all that is kept.
+    for _ in 0..2 {
+        let (reached, is_reached) = tokio::sync::oneshot::channel();
+        let mut reached = Some(reached);
+        let never = std::iter::once(()).map(move |()| {
+            let _ = reached.take().map(|reached| reached.send(()));
+            Ok::<_, std::io::Error>(Bytes::from_static(b"{"))
+        });
+        let never =
+            tokio_stream::StreamExt::chain(tokio_stream::iter(never), tokio_stream::pending());
+        let request = world
+            .request("POST", PODS)
+            .body(axum::body::Body::from_stream(never))
+            .unwrap();
+        let gateway = world.gateway.clone();
+        held.push(tokio::spawn(
+            async move { gateway.handle(request, peer).await },
+        ));
+        tokio::time::timeout(Duration::from_secs(60), is_reached)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    let (status, object) = read(world.send_with(world.request("POST", PODS), BODY).await).await;
+    assert_eq!(
+        (status, &object["details"]["causes"][0]["reason"]),
+        (StatusCode::TOO_MANY_REQUESTS, &"TooManyBodies".into())
+    );
+    assert_eq!(world.get(PODS).await.status(), StatusCode::OK);
+    let other = "/api/v1/namespaces/a/configmaps";
+    assert_eq!(
+        world
+            .send_with(world.request("POST", other), BODY)
+            .await
+            .status(),
+        StatusCode::OK
+    );
+    for held in held {
+        held.abort();
+        let _ = held.await;
+    }
+    assert_eq!(
+        world
+            .send_with(world.request("POST", PODS), BODY)
+            .await
+            .status(),
+        StatusCode::OK
+    );
+}

@@ -7,6 +7,7 @@ use kubler_core::environment::Placement;
 use kubler_core::guardrails::Guardrails;
 use kubler_core::ids::ApprovalId;
 use kubler_core::ledger::record::{Kind, LedgerAction, Record};
+use kubler_core::profile::EngineKind;
 use rstest::rstest;
 
 use super::world::{World, read, records};
@@ -23,6 +24,7 @@ async fn guarded(guardrails: &str) -> World {
 /// A world whose environment has one namespace of a cluster.
 async fn shared() -> World {
     World::with(|environment| {
+        environment.resolved.profile.engine = EngineKind::Namespace;
         environment.placement = Some(Placement {
             host: "east".into(),
             namespace: "env-a".into(),
@@ -150,6 +152,22 @@ async fn a_deletion_is_a_dry_run_when_its_body_says_so_and_by_nothing_else() {
         .await;
     assert_eq!(tried.status(), StatusCode::OK);
     assert_eq!(world.upstream.arrived().len(), 3);
+}
+
+#[tokio::test]
+async fn v4_no_deletion_looks_tried_in_the_ledger_that_is_none() {
+    let world = World::new().await;
+    let dry = format!("{POD}?dryRun=All");
+    for (body, expected) in [("", true), ("{}", false)] {
+        let answer = world.send_with(world.request("DELETE", &dry), body).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        let records = records(&world.ledger);
+        let start = records
+            .iter()
+            .rfind(|record| record.body.kind == Kind::Start);
+        let noted = start.unwrap().body.request.as_ref().unwrap();
+        assert_eq!(noted.dry_run, expected, "`{body}`");
+    }
 }
 
 const APPROVAL: &str =

@@ -57,6 +57,30 @@ async fn h1_the_api_server_sees_our_identity_and_nothing_of_the_clients() {
 }
 
 #[tokio::test]
+async fn h4_a_credential_that_was_replaced_is_used_from_the_next_request_on_and_no_other_gate_is_opened()
+ {
+    let world = World::new().await;
+    let sent = async || {
+        let answer = world.send(world.request("GET", "/api/v1/pods")).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        let arrived = world.upstream.arrived();
+        arrived.last().unwrap().headers["authorization"].clone()
+    };
+    let gates = || -> Vec<_> {
+        let gates = world.gateway.shared.gates.read().unwrap();
+        gates.values().map(std::sync::Arc::as_ptr).collect()
+    };
+    assert_eq!(sent().await, "Bearer upstream-secret");
+    let before = gates();
+    let token = &world.upstream.upstream.token;
+    token.replace(&"another-secret".into()).unwrap();
+    assert!(token.replace(&"bad\nsecret".into()).is_err());
+    assert_eq!(sent().await, "Bearer another-secret");
+    assert_eq!(gates(), before, "what is open stays open");
+    assert_eq!(before.len(), 1);
+}
+
+#[tokio::test]
 async fn h5_one_id_joins_the_answer_the_ledger_and_the_api_servers_own_log() {
     let world = World::new().await;
     let response = world

@@ -1,4 +1,8 @@
 //! Connections whose protocol was changed: what passes, and what ends them.
+#![allow(
+    clippy::await_holding_lock,
+    reason = "a disk is slow for as long as its lock is held"
+)]
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -25,7 +29,7 @@ use crate::gateway::direction::Patience;
 const EXEC: &str = "/api/v1/namespaces/a/pods/b/exec?command=id&stdin=true&stdout=true";
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 /// As long as anything may take.
-const SOON: Duration = Duration::from_secs(60);
+pub(super) const SOON: Duration = Duration::from_secs(60);
 
 /// One side of a WebSocket, as strict as can be.
 pub(super) struct Side<S> {
@@ -134,7 +138,7 @@ pub(super) async fn open(
     (Side::client(stream), Side::server(upstream))
 }
 
-async fn next_tunnel(tunnels: &mut UnboundedReceiver<Switched>) -> Switched {
+pub(super) async fn next_tunnel(tunnels: &mut UnboundedReceiver<Switched>) -> Switched {
     tokio::time::timeout(SOON, tunnels.recv())
         .await
         .expect("the protocol is changed")
@@ -246,6 +250,10 @@ async fn e2_a_released_environment_ends_exec_at_once_and_says_why() {
         world.outcome().await.close_reason.as_deref(),
         Some("released")
     );
+}
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, future).await.expect("it comes")
 }
 
 async fn upstream_is_closed(world: &World) {
@@ -513,7 +521,7 @@ async fn e1_nothing_is_put_into_the_middle_of_a_frame(#[values(true, false)] res
     let mut rest = Vec::new();
     if rest_comes {
         upstream.write(b"bc\x82\x01x").await;
-        client.stream.read_to_end(&mut rest).await.unwrap();
+        soon(client.stream.read_to_end(&mut rest)).await.unwrap();
         assert_eq!(&rest[..2], b"bc");
         let (mut after, mut kinds) = (Frames::new(Sender::Server), Vec::new());
         after
@@ -522,7 +530,7 @@ async fn e1_nothing_is_put_into_the_middle_of_a_frame(#[values(true, false)] res
         assert_eq!(kinds, [Kind::Binary, Kind::Close]);
         assert!(String::from_utf8_lossy(&rest).contains("EnvironmentEnded"));
     } else {
-        client.stream.read_to_end(&mut rest).await.unwrap();
+        soon(client.stream.read_to_end(&mut rest)).await.unwrap();
         assert_eq!(rest, b"");
     }
     assert_eq!(
@@ -577,7 +585,7 @@ async fn e1_spdy_exec_ends_on_its_error_stream_and_goes_away(
     assert_eq!(heard, said);
     world.release(EndReason::Released);
     let mut rest = Vec::new();
-    client.read_to_end(&mut rest).await.unwrap();
+    soon(client.read_to_end(&mut rest)).await.unwrap();
     let frames = spdy_frames(&rest);
     let error = spdy::Frame::Data {
         stream: 1,
@@ -613,8 +621,10 @@ async fn e1_a_tunnel_for_ports_ends_in_words_on_every_open_connection() {
         stream,
         is_final: true,
     };
-    assert_eq!(told, [data(5), data(9), GOAWAY]);
+    assert_eq!(told, [5, 9, 3, 7, 11].map(data));
     assert!(String::from_utf8_lossy(&frames[0].1).contains("its job released it"));
+    let (_, inside) = client.hear().await.unwrap();
+    assert_eq!(spdy_frames(&inside)[0].0, GOAWAY);
     assert_eq!(client.hear().await.unwrap().0, Kind::Close);
     let upgraded = world.outcome().await.upgraded.unwrap();
     assert_eq!(
@@ -708,7 +718,7 @@ async fn e1_e5_a_renewal_carries_exec_for_25_minutes_and_pings_go_both_ways() {
             &mut upstream.stream,
         ] {
             let mut ping = [0; 2];
-            side.read_exact(&mut ping).await.unwrap();
+            soon(side.read_exact(&mut ping)).await.unwrap();
             assert_eq!(ping[0], 0x89, "a ping, in the {nth}th time");
             let rest = usize::from(ping[1] & 0x7f) + if ping[1] > 0x7f { 4 } else { 0 };
             side.read_exact(&mut vec![0; rest]).await.unwrap();
@@ -738,6 +748,23 @@ async fn a_reader_that_takes_nothing_is_ended_with_a_reason_and_fills_nothing() 
     assert!(outcome.bytes_out < 16 * 1024 * 1024, "{outcome:?}");
     writing.await.unwrap();
     drop(client);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_taken_is_ended_with_a_reason() {
+    let world = impatient(Duration::from_secs(20), Duration::from_millis(300)).await;
+    let mut body = world.get("/endless").await.into_body();
+    assert!(next(&mut body).await.unwrap().is_ok());
+    assert_eq!(
+        world.outcome().await.close_reason.as_deref(),
+        Some("slow_reader")
+    );
+    // Who waits for an event is not slow.
+    let mut watch = world.get("/api/v1/pods?watch=1").await.into_body();
+    let waiting = tokio::spawn(async move { next(&mut watch).await.unwrap().unwrap() });
+    tokio::time::sleep(Duration::from_millis(700)).await; // more than twice what a slow one may take
+    world.upstream.send("{}\n");
+    assert_eq!(waiting.await.unwrap(), "{}\n");
 }
 
 #[tokio::test]
@@ -775,14 +802,14 @@ async fn e8_forty_execs_and_sixty_watches_of_one_session_live_side_by_side() {
     }
     for watch in &mut watches {
         let mut rest = Vec::new();
-        watch.read_to_end(&mut rest).await.unwrap();
+        soon(watch.read_to_end(&mut rest)).await.unwrap();
         assert!(String::from_utf8_lossy(&rest).contains("EnvironmentEnded"));
     }
     upstream_is_closed(&world).await;
 }
 
 /// Bytes that are the same in every run and look like nothing.
-fn noise(count: usize) -> Vec<u8> {
+pub(super) fn noise(count: usize) -> Vec<u8> {
     let mut state = 7_u64;
     let mut next = || {
         state = state

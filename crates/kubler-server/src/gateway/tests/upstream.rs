@@ -68,19 +68,12 @@ impl TestUpstream {
         count_records: impl Fn() -> usize + Send + Sync + 'static,
     ) -> Self {
         let path = folder.join("api.sock");
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()]).unwrap();
-        let certificate = CertificateDer::from(made.cert.der().to_vec());
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
-        let mut server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.clone()], key)
-            .unwrap();
+        let (server, certificate) = certificate();
+        let mut server = Arc::unwrap_or_clone(server);
         server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let mut roots = rustls::RootCertStore::empty();
         roots.add(certificate).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let client = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -359,4 +352,19 @@ fn discovery(target: &str) -> Option<serde_json::Value> {
         }),
         _ => return None,
     })
+}
+
+/// What a server shows, and how it is known.
+pub(super) fn certificate() -> (Arc<rustls::ServerConfig>, CertificateDer<'static>) {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()]).unwrap();
+    let certificate = CertificateDer::from(made.cert.der().to_vec());
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)
+        .unwrap();
+    (Arc::new(server), certificate)
 }

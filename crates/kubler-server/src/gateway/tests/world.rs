@@ -11,7 +11,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use jiff::Timestamp;
 use kubler_core::configuration::Configuration;
-use kubler_core::environment::{EndReason, Environment, Event};
+use kubler_core::environment::{EndReason, Environment, Event, Site};
 pub(super) use kubler_core::environment::{Phase as EnvironmentPhase, Scope as EnvironmentScope};
 use kubler_core::identity::{Identity, Job, Named, Run, Runner, Source};
 use kubler_core::ids::{EnvironmentId, SessionId};
@@ -50,6 +50,7 @@ pub(super) struct World {
     doors: CancellationToken,
     sessions: Arc<Sessions>,
     sessions_issued: std::sync::atomic::AtomicU8,
+    token: std::sync::OnceLock<String>,
 }
 
 /// `seconds` after the tests' beginning of time.
@@ -122,12 +123,16 @@ fn environment(id: EnvironmentId) -> Environment {
 
 struct OneUpstream {
     upstream: Arc<Upstream>,
+    site: Site,
 }
 
 #[async_trait]
 impl Engine for OneUpstream {
     fn kind(&self) -> EngineKind {
         EngineKind::Local
+    }
+    fn site(&self) -> Site {
+        self.site.clone()
     }
     async fn provision(&self, _: &Environment) -> Result<(), EngineError> {
         Ok(())
@@ -173,6 +178,29 @@ impl World {
         Self::made(tempfile::tempdir().unwrap(), Bounds::default(), change).await
     }
 
+    /// A world whose API server is not the test's.
+    pub(super) async fn in_front_of(upstream: Arc<Upstream>) -> Self {
+        let mut world = Self::new().await;
+        let folder = world.folder.path().join("other");
+        std::fs::create_dir(&folder).unwrap();
+        let parts = GatewayParts {
+            directory: Arc::clone(&world.directory),
+            sessions: Arc::clone(&world.sessions),
+            policies: Arc::clone(&world.policies),
+            ledger: world.ledger.clone(),
+            store: open_store(&folder, &world.directory).await,
+            approvals: Arc::clone(&world.approvals),
+            engines: vec![Arc::new(OneUpstream {
+                upstream,
+                site: Site::Here,
+            })],
+            clock: Arc::clone(&world.clock) as _,
+            shutdown: world.shutdown.clone(),
+        };
+        world.gateway = Gateway::new(parts);
+        world
+    }
+
     /// A world with small bounds: nobody waits long, and four answers may go on at once.
     pub(super) async fn narrow() -> Self {
         let bounds = Bounds {
@@ -212,6 +240,10 @@ impl World {
         let counted = ledger.clone();
         let upstream = TestUpstream::start(folder.path(), move || records(&counted).len());
         let shutdown = CancellationToken::new();
+        let id = EnvironmentId::from_random([7; 16]);
+        let mut environment = environment(id);
+        change(&mut environment);
+        environment.digest = environment.resolved.digest();
         let approvals = Arc::default();
         let parts = GatewayParts {
             directory: Arc::clone(&directory),
@@ -222,15 +254,12 @@ impl World {
             approvals: Arc::clone(&approvals),
             engines: vec![Arc::new(OneUpstream {
                 upstream: Arc::clone(&upstream.upstream),
+                site: environment.site().unwrap(),
             })],
             clock: Arc::clone(&clock) as _,
             shutdown: shutdown.clone(),
         };
         let gateway = Gateway::with_bounds(parts, bounds);
-        let id = EnvironmentId::from_random([7; 16]);
-        let mut environment = environment(id);
-        change(&mut environment);
-        environment.digest = environment.resolved.digest();
         directory.put(environment);
         let sessions_issued = std::sync::atomic::AtomicU8::new(0);
         Self {
@@ -247,12 +276,18 @@ impl World {
             doors: CancellationToken::new(),
             sessions,
             sessions_issued,
+            token: std::sync::OnceLock::new(),
         }
     }
 
     /// A session of the environment's own job that ends `seconds` after the beginning of time.
     pub(super) fn session(&self, seconds: i64) -> String {
         self.session_of(job(1), seconds)
+    }
+
+    /// One session that lives long, the same each time.
+    pub(super) fn token(&self) -> &str {
+        self.token.get_or_init(|| self.session(100_000))
     }
 
     pub(super) fn session_of(&self, identity: Identity, seconds: i64) -> String {
@@ -331,6 +366,28 @@ impl World {
 
     /// A door in front of the gateway for clients that need a connection of their own.
     pub(super) async fn door(&self) -> SocketAddr {
+        self.door_behind(|stream| std::future::ready(Some(stream)))
+            .await
+    }
+
+    /// The same for clients that show their session over TLS only.
+    pub(super) async fn secure_door(&self) -> SocketAddr {
+        let acceptor = tokio_rustls::TlsAcceptor::from(super::upstream::certificate().0);
+        self.door_behind(move |stream| {
+            let accepting = acceptor.accept(stream);
+            async move { accepting.await.ok() }
+        })
+        .await
+    }
+
+    async fn door_behind<S, F>(
+        &self,
+        shake: impl Fn(tokio::net::TcpStream) -> F + Send + 'static,
+    ) -> SocketAddr
+    where
+        F: Future<Output = Option<S>> + Send + 'static,
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .await
             .unwrap();
@@ -338,17 +395,23 @@ impl World {
         let (gateway, shutdown) = (self.gateway.clone(), self.doors.clone());
         tokio::spawn(shutdown.run_until_cancelled_owned(async move {
             while let Ok((stream, peer)) = listener.accept().await {
-                let gateway = gateway.clone();
-                let service = hyper::service::service_fn(move |request| {
-                    let gateway = gateway.clone();
-                    async move {
-                        Ok::<_, std::convert::Infallible>(gateway.handle(request, peer.ip()).await)
-                    }
+                let (gateway, shaking) = (gateway.clone(), shake(stream));
+                tokio::spawn(async move {
+                    let Some(stream) = shaking.await else { return };
+                    let service = hyper::service::service_fn(move |request| {
+                        let gateway = gateway.clone();
+                        async move {
+                            let answer = gateway.handle(request, peer.ip()).await;
+                            Ok::<_, std::convert::Infallible>(answer)
+                        }
+                    });
+                    let stream = hyper_util::rt::TokioIo::new(stream);
+                    let server = hyper::server::conn::http1::Builder::new();
+                    let _ = server
+                        .serve_connection(stream, service)
+                        .with_upgrades()
+                        .await;
                 });
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
-                    .with_upgrades();
-                tokio::spawn(connection);
             }
         }));
         address
@@ -361,6 +424,17 @@ impl World {
     /// Nothing more can be recorded.
     pub(super) fn fill_the_ledger(&self) {
         self.ledger.fill();
+    }
+
+    /// The outcome of the connection whose protocol was changed.
+    pub(super) async fn outcome_of_connection(&self) -> kubler_core::ledger::record::Outcome {
+        let outcomes = || {
+            let ends = records(&self.ledger).into_iter();
+            ends.filter_map(|record| record.body.outcome)
+        };
+        let is_it = |outcome: &kubler_core::ledger::record::Outcome| outcome.upgraded.is_some();
+        eventually(|| outcomes().any(|outcome| is_it(&outcome))).await;
+        outcomes().find(is_it).unwrap()
     }
 
     /// The outcome of the nth forwarded request, when it has one.

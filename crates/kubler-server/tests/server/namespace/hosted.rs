@@ -78,7 +78,7 @@ pub(crate) struct Hosted {
     pub(crate) build: Build,
     pub(crate) server: Server,
     pub(crate) cluster: Cluster,
-    pub(crate) buildkite: Buildkite,
+    _buildkite: Buildkite,
 }
 
 impl Hosted {
@@ -110,7 +110,7 @@ impl Hosted {
             build,
             server,
             cluster,
-            buildkite,
+            _buildkite: buildkite,
         }
     }
 

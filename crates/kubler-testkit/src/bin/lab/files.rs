@@ -87,8 +87,6 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 /// The kubelet's configuration.
 pub(crate) fn kubelet(folder: &Path, place: &Place, cluster: &Path) {
     let (cluster, address, group) = (cluster.display(), place.node_address(), place.name());
-    let resolver = folder.join("resolv.conf");
-    fs::write(&resolver, "# no names are resolved in the lab\n").expect("a file");
     let config = format!(
         r#"apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -110,10 +108,9 @@ imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
 serializeImagePulls: false
 volumePluginDir: {folder}/volume-plugins
-resolvConf: {resolver}
+resolvConf: {folder}/resolv.conf
 "#,
         folder = folder.display(),
-        resolver = resolver.display(),
     );
     fs::write(folder.join("kubelet.yaml"), config).expect("a file");
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use kubler_testkit::cluster::{Child, Cluster, program};
+use kubler_testkit::cluster::{Child, Cluster, SERVICE_RANGE, program};
 use kubler_testkit::leaks::Mark;
 use rustix::process::{WaitOptions, wait};
 
@@ -211,7 +211,7 @@ impl Node<'_> {
             "--run-service-proxy=false".to_owned(),
             "--run-firewall=true".to_owned(),
             "--run-loadbalancer=false".to_owned(),
-            "--service-cluster-ip-range=10.96.0.0/24".to_owned(),
+            format!("--service-cluster-ip-range={SERVICE_RANGE}"),
         ];
         self.start("kube-router", &program("kube-router"), &router)
     }
@@ -227,6 +227,9 @@ fn mounts(folder: &Path) {
     let logs = folder.join("log");
     fs::create_dir(&logs).expect("a folder");
     mount(&["--bind", text(&logs), "/var/log"]);
+    let resolver = folder.join("resolv.conf");
+    fs::write(&resolver, "# no names are resolved in the lab\n").expect("a file");
+    mount(&["--bind", text(&resolver), "/etc/resolv.conf"]);
     for (name, value) in SETTINGS {
         let file = folder.join(format!("setting-{}", name.replace('/', "-")));
         fs::write(&file, format!("{value}\n")).expect("a file");
@@ -251,6 +254,8 @@ async fn network(place: &Place) {
     let address = format!("{}/30", place.node_address());
     ip(&["address", "add", &address, "dev", "eth0"]);
     ip(&["link", "set", "eth0", "up"]);
+    // The node's own packets to services must have a way before they are rewritten. There is none to anywhere else.
+    ip(&["route", "add", SERVICE_RANGE, "dev", "eth0"]);
     fs::write("/proc/sys/net/ipv4/ip_forward", "1\n").expect("a node that routes");
 }
 

@@ -28,10 +28,14 @@ async fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         [] => supervisor::run().await,
+        ["sweep"] => {
+            place::Place::sweep_free();
+            ExitCode::SUCCESS
+        }
         ["first", number] => inside::first(number),
         ["inside", number] => inside::run(number.parse().expect("a number")).await,
         _ => {
-            eprintln!("usage: lab");
+            eprintln!("usage: lab [sweep]");
             ExitCode::FAILURE
         }
     }

@@ -26,9 +26,17 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The first that nobody has, swept of what an earlier lab may have left.
+    /// The first that nobody has. All that nobody has are swept of what an earlier lab may have left.
     pub(crate) fn take() -> Self {
+        let mut free = Self::sweep_free().into_iter();
+        free.next()
+            .unwrap_or_else(|| panic!("this machine has {LABS_MAX} labs already"))
+    }
+
+    /// Sweeps all that nobody has.
+    pub(crate) fn sweep_free() -> Vec<Self> {
         fs::create_dir_all(LOCKS).expect("a folder for locks");
+        let mut free = Vec::new();
         for number in 0..LABS_MAX {
             let lock = File::create(Path::new(LOCKS).join(number.to_string())).expect("a lock");
             if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
@@ -37,10 +45,10 @@ impl Place {
                     _lock: Some(lock),
                 };
                 place.sweep();
-                return place;
+                free.push(place);
             }
         }
-        panic!("this machine has {LABS_MAX} labs already");
+        free
     }
 
     /// The one with this number, which somebody else holds.
@@ -63,7 +71,7 @@ impl Place {
     /// What everything in its world carries in its environment; no path holds it, so that those who only use a lab
     /// are not taken for it.
     pub(crate) fn mark(&self) -> Mark {
-        Mark::of(&format!("kubler.lab.{}.inside", self.number))
+        kubler_testkit::lab::mark(self.number)
     }
 
     /// Its folder; short, since sockets are in it.

@@ -74,12 +74,30 @@ async fn serve(place: &Place) {
     while let Ok(Some(line)) = lines.next_line().await {
         // What is said on the way is for people; the one line that says where it is is for programs, too.
         match line.strip_prefix("ready ") {
-            Some(ready) => println!("{ready}"),
+            Some(ready) => {
+                println!("{ready}");
+                tell_people(place, ready);
+            }
             None => eprintln!("lab: {line}"),
         }
     }
     let ended = world.wait().await;
     eprintln!("lab: it has ended by itself: {ended:?}");
+}
+
+/// How it is used, until it ends.
+fn tell_people(place: &Place, ready: &str) {
+    let ready: serde_json::Value = serde_json::from_str(ready).expect("JSON");
+    let kubeconfig = ready["kubeconfig"].as_str().expect("a path");
+    eprintln!(
+        "lab: logs are in {}; it has no names (DNS)",
+        place.folder().display()
+    );
+    eprintln!(
+        "lab: images: docker.io/library/busybox:1.37 and those in the tests' names, never pulled"
+    );
+    eprintln!("lab: until standard input closes, or Ctrl-C, in another shell:");
+    eprintln!("\n    export KUBECONFIG={kubeconfig}\n");
 }
 
 /// The first process of a world of its own. It dies with this program, and its world with it.
