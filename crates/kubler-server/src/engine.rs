@@ -219,3 +219,14 @@ pub enum ErrorClass {
     /// Not by itself: a program is missing, a manifest is wrong.
     Permanent,
 }
+
+/// Waits for a task; one that broke is an error like any other.
+async fn joined<T>(
+    task: tokio::task::JoinHandle<Result<T, EngineError>>,
+) -> Result<T, EngineError> {
+    task.await.unwrap_or_else(|error| {
+        Err(EngineError::transient(format!(
+            "the work on an environment broke off: {error}"
+        )))
+    })
+}

@@ -48,7 +48,7 @@ use self::groups::Groups;
 use self::process::{Mark, Process};
 use self::sampler::{Excess, PRESSURE_BYTES, SAMPLE_SECONDS_DEFAULT, Sampler};
 use self::sizes::Sizes;
-use super::{Engine, EngineError, ErrorClass, Evidence, Upstream, manifests};
+use super::{Engine, EngineError, ErrorClass, Evidence, Upstream, joined, manifests};
 use crate::clock::Clock;
 use crate::files;
 use crate::ledger::{Durability, Ledger};
@@ -444,17 +444,6 @@ fn bounds(groups: Vec<&'static str>) -> Vec<&'static str> {
     }
     bounds.extend(groups);
     bounds
-}
-
-/// Waits for a task; one that broke is an error like any other.
-async fn joined<T>(
-    task: tokio::task::JoinHandle<Result<T, EngineError>>,
-) -> Result<T, EngineError> {
-    task.await.unwrap_or_else(|error| {
-        Err(transient(format!(
-            "the work on an environment broke off: {error}"
-        )))
-    })
 }
 
 /// Locks the folder until the file is closed.

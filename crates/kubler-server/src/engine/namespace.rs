@@ -40,7 +40,7 @@ use self::connection::Connection;
 use self::drift::Drift;
 use self::health::Pulse;
 use self::tenant::Tenant;
-use super::{Engine, EngineError, Evidence, Standing, Upstream, manifests};
+use super::{Engine, EngineError, Evidence, Standing, Upstream, joined, manifests};
 use crate::clock::Clock;
 use crate::ledger::Ledger;
 
@@ -274,15 +274,4 @@ impl Slot {
 /// When a document is no YAML, no Kubernetes object with a name, or cannot be in a namespace.
 pub fn check_manifests(files: &BTreeMap<String, String>) -> Result<(), EngineError> {
     manifests::read_for_namespace(files).map(drop)
-}
-
-/// Waits for a task; one that broke is an error like any other.
-async fn joined<T>(
-    task: tokio::task::JoinHandle<Result<T, EngineError>>,
-) -> Result<T, EngineError> {
-    task.await.unwrap_or_else(|error| {
-        Err(EngineError::transient(format!(
-            "the work on an environment broke off: {error}"
-        )))
-    })
 }

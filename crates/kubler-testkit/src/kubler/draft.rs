@@ -108,15 +108,11 @@ impl ServerDraft {
         )
     }
 
-    /// Makes environments as namespaces of the host cluster behind `kubeconfig`, instead of on this machine; with these
-    /// lines in the first profile's `namespace:`.
-    pub fn on_host(self, kubeconfig: &Path, namespace: &[&str]) -> Self {
+    /// Makes environments as namespaces of host clusters, which are these lines of `hosts:`, instead of on this machine; with
+    /// these lines in the first profile's `namespace:`.
+    pub fn on_hosts(self, hosts: &str, namespace: &[&str]) -> Self {
         let lines = namespace.iter().map(|line| format!("\n      {line}"));
-        let hosts = format!(
-            "hosts:\n  - name: east\n    kubeconfig: {}\n    environments_max: 2000",
-            kubeconfig.display()
-        );
-        self.edit("kubernetes:\n  \"1.34\": {}", &format!("{hosts}\nkubernetes: {{}}"))
+        self.edit("kubernetes:\n  \"1.34\": {}", &format!("hosts:\n{hosts}\nkubernetes: {{}}"))
             .edit(
                 "    description: a cluster of its own for one job\n    kubernetes: \"1.34\"",
                 &format!(

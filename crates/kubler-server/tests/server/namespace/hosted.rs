@@ -55,22 +55,7 @@ pub(crate) fn host_lines(name: &str, kubeconfig: &std::path::Path) -> String {
 
 /// A server without an engine of its own machine, whose first profile is a namespace with these lines of `namespace:`.
 pub(crate) fn draft(buildkite: &Buildkite, hosts: &str, namespace: &[&str]) -> ServerDraft {
-    let lines = namespace
-        .iter()
-        .map(|line| format!("\n      {line}"))
-        .collect::<String>();
-    Server::of(buildkite)
-        .edit(
-            "kubernetes:\n  \"1.34\": {}",
-            &format!("hosts:\n{hosts}\nkubernetes: {{}}"),
-        )
-        .edit(
-            "    description: a cluster of its own for one job\n    kubernetes: \"1.34\"",
-            &format!(
-                "    description: a namespace for one job\n    engine: namespace\n    namespace:\n      network: {{isolation: unverified}}{lines}"
-            ),
-        )
-        .edit("    kubernetes: \"1.34\"", "    engine: namespace")
+    Server::of(buildkite).on_hosts(hosts, namespace)
 }
 
 /// A host cluster, a server that works on it, and a build whose jobs use it.

@@ -67,9 +67,13 @@ impl Scene {
         let cluster = Cluster::draft().start_with(audited).await;
         let buildkite = Buildkite::start();
         let kubeconfig = cluster.kubeconfig_of(BROKER, &[]);
+        let hosts = format!(
+            "  - name: east\n    kubeconfig: {}\n    environments_max: 2000",
+            kubeconfig.display()
+        );
         let draft = Server::of(&buildkite)
             .log_filter("info")
-            .on_host(&kubeconfig, &[])
+            .on_hosts(&hosts, &[])
             .lease_seconds(3600)
             .section("limits: {environments_max: 2000, queue_max: 2000, provisioning_max: 32}");
         let server = Arc::new(draft.start().await);
@@ -242,11 +246,10 @@ pub(crate) async fn cold(world: World) -> Vec<Measured> {
     ]
 }
 
-/// Environments that are made in a second, many at once.
-async fn at_once(scene: &Scene) -> f64 {
-    let began = Instant::now();
+/// Makes and uses so many environments, [`AT_ONCE`] at once.
+async fn make(scene: &Scene, count: usize) {
     let mut making = JoinSet::new();
-    for nth in 0..RATE_ENVIRONMENTS {
+    for nth in 0..count {
         if nth >= AT_ONCE {
             making
                 .join_next()
@@ -255,9 +258,15 @@ async fn at_once(scene: &Scene) -> f64 {
                 .expect("an environment");
         }
         let (server, job) = (Arc::clone(&scene.server), world::job(&scene.buildkite));
-        making.spawn(async move { made(&server, &job).await.took });
+        making.spawn(async move { drop(made(&server, &job).await) });
     }
     making.join_all().await;
+}
+
+/// Environments that are made in a second, many at once.
+async fn at_once(scene: &Scene) -> f64 {
+    let began = Instant::now();
+    make(scene, RATE_ENVIRONMENTS).await;
     #[allow(clippy::cast_precision_loss, reason = "a hundred")]
     let count = RATE_ENVIRONMENTS as f64;
     count / began.elapsed().as_secs_f64()
@@ -352,19 +361,7 @@ pub(crate) async fn many(world: World) -> Vec<Measured> {
     let process = scene.server.process();
     let empty = usage(process.pid);
     let count = world.length.rounds(MANY);
-    let mut making = JoinSet::new();
-    for nth in 0..count {
-        if nth >= AT_ONCE {
-            making
-                .join_next()
-                .await
-                .expect("a task")
-                .expect("an environment");
-        }
-        let (server, job) = (Arc::clone(&scene.server), world::job(&scene.buildkite));
-        making.spawn(async move { drop(made(&server, &job).await) });
-    }
-    making.join_all().await;
+    make(&scene, count).await;
     tokio::time::sleep(QUIET / 4).await;
     let full = usage(process.pid);
     tokio::time::sleep(QUIET).await;
